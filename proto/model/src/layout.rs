@@ -1,0 +1,331 @@
+//! The versioned document that names sites and nodes. Checked once, at the door; inside, an index is always valid.
+use crate::{geo::Coordinates, limits, units::Metres};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// A site by its place in [`Layout::sites`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SiteIndex(pub u16);
+
+/// A node by its place in [`Layout::nodes`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeIndex(pub u16);
+
+/// A datacentre.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Site {
+    /// Unique; see [`is_name`].
+    pub name: String,
+    /// Where it is.
+    pub coordinates: Coordinates,
+    /// By how much the coordinates may be off; taken from every distance.
+    pub uncertainty: Metres,
+    /// ISO 3166-1 alpha-2.
+    pub country: String,
+    /// Whose it is; may be empty.
+    pub provider: String,
+}
+
+/// One `afard` with its data directories.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Unique; see [`is_name`].
+    pub name: String,
+    /// The name of its site.
+    pub site: String,
+    /// Its share in bytes; weighs how many partitions it gets.
+    pub capacity: u64,
+}
+
+/// Sites, nodes and how finely the hash space is cut: valid by construction.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layout {
+    version: u64,
+    partitions: u32,
+    sites: Vec<Site>,
+    nodes: Vec<Node>,
+    site_of: Vec<SiteIndex>,
+    distances: Vec<Vec<Metres>>,
+}
+
+/// One thing wrong with a layout.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutProblem {
+    /// Nothing to place data on.
+    #[error("there is no {0}: name at least one")]
+    None(&'static str),
+    /// More than the program handles.
+    #[error("{count} {what}: the most is {max}")]
+    TooMany {
+        /// "sites" or "nodes".
+        what: &'static str,
+        /// As given.
+        count: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// Two of one name.
+    #[error("two {what} are named {name:?}: names must be unique")]
+    Duplicate {
+        /// "sites" or "nodes".
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A name that would not survive a path, a label or a URL.
+    #[error("{0:?} cannot be a name: use 1 to 63 of a-z, 0-9 and '-', beginning with a letter or digit")]
+    Name(String),
+    /// A node at a site that the layout does not name.
+    #[error("node {node:?} is at site {site:?}, which the layout does not name; it names {known}")]
+    UnknownSite {
+        /// The node.
+        node: String,
+        /// What it says.
+        site: String,
+        /// What there is.
+        known: String,
+    },
+    /// Not two capital letters.
+    #[error("site {site:?}: country {country:?} must be two capital letters as in ISO 3166-1, such as \"FR\"")]
+    Country {
+        /// The site.
+        site: String,
+        /// As given.
+        country: String,
+    },
+    /// A partition count out of 1 to 65,536 or not a power of two.
+    #[error("partitions = {0}: must be a power of two from 1 to 65536")]
+    Partitions(u32),
+}
+
+/// Whether this can name a site or a node: 1 to 63 of `a-z`, `0-9`, `-`, beginning with a letter or digit.
+pub fn is_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
+        && !name.starts_with('-')
+}
+
+/// Whether this looks like an ISO 3166-1 alpha-2 code.
+pub fn is_country(code: &str) -> bool {
+    code.len() == 2 && code.bytes().all(|c| c.is_ascii_uppercase())
+}
+
+impl Layout {
+    /// Checks everything and complains completely.
+    ///
+    /// # Errors
+    /// Every problem found.
+    pub fn new(version: u64, partitions: u32, sites: Vec<Site>, nodes: Vec<Node>) -> Result<Self, Vec<LayoutProblem>> {
+        let mut problems = Vec::new();
+        check_count("sites", "site", sites.len(), limits::SITES_MAX, &mut problems);
+        check_count("nodes", "node", nodes.len(), limits::NODES_MAX, &mut problems);
+        check_names("sites", sites.iter().map(|site| &site.name), &mut problems);
+        check_names("nodes", nodes.iter().map(|node| &node.name), &mut problems);
+        for site in sites.iter().filter(|site| !is_country(&site.country)) {
+            problems.push(LayoutProblem::Country { site: site.name.clone(), country: site.country.clone() });
+        }
+        if !partitions.is_power_of_two() || partitions > 1 << 16 {
+            problems.push(LayoutProblem::Partitions(partitions));
+        }
+        let mut site_of = Vec::with_capacity(nodes.len());
+        for node in &nodes {
+            match sites.iter().position(|site| site.name == node.site) {
+                Some(index) => site_of.push(SiteIndex(index as u16)),
+                None => problems.push(LayoutProblem::UnknownSite {
+                    node: node.name.clone(),
+                    site: node.site.clone(),
+                    known: sites.iter().map(|site| site.name.as_str()).collect::<Vec<_>>().join(", "),
+                }),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let distances = sites.iter().map(|a| sites.iter().map(|b| between(a, b)).collect()).collect();
+        Ok(Self { version, partitions, sites, nodes, site_of, distances })
+    }
+
+    /// Its place in the history of layouts.
+    pub const fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Into how many slices the hash space is cut; a power of two.
+    pub const fn partitions(&self) -> u32 {
+        self.partitions
+    }
+
+    /// All sites, in the order of their indexes.
+    pub fn sites(&self) -> &[Site] {
+        &self.sites
+    }
+
+    /// All nodes, in the order of their indexes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Every site's index.
+    pub fn site_indexes(&self) -> impl Iterator<Item = SiteIndex> + use<> {
+        (0..self.sites.len() as u16).map(SiteIndex)
+    }
+
+    /// Every node's index.
+    pub fn node_indexes(&self) -> impl Iterator<Item = NodeIndex> + use<> {
+        (0..self.nodes.len() as u16).map(NodeIndex)
+    }
+
+    /// The site of that index; `None` for an index of another layout.
+    pub fn site(&self, index: SiteIndex) -> Option<&Site> {
+        self.sites.get(usize::from(index.0))
+    }
+
+    /// The node of that index; `None` for an index of another layout.
+    pub fn node(&self, index: NodeIndex) -> Option<&Node> {
+        self.nodes.get(usize::from(index.0))
+    }
+
+    /// The site's name, or a question mark for an index of another layout.
+    pub fn site_name(&self, index: SiteIndex) -> &str {
+        self.site(index).map_or("?", |site| &site.name)
+    }
+
+    /// The node's name, or a question mark for an index of another layout.
+    pub fn node_name(&self, index: NodeIndex) -> &str {
+        self.node(index).map_or("?", |node| &node.name)
+    }
+
+    /// The site that a node is at; `None` for an index of another layout.
+    pub fn site_of(&self, node: NodeIndex) -> Option<SiteIndex> {
+        self.site_of.get(usize::from(node.0)).copied()
+    }
+
+    /// The nodes at a site.
+    pub fn nodes_at(&self, site: SiteIndex) -> impl Iterator<Item = NodeIndex> + '_ {
+        self.node_indexes().filter(move |node| self.site_of(*node) == Some(site))
+    }
+
+    /// The site of that name.
+    pub fn site_named(&self, name: &str) -> Option<SiteIndex> {
+        self.sites.iter().position(|site| site.name == name).map(|index| SiteIndex(index as u16))
+    }
+
+    /// The node of that name.
+    pub fn node_named(&self, name: &str) -> Option<NodeIndex> {
+        self.nodes.iter().position(|node| node.name == name).map(|index| NodeIndex(index as u16))
+    }
+
+    /// How far apart two sites certainly are: the geodesic less both uncertainties. Zero for unknown indexes, since
+    /// what is not known is not far.
+    pub fn distance(&self, a: SiteIndex, b: SiteIndex) -> Metres {
+        self.distances.get(usize::from(a.0)).and_then(|row| row.get(usize::from(b.0))).copied().unwrap_or_default()
+    }
+
+    /// What two nodes must agree on to work together: a digest of everything that placement depends on.
+    pub fn digest(&self) -> [u8; 32] {
+        let text = serde_free_text(self);
+        *blake3::hash(text.as_bytes()).as_bytes()
+    }
+}
+
+/// One line per fact, in order of names, so that the order in a file does not matter to the digest.
+fn serde_free_text(layout: &Layout) -> String {
+    let mut lines: Vec<String> = layout
+        .sites
+        .iter()
+        .map(|s| format!("site {} {} {} {} {:?}", s.name, s.coordinates, s.uncertainty.0, s.country, s.provider))
+        .chain(layout.nodes.iter().map(|n| format!("node {} {} {}", n.name, n.site, n.capacity)))
+        .collect();
+    lines.sort_unstable();
+    format!("afar layout 1\n{} {}\n{}", layout.version, layout.partitions, lines.join("\n"))
+}
+
+fn between(a: &Site, b: &Site) -> Metres {
+    a.coordinates.distance(&b.coordinates).saturating_sub(a.uncertainty).saturating_sub(b.uncertainty)
+}
+
+fn check_count(what: &'static str, one: &'static str, count: usize, max: usize, problems: &mut Vec<LayoutProblem>) {
+    if count == 0 {
+        problems.push(LayoutProblem::None(one));
+    }
+    if count > max {
+        problems.push(LayoutProblem::TooMany { what, count, max });
+    }
+}
+
+fn check_names<'a>(what: &'static str, names: impl Iterator<Item = &'a String>, problems: &mut Vec<LayoutProblem>) {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !is_name(name) {
+            problems.push(LayoutProblem::Name(name.chars().take(80).collect()));
+        }
+        if !seen.insert(name) {
+            problems.push(LayoutProblem::Duplicate { what, name: name.clone() });
+        }
+    }
+}
+
+/// Layouts for tests and documentation.
+pub mod examples {
+    use super::{Layout, Node, Site};
+    use crate::{geo::Coordinates, units::Metres};
+
+    /// A site of that name, country and place, known to the metre; `None` if the coordinates are out of range.
+    pub fn site(name: &str, country: &str, latitude: f64, longitude: f64) -> Option<Site> {
+        let coordinates = Coordinates::new(latitude, longitude).ok()?;
+        Some(Site { name: name.into(), coordinates, uncertainty: Metres(0), country: country.into(), provider: String::new() })
+    }
+
+    /// Strasbourg, Roubaix and Warsaw, a node of the same name at each: the demo's.
+    pub fn three_sites() -> Option<Layout> {
+        let sites = vec![
+            site("strasbourg", "FR", 48.5734, 7.7521)?,
+            site("roubaix", "FR", 50.6927, 3.1778)?,
+            site("warsaw", "PL", 52.2297, 21.0122)?,
+        ];
+        let nodes = sites.iter().map(|site| Node { name: site.name.clone(), site: site.name.clone(), capacity: 1 << 30 }).collect();
+        Layout::new(1, crate::limits::PARTITIONS_DEFAULT, sites, nodes).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, site: &str) -> Node {
+        Node { name: name.into(), site: site.into(), capacity: 1 }
+    }
+
+    #[test]
+    fn a_layout_complains_completely() {
+        let sites = vec![
+            examples::site("a", "FR", 0.0, 0.0).unwrap(),
+            examples::site("a", "FR", 1.0, 0.0).unwrap(),
+            examples::site("Bad name", "France", 1.0, 0.0).unwrap(),
+        ];
+        let problems = Layout::new(1, 3, sites, vec![node("n", "nowhere")]).unwrap_err();
+        assert_eq!(problems.len(), 5, "{problems:?}");
+    }
+
+    #[test]
+    fn uncertainty_is_taken_from_every_distance() {
+        let mut sites = vec![examples::site("a", "FR", 0.0, 0.0).unwrap(), examples::site("b", "FR", 0.0, 10.0).unwrap()];
+        let exact = Layout::new(1, 8, sites.clone(), vec![node("n", "a")]).unwrap().distance(SiteIndex(0), SiteIndex(1));
+        for site in &mut sites {
+            site.uncertainty = Metres(700);
+        }
+        let layout = Layout::new(1, 8, sites, vec![node("n", "a")]).unwrap();
+        assert_eq!(layout.distance(SiteIndex(0), SiteIndex(1)), Metres(exact.0 - 1400));
+        assert_eq!(layout.distance(SiteIndex(0), SiteIndex(9)), Metres(0));
+    }
+
+    #[test]
+    fn the_digest_does_not_depend_on_the_order_in_a_file() {
+        let layout = examples::three_sites().unwrap();
+        let (mut sites, mut nodes) = (layout.sites().to_vec(), layout.nodes().to_vec());
+        sites.reverse();
+        nodes.rotate_left(1);
+        let other = Layout::new(1, layout.partitions(), sites, nodes).unwrap();
+        assert_eq!(layout.digest(), other.digest());
+    }
+}
