@@ -1,0 +1,34 @@
+//! afar's log: everything that must survive is an immutable record in an append-only segment file, named by the BLAKE3
+//! digest of its body. This crate keeps such records on local disks and says truthfully which of them would outlive a
+//! power cut. It knows nothing of the network, of placement or of policies.
+//!
+//! ```text
+//! append ──► writer thread ──► segments/…afar ──► sync thread ──► Durable        (one pair of threads per directory)
+//!                 │ overlay (visible at once)          │
+//!                 └───────────────► index thread ◄─────┘ only what is durable ──► index (sled), a cache
+//! ```
+//!
+//! What it promises (numbers are those of the consistency rules):
+//! * Only the group commit makes a [`Durable`]; each holds a record that a finished `fdatasync` covered (16).
+//! * Bytes are hashed on every read; what does not match its name is quarantined and never served, nor counted as "already
+//!   there" (6, 17).
+//! * The index may be deleted, stale, garbled or lie: it is checked against the segments and rebuilt from them (18).
+//! * A full disk refuses cleanly, with room kept for removals and compaction (20); a failed sync makes its directory
+//!   read-only at once (16); a missing disk is a loss that is reported, never an empty directory made anew (19).
+//!
+//! What is deliberately absent: no retry of a failed sync, no in-place change of a record, no `unsafe`, no `mmap`.
+//!
+//! Reading order: the words (`types`), the bytes (`format`), one file of them (`segment`), one disk of those
+//! (`directory`, `identity`, `recovery`, `writer`, `commit`), what is known of it (`index`, `ledger`, `views`, `outbox`),
+//! what keeps it healthy (`rebuild`, `compaction`, `scrub`), and the door to all of it ([`Store`]).
+// pub mod format;
+
+mod types;
+pub use types::*;
+
+mod store;
+pub use store::Store;
+
+// pub mod disk;
+
+pub mod limits;
