@@ -4,7 +4,7 @@
 //! files are the documentation of the messages.
 
 /// Version 1 of the wire.
-#[allow(missing_docs, missing_debug_implementations, clippy::all)]
+#[allow(missing_docs, missing_debug_implementations, unused_qualifications, clippy::all)]
 pub mod v1 {
     tonic::include_proto!("afar.v1");
 }
