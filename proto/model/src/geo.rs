@@ -141,7 +141,7 @@ mod tests {
         let (strasbourg, roubaix, warsaw) = (at("48.5734,7.7521"), at("50.6927,3.1778"), at("52.2297,21.0122"));
         assert_eq!(strasbourg.distance(&roubaix).km(), 405.8);
         assert_eq!(strasbourg.distance(&warsaw).km(), 1024.8);
-        assert_eq!(roubaix.distance(&warsaw).0 / 1000, 1248);
+        assert_eq!(roubaix.distance(&warsaw).km().round(), 1248.0);
     }
 
     #[test]

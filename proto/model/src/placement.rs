@@ -6,7 +6,10 @@ use crate::{
     policy::{Durability, Policy, PolicyError, VerifyDistance},
     units::Metres,
 };
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 /// The layout, and what physics said about it.
 #[derive(Debug, Clone)]
@@ -34,9 +37,18 @@ impl<'a> Geography<'a> {
 
     /// The most of these sites that are pairwise far apart, and which: at most `wanted` are looked for.
     pub fn farthest_group(&self, policy: &Policy, sites: &[SiteIndex], wanted: usize) -> Vec<SiteIndex> {
-        let mut best = Vec::new();
-        grow(&mut Vec::new(), &distinct(sites), wanted, &|a, b| self.far(policy, a, b), &mut best);
-        best
+        let far = |group: &[SiteIndex], site| group.iter().all(|member| self.far(policy, *member, site));
+        largest_group(sites, wanted, &far)
+    }
+
+    /// The same among groups that also keep to the policy's most copies per provider.
+    fn farthest_group_that_counts(&self, policy: &Policy, sites: &[SiteIndex], wanted: usize) -> Vec<SiteIndex> {
+        let far = |group: &[SiteIndex], site| group.iter().all(|member| self.far(policy, *member, site));
+        let room = |group: &[SiteIndex], site| {
+            let provider = provider_of(self.layout, site);
+            group.iter().filter(|member| provider_of(self.layout, **member) == provider).count() < most_at(policy, provider)
+        };
+        largest_group(sites, wanted, &|group, site| far(group, site) && room(group, site))
     }
 
     /// The greatest distance between any two of these sites.
@@ -50,13 +62,21 @@ fn distinct(sites: &[SiteIndex]) -> Vec<SiteIndex> {
     sites.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// Branch and bound for a group whose members all pairwise agree. Sites are few ([`crate::limits::SITES_MAX`]) and
-/// groups small, so this is fast; it stops at the first group of `wanted`.
+/// The largest group to which `admits` let every member, at most `wanted` of them. `admits` must not depend on the order
+/// of a group, nor admit to a larger group what it keeps out of a smaller.
+fn largest_group(sites: &[SiteIndex], wanted: usize, admits: &dyn Fn(&[SiteIndex], SiteIndex) -> bool) -> Vec<SiteIndex> {
+    let mut best = Vec::new();
+    grow(&mut Vec::new(), &distinct(sites), wanted, admits, &mut best);
+    best
+}
+
+/// Branch and bound; every one of `rest` may join `group`. Sites are few ([`crate::limits::SITES_MAX`]) and groups small,
+/// so this is fast; it stops at the first group of `wanted`.
 fn grow(
     group: &mut Vec<SiteIndex>,
     rest: &[SiteIndex],
     wanted: usize,
-    far: &dyn Fn(SiteIndex, SiteIndex) -> bool,
+    admits: &dyn Fn(&[SiteIndex], SiteIndex) -> bool,
     best: &mut Vec<SiteIndex>,
 ) {
     if group.len() > best.len() {
@@ -66,11 +86,11 @@ fn grow(
     if best.len() >= wanted || group.len() + rest.len() <= best.len() {
         return;
     }
-    let fitting: Vec<SiteIndex> = others.iter().copied().filter(|other| far(first, *other)).collect();
     group.push(first);
-    grow(group, &fitting, wanted, far, best);
+    let fitting: Vec<SiteIndex> = others.iter().copied().filter(|other| admits(group, *other)).collect();
+    grow(group, &fitting, wanted, admits, best);
     group.pop();
-    grow(group, others, wanted, far, best);
+    grow(group, others, wanted, admits, best);
 }
 
 /// Why a set of holders does not satisfy a policy.
@@ -153,34 +173,49 @@ pub fn allowed(policy: &Policy, layout: &Layout, site: SiteIndex) -> bool {
     layout.site(site).is_some_and(|site| policy.countries.is_empty() || policy.countries.contains(&site.country))
 }
 
+/// A site's provider; empty where it is not said.
+fn provider_of(layout: &Layout, site: SiteIndex) -> &str {
+    layout.site(site).map_or("", |site| &site.provider)
+}
+
+/// The most copies that a policy lets one provider have. Providers that are not named are not known to be the same.
+fn most_at(policy: &Policy, provider: &str) -> usize {
+    if policy.max_copies_per_provider == 0 || provider.is_empty() { usize::MAX } else { usize::from(policy.max_copies_per_provider) }
+}
+
+/// How many of these distinct sites each provider has.
+fn per_provider<'a>(holders: &[SiteIndex], layout: &'a Layout) -> BTreeMap<&'a str, usize> {
+    let mut counts = BTreeMap::new();
+    for site in holders {
+        *counts.entry(provider_of(layout, *site)).or_default() += 1;
+    }
+    counts
+}
+
 fn provider_violations(policy: &Policy, holders: &[SiteIndex], layout: &Layout) -> Vec<Violation> {
-    let most = usize::from(policy.max_copies_per_provider);
-    let providers: BTreeSet<&str> = holders.iter().filter_map(|site| layout.site(*site)).map(|site| site.provider.as_str()).collect();
-    let count = |provider: &str| holders.iter().filter(|site| layout.site(**site).is_some_and(|site| site.provider == provider)).count();
-    providers
+    per_provider(holders, layout)
         .into_iter()
-        .filter(|provider| most > 0 && !provider.is_empty())
-        .map(|provider| (provider, count(provider)))
-        .filter(|(_, have)| *have > most)
-        .map(|(provider, have)| Violation::Provider { provider: provider.to_owned(), have, most })
+        .filter(|(provider, have)| *have > most_at(policy, provider))
+        .map(|(provider, have)| Violation::Provider { provider: provider.to_owned(), have, most: most_at(policy, provider) })
         .collect()
 }
 
-/// The highest level that copies at these sites amount to; `None` without a copy. Copies where the policy allows none
-/// do not count.
+/// The highest level that copies at these sites amount to; `None` without a copy. Copies that the policy does not allow
+/// (in another country, or one too many at a provider) do not count, but a copy too many takes nothing from the others:
+/// the level is the best that any of the copies amount to.
 pub fn level(policy: &Policy, holders: &[SiteIndex], geography: &Geography<'_>) -> Option<Durability> {
-    let eligible: Vec<SiteIndex> = holders.iter().copied().filter(|site| allowed(policy, geography.layout, *site)).collect();
+    let layout = geography.layout;
+    let eligible: Vec<SiteIndex> = distinct(holders).into_iter().filter(|site| allowed(policy, layout, *site)).collect();
     if eligible.is_empty() {
         return None;
     }
-    let found = violations(policy, &eligible, geography);
-    if found.is_empty() {
-        Some(Durability::Full)
-    } else if found.iter().any(|violation| matches!(violation, Violation::Far { .. } | Violation::Provider { .. })) {
-        Some(Durability::Local)
-    } else {
-        Some(Durability::Far)
+    let wanted = usize::from(policy.far_copies);
+    if geography.farthest_group_that_counts(policy, &eligible, wanted).len() < wanted {
+        return Some(Durability::Local);
     }
+    // Any such group can be filled up with the others until every provider has its most.
+    let counted: usize = per_provider(&eligible, layout).into_iter().map(|(provider, have)| have.min(most_at(policy, provider))).sum();
+    Some(if counted < usize::from(policy.copies) { Durability::Far } else { Durability::Full })
 }
 
 /// A slice of the hash space: the first bits of an id.
@@ -220,11 +255,18 @@ pub fn shard_of(key: &str, shards: u16) -> u16 {
 }
 
 /// Which nodes hold what under one policy: for every partition the assigned nodes, and who may stand in.
+///
+/// Assignments are computed for every record, so what can be hashed beforehand is: a look-up costs a few nanoseconds per
+/// set of sites.
 #[derive(Debug, Clone)]
 pub struct Placement {
     sets: Vec<Vec<SiteIndex>>,
+    /// What rendezvous hashing mixes with the partition, for each of `sets`.
+    set_seeds: Vec<u64>,
     complete: bool,
     eligible: Vec<NodeIndex>,
+    /// The nodes at each site, each with its seed.
+    nodes_at: Vec<Vec<(NodeIndex, u64)>>,
 }
 
 /// No set of sites satisfies a policy: what was considered, and why it failed.
@@ -295,7 +337,7 @@ impl Placement {
         for copies in (usize::from(policy.far_copies)..=usize::from(policy.copies)).rev() {
             let mut sets = Vec::new();
             enumerate(&mut Vec::new(), &candidates, copies, &mut |set| {
-                if level(policy, set, geography) >= Some(Durability::Far) {
+                if violations(policy, set, geography).iter().all(|violation| matches!(violation, Violation::Copies { .. })) {
                     sets.push(set.to_vec());
                 }
                 sets.len() < SETS_MAX
@@ -304,7 +346,9 @@ impl Placement {
                 sets.retain(|set| home.is_some_and(|home| set.contains(&home)));
             }
             if !sets.is_empty() {
-                return Ok(Self { sets, complete: copies == usize::from(policy.copies), eligible });
+                let set_seeds = sets.iter().map(|set| set_seed(layout, set)).collect();
+                let nodes_at = layout.site_indexes().map(|site| seeded_nodes(layout, site)).collect();
+                return Ok(Self { sets, set_seeds, complete: copies == usize::from(policy.copies), eligible, nodes_at });
             }
         }
         Err(not_far(policy, geography, &candidates))
@@ -325,20 +369,28 @@ impl Placement {
         &self.sets
     }
 
-    /// The nodes that a partition is assigned to, one at each site of its set, the home first.
+    /// The nodes that a partition is assigned to, one at each site of its set, the home first. `policy` and `layout` are
+    /// those that this was made of.
     pub fn assigned(&self, policy: &Policy, layout: &Layout, partition: Partition) -> Vec<NodeIndex> {
-        let Some(set) = self.sets.iter().max_by_key(|set| set_score(partition, layout, set)) else { return Vec::new() };
-        let mut set = set.clone();
-        set.sort_by_key(|site| policy.home.as_deref() != Some(layout.site_name(*site)));
-        set.iter().filter_map(|site| layout.nodes_at(*site).max_by_key(|node| node_score(partition, layout, *node))).collect()
+        let best = self.sets.iter().zip(&self.set_seeds).max_by_key(|(_, seed)| score(**seed, partition));
+        let Some((set, _)) = best else { return Vec::new() };
+        let mut nodes: Vec<NodeIndex> = Vec::with_capacity(set.len());
+        for site in set {
+            let at_site = self.nodes_at.get(usize::from(site.0)).map(Vec::as_slice).unwrap_or_default();
+            let Some((node, _)) = at_site.iter().max_by_key(|(_, seed)| score(*seed, partition)) else { continue };
+            let is_home = policy.home.as_deref().is_some_and(|home| home == layout.site_name(*site));
+            nodes.insert(if is_home { 0 } else { nodes.len() }, *node);
+        }
+        nodes
     }
 
     /// Who may stand in for an assigned node that does not answer, in the order to try.
     pub fn fallback(&self, policy: &Policy, layout: &Layout, partition: Partition) -> Vec<NodeIndex> {
         let assigned = self.assigned(policy, layout, partition);
-        let mut others: Vec<NodeIndex> = self.eligible.iter().copied().filter(|node| !assigned.contains(node)).collect();
-        others.sort_by_key(|node| std::cmp::Reverse(node_score(partition, layout, *node)));
-        others
+        let stands_in = |node: &NodeIndex| self.eligible.contains(node) && !assigned.contains(node);
+        let mut others: Vec<(NodeIndex, u64)> = self.nodes_at.iter().flatten().filter(|(node, _)| stands_in(node)).copied().collect();
+        others.sort_by_key(|(_, seed)| std::cmp::Reverse(score(*seed, partition)));
+        others.into_iter().map(|(node, _)| node).collect()
     }
 }
 
@@ -378,11 +430,19 @@ fn enumerate(chosen: &mut Vec<SiteIndex>, rest: &[SiteIndex], size: usize, visit
     true
 }
 
-/// Rendezvous hashing (Thaler and Ravishankar 1998) by names, so that a node's index does not matter and a change of
-/// the layout moves little.
-fn score<'a>(partition: Partition, names: impl Iterator<Item = &'a str>) -> u64 {
-    let mut hasher = blake3::Hasher::new_derive_key("afar 2026 rendezvous");
-    hasher.update(&partition.0.to_le_bytes());
+/// Rendezvous hashing (Thaler and Ravishankar 1998): the highest score wins, so that a change of the layout moves little.
+/// The seed is a good hash already; this only has to mix the partition into it, with the finaliser of SplitMix64 (Steele,
+/// Lea and Flood 2014).
+const fn score(seed: u64, partition: Partition) -> u64 {
+    let mut z = seed ^ (partition.0 as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// By names, so that the order in a file does not matter.
+fn seed<'a>(purpose: &str, names: impl Iterator<Item = &'a str>) -> u64 {
+    let mut hasher = blake3::Hasher::new_derive_key(purpose);
     for name in names {
         hasher.update(name.as_bytes()).update(b"\0");
     }
@@ -390,14 +450,15 @@ fn score<'a>(partition: Partition, names: impl Iterator<Item = &'a str>) -> u64 
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
-fn set_score(partition: Partition, layout: &Layout, set: &[SiteIndex]) -> u64 {
+fn set_seed(layout: &Layout, set: &[SiteIndex]) -> u64 {
     let mut names: Vec<&str> = set.iter().map(|site| layout.site_name(*site)).collect();
     names.sort_unstable();
-    score(partition, names.into_iter())
+    seed("afar 2026 rendezvous of a set of sites", names.into_iter())
 }
 
-fn node_score(partition: Partition, layout: &Layout, node: NodeIndex) -> u64 {
-    score(partition, std::iter::once(layout.node_name(node)))
+fn seeded_nodes(layout: &Layout, site: SiteIndex) -> Vec<(NodeIndex, u64)> {
+    let seed_of = |node| seed("afar 2026 rendezvous of a node", std::iter::once(layout.node_name(node)));
+    layout.nodes_at(site).map(|node| (node, seed_of(node))).collect()
 }
 
 /// Every holder's site, for callers that think in nodes.
