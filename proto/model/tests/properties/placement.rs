@@ -136,7 +136,9 @@ proptest! {
         let home = policy.home.as_deref().and_then(|home| layout.site_named(home));
         let at_home = |placement: &Placement| placement.sets().iter().any(|set| home.is_some_and(|home| set.contains(&home)));
         let size = |placement: &Placement| placement.sets().first().map(Vec::len);
-        prop_assume!(size(&before) == size(&after) && at_home(&before) == at_home(&after));
+        if size(&before) != size(&after) || at_home(&before) != at_home(&after) {
+            return Ok(());
+        }
         for partition in partitions(&layout) {
             let old = site_names(&layout, &before.assigned(&policy, &layout, partition));
             let new = site_names(&larger, &after.assigned(&policy, &larger, partition));

@@ -79,7 +79,9 @@ proptest! {
     fn rule_9_distances_compare_as_whole_metres(layout in layouts(), a in any::<prop::sample::Index>(), b in any::<prop::sample::Index>()) {
         let sites = layout.sites().len();
         let (a, b) = (SiteIndex(a.index(sites) as u16), SiteIndex(b.index(sites) as u16));
-        prop_assume!(a != b);
+        if a == b {
+            return Ok(());
+        }
         let geography = Geography::claimed(&layout);
         let exactly = Policy { min_distance: layout.distance(a, b), ..Policy::default() };
         let a_metre_more = Policy { min_distance: Metres(exactly.min_distance.0 + 1), ..Policy::default() };
