@@ -3,7 +3,7 @@
 //! power cut. It knows nothing of the network, of placement or of policies.
 //!
 //! ```text
-//! append ──► writer thread ──► segments/…afar ──► sync thread ──► Durable        (one pair of threads per directory)
+//! append ──► writer thread ──► segments/…afar ──► sync thread ──► Durable        (these threads once per directory)
 //!                 │ overlay (visible at once)          │
 //!                 └───────────────► index thread ◄─────┘ only what is durable ──► index (sled), a cache
 //! ```
@@ -18,17 +18,57 @@
 //!
 //! What is deliberately absent: no retry of a failed sync, no in-place change of a record, no `unsafe`, no `mmap`.
 //!
-//! Reading order: the words (`types`), the bytes (`format`), one file of them (`segment`), one disk of those
-//! (`directory`, `identity`, `recovery`, `writer`, `commit`), what is known of it (`index`, `ledger`, `views`, `outbox`),
-//! what keeps it healthy (`rebuild`, `compaction`, `scrub`), and the door to all of it ([`Store`]).
-// pub mod format;
-
+//! Reading order: the words (`types`), the bytes ([`format`]), one file of them (`segment`, `footer`), one disk of those
+//! (`identity`, `open`, `recovery`, `directory`), how it grows (`writer`, `commit`), what is known of it (`ledger`, `index`,
+//! `indexer`, `views`, `outbox`), what keeps it healthy (`compaction`, `scrub`), and the door to all of it ([`Store`]).
 mod types;
 pub use types::*;
+
+pub mod format;
+
+mod segment;
+
+mod footer;
+
+mod identity;
+
+mod open;
+
+mod recovery;
+
+mod directory;
+
+mod writer;
+
+mod commit;
+pub use commit::{Durable, Written};
+
+mod ledger;
+
+pub mod index;
+
+mod kv;
+
+mod indexer;
+
+mod views;
+
+mod outbox;
+
+mod compaction;
+
+mod scrub;
 
 mod store;
 pub use store::Store;
 
-// pub mod disk;
+pub mod disk;
+
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 
 pub mod limits;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests;

@@ -55,7 +55,7 @@ pub const LIST_VERSIONS_PER_KEY_MAX: usize = 64;
 pub const PENDING_SETTLED_MAX: usize = 1 << 16;
 /// Items in one local record (tombstones, settled marks, debts): keeps it far below [`BODY_BYTES_MAX`].
 pub const LOCAL_ITEMS_MAX: usize = 2048;
-/// A node's name in the outbox: its length is one byte.
+/// A node's name in the outbox: longer than any that a certificate can carry, short enough for a key.
 pub const NODE_NAME_BYTES_MAX: usize = 255;
 /// Footer entries that one call of `check_index` compares with the index.
 pub const CHECK_SAMPLE: usize = 2048;

@@ -92,63 +92,6 @@ pub struct Position {
     pub offset: u64,
 }
 
-/// A record that is in the log but may still be lost with the power: hand it to [`crate::Store::sync`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written {
-    pub(crate) key: RecordKey,
-    pub(crate) kind: RecordKind,
-    pub(crate) bytes: u32,
-    pub(crate) deduplicated: bool,
-    pub(crate) boot: BootId,
-    pub(crate) directory: DirectoryId,
-    /// The log must be durable up to here.
-    pub(crate) end: Position,
-}
-
-/// A record that a finished `fdatasync` of this run covers. Only the group commit makes one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Durable(pub(crate) Written);
-
-macro_rules! token_accessors {
-    ($name:ident, $($path:tt)+) => {
-        impl $name {
-            /// The record's name.
-            pub const fn key(&self) -> RecordKey {
-                self.$($path)+.key
-            }
-
-            /// The record's kind.
-            pub const fn kind(&self) -> RecordKind {
-                self.$($path)+.kind
-            }
-
-            /// Length of its body in bytes.
-            pub const fn bytes(&self) -> u32 {
-                self.$($path)+.bytes
-            }
-
-            /// Whether a verified copy was already there, so that nothing was written.
-            pub const fn deduplicated(&self) -> bool {
-                self.$($path)+.deduplicated
-            }
-
-            /// The directory that holds it.
-            pub const fn directory(&self) -> DirectoryId {
-                self.$($path)+.directory
-            }
-        }
-    };
-}
-
-impl Written {
-    const fn itself(&self) -> &Self {
-        self
-    }
-}
-
-token_accessors!(Written, itself());
-token_accessors!(Durable, 0);
-
 /// A record as read and verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -195,7 +138,7 @@ pub struct Owed {
     pub key: RecordKey,
     /// Its kind.
     pub kind: RecordKind,
-    /// The node that has to get it; at most 255 bytes.
+    /// The node that has to get it; at most [`crate::limits::NODE_NAME_BYTES_MAX`] bytes, no NUL.
     pub to: String,
     /// Since when.
     pub since: UnixMillis,

@@ -1,0 +1,313 @@
+//! The disk, as far as the log needs one: the only module that touches files, and the only one that syncs.
+//!
+//! Everything else goes through [`Disk`] and [`DiskFile`], so that the crash tests can put a disk underneath that drops,
+//! tears and reorders whatever was not synced. Nothing here retries a sync: after a failed `fdatasync` the kernel may have
+//! thrown the dirty pages away and called them clean, so a second one that succeeds means nothing.
+use rustix::fs::{Advice, FallocateFlags};
+use std::{
+    fmt,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, IoSlice, Write as _},
+    num::NonZeroU64,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::Path,
+    sync::Arc,
+};
+
+/// What identifies a file's present content without reading it (rule 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileStat {
+    /// The inode: changes when a file is replaced by another of the same name.
+    pub inode: u64,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// Room on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Space {
+    /// Its size in bytes.
+    pub capacity: u64,
+    /// Bytes that this process may still use.
+    pub free: u64,
+}
+
+/// An exclusive lock, held until dropped.
+pub trait Lock: Send + Sync + fmt::Debug {}
+
+/// A file of the log.
+pub trait DiskFile: Send + Sync + fmt::Debug {
+    /// Writes some of the pieces at an offset; returns how many bytes. May be short.
+    ///
+    /// # Errors
+    /// As the system says; `StorageFull` where there is no room.
+    fn write_at(&self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<usize>;
+    /// Reads some bytes at an offset; 0 at the end. May be short.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Makes content and length durable.
+    ///
+    /// # Errors
+    /// Final: whatever was not durable before counts as lost.
+    fn sync(&self) -> io::Result<()>;
+    /// Cuts the file, or extends it with zeros.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn set_length(&self, length: u64) -> io::Result<()>;
+    /// Inode and length.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn stat(&self) -> io::Result<FileStat>;
+    /// Reserves room without changing the length.
+    ///
+    /// # Errors
+    /// `StorageFull` where there is no room; `Unsupported` where that cannot be done ahead.
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()>;
+    /// Drops clean pages of a range from the page cache and starts to write back dirty ones; waits for neither. A hint.
+    fn forget(&self, offset: u64, length: u64);
+    /// Whether [`DiskFile::forget`] has an effect here, so that a read after it comes from the device.
+    fn can_forget(&self) -> bool;
+}
+
+/// A file system.
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Makes a file that must not exist yet, for reading and writing.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, or as the system says.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens a file that exists.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>>;
+    /// Names in a directory, unsorted.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>>;
+    /// Makes a directory and those above it.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn make_directory(&self, path: &Path) -> io::Result<()>;
+    /// Makes a directory's entries durable.
+    ///
+    /// # Errors
+    /// Final, as for [`DiskFile::sync`].
+    fn sync_directory(&self, path: &Path) -> io::Result<()>;
+    /// Renames, replacing what is there.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Inode and length by path.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn stat(&self, path: &Path) -> io::Result<FileStat>;
+    /// Room on the file system of a directory.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn space(&self, directory: &Path) -> io::Result<Space>;
+    /// Takes an exclusive lock on a file, creating it if need be.
+    ///
+    /// # Errors
+    /// `WouldBlock` if somebody else has it.
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>>;
+}
+
+/// The file systems of this machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealDisk;
+
+#[derive(Debug)]
+struct RealFile(File);
+
+#[derive(Debug)]
+struct RealLock {
+    _file: File, // the lock goes when the file is closed
+}
+
+impl Lock for RealLock {}
+
+impl DiskFile for RealFile {
+    fn write_at(&self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::pwritev(&self.0, pieces, offset)?)
+    }
+
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(into, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.0.set_len(length)
+    }
+
+    fn stat(&self) -> io::Result<FileStat> {
+        self.0.metadata().map(|metadata| FileStat { inode: metadata.ino(), length: metadata.len() })
+    }
+
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, offset, length)?)
+    }
+
+    fn forget(&self, offset: u64, length: u64) {
+        // Linux starts writeback of dirty pages in the range before it drops the clean ones.
+        let _ = rustix::fs::fadvise(&self.0, offset, NonZeroU64::new(length), Advice::DontNeed);
+    }
+
+    fn can_forget(&self) -> bool {
+        // tmpfs has no device to read from; everything else that Linux offers here does.
+        rustix::fs::fstatfs(&self.0).is_ok_and(|stat| stat.f_type as u64 != TMPFS_MAGIC)
+    }
+}
+
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+impl Disk for RealDisk {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(RealFile(OpenOptions::new().read(true).write(write).open(path)?)))
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
+        fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn stat(&self, path: &Path) -> io::Result<FileStat> {
+        fs::metadata(path).map(|metadata| FileStat { inode: metadata.ino(), length: metadata.len() })
+    }
+
+    fn space(&self, directory: &Path) -> io::Result<Space> {
+        let stat = rustix::fs::statvfs(directory)?;
+        let unit = stat.f_frsize;
+        Ok(Space { capacity: stat.f_blocks.saturating_mul(unit), free: stat.f_bavail.saturating_mul(unit) })
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>> {
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // For people who wonder who has it; never read by us.
+        let _ = file.set_len(0).and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()));
+        Ok(Box::new(RealLock { _file: file }))
+    }
+}
+
+/// Fills a buffer from an offset.
+///
+/// # Errors
+/// `UnexpectedEof` if the file ends before, or as the system says.
+pub fn read_exact(file: &dyn DiskFile, into: &mut [u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + done as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Writes all pieces at an offset; they are consumed in the course of it.
+///
+/// # Errors
+/// As the system says; some bytes may have been written then.
+pub fn write_all(file: &dyn DiskFile, mut pieces: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+    IoSlice::advance_slices(&mut pieces, 0); // drops empty ones at the front
+    while !pieces.is_empty() {
+        let some = pieces.get(..PIECES_MAX).unwrap_or(pieces);
+        match file.write_at(some, offset) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                offset += written as u64;
+                IoSlice::advance_slices(&mut pieces, written);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Linux takes this many pieces in one call.
+const PIECES_MAX: usize = 1024;
+
+/// Reads a small file whole.
+///
+/// # Errors
+/// `InvalidData` if it is longer than `bytes_max`, or as the system says.
+pub fn read_small(disk: &dyn Disk, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let file = disk.open(path, false)?;
+    let length = file.stat()?.length;
+    if length > bytes_max {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{length} bytes, at most {bytes_max} make sense")));
+    }
+    let mut content = vec![0; length as usize];
+    read_exact(&*file, &mut content, 0)?;
+    Ok(content)
+}
+
+/// Writes a small file so that after a crash either the old or the new content is there: temporary file, sync, rename,
+/// sync of the directory.
+///
+/// # Errors
+/// As the system says.
+pub fn replace_small(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<()> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let temporary = path.with_extension("new");
+    match disk.remove(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = disk.create(&temporary)?;
+    write_all(&*file, &mut [IoSlice::new(content)], 0)?;
+    file.sync()?;
+    disk.rename(&temporary, path)?;
+    disk.sync_directory(directory)
+}
+
+/// Whether an error means that there is no room, as opposed to a broken disk.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
