@@ -1,0 +1,225 @@
+//! Connections to a peer: TCP, TLS with our certificate, and a look at theirs. A certificate of the cluster's authority is
+//! not enough: it must name the very node that we meant to call.
+use crate::{cluster::identity::Identity, limits};
+use parking_lot::Mutex;
+use rustls_pki_types::ServerName;
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// A peer's address, from its endpoint in the layout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// A name or an IP address; an IPv6 address without its brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+/// An endpoint that cannot be called.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("endpoint {0:?}: write https://HOST:PORT, such as https://node1.example:7700")]
+pub struct BadEndpoint(pub String);
+
+impl Address {
+    /// From `https://HOST:PORT`; the port may be left out and is 7700 then.
+    ///
+    /// # Errors
+    /// If it is anything else.
+    pub fn parse(endpoint: &str) -> Result<Self, BadEndpoint> {
+        let bad = || BadEndpoint(endpoint.chars().take(200).collect());
+        let uri: Uri = endpoint.parse().map_err(|_| bad())?;
+        let plain = uri.scheme_str() == Some("https") && matches!(uri.path(), "" | "/") && uri.query().is_none();
+        let authority = uri.authority().filter(|authority| plain && !authority.as_str().contains('@')).ok_or_else(bad)?;
+        let port = match authority.port() {
+            Some(port) => port.as_str().parse().ok().filter(|port| *port != 0).ok_or_else(bad)?,
+            None => limits::PORT_DEFAULT,
+        };
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        if ServerName::try_from(host.clone()).is_err() {
+            return Err(bad());
+        }
+        Ok(Self { host, port })
+    }
+}
+
+/// Why a connection did not come about.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody listens there.
+    #[error("{address}: connection refused: is afard running there?")]
+    Refused {
+        /// As called.
+        address: String,
+    },
+    /// TCP did not get through.
+    #[error("{address}: {why}")]
+    Network {
+        /// As called.
+        address: String,
+        /// What the system said.
+        why: String,
+    },
+    /// TLS did not come about.
+    #[error("{address}: TLS: {why}: the certificates of both nodes must come from one authority and be valid")]
+    Tls {
+        /// As called.
+        address: String,
+        /// What was wrong.
+        why: String,
+    },
+    /// Somebody else answers.
+    #[error("{address}: the certificate there is {found}'s, expected {expected}'s: check the layout's endpoints")]
+    SomebodyElse {
+        /// As called.
+        address: String,
+        /// Who answers.
+        found: String,
+        /// Whom we called.
+        expected: String,
+    },
+}
+
+/// How to reach one peer.
+#[derive(Clone)]
+pub struct Connector {
+    address: Address,
+    node: String,
+    identity: Arc<Identity>,
+    /// The last failure, for those who only see that a request failed; none while connected.
+    last: Arc<Mutex<Option<ConnectError>>>,
+}
+
+impl std::fmt::Debug for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connector").field("address", &self.address).field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl Connector {
+    /// For the node of that name at that address.
+    pub fn new(address: Address, node: impl Into<String>, identity: Arc<Identity>) -> Self {
+        Self { address, node: node.into(), identity, last: Arc::default() }
+    }
+
+    /// Why the last attempt failed, if it did.
+    pub fn last_failure(&self) -> Option<ConnectError> {
+        self.last.lock().clone()
+    }
+
+    /// A channel that connects when it is used, and again when it broke. `window`: bytes that may be under way to us.
+    ///
+    /// # Errors
+    /// If the address makes no URI, which [`Address::parse`] rules out.
+    pub fn channel(&self, window: u32) -> Result<Channel, tonic::transport::Error> {
+        // TLS is the connector's business, so the URI speaks of plain HTTP/2.
+        let host = if self.address.host.contains(':') { format!("[{}]", self.address.host) } else { self.address.host.clone() };
+        let endpoint = Endpoint::from_shared(format!("http://{host}:{}", self.address.port))?
+            .user_agent(concat!("afard/", env!("CARGO_PKG_VERSION")))?
+            .connect_timeout(limits::PEER_CONNECT)
+            .max_frame_size(afar_proto::limits::FRAME_BYTES)
+            .initial_stream_window_size(window)
+            .initial_connection_window_size(window)
+            .http2_max_header_list_size(afar_proto::limits::HEADER_BYTES_MAX)
+            .http2_keep_alive_interval(limits::PEER_KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(limits::PEER_KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            // Hedged reads are cancelled all the time: h2 would take that for an attack (h2 #856).
+            .http2_max_local_error_reset_streams(Some(usize::MAX));
+        Ok(endpoint.connect_with_connector_lazy(self.clone()))
+    }
+
+    async fn connect(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let address = format!("{}:{}", self.address.host, self.address.port);
+        let tcp = TcpStream::connect((self.address.host.as_str(), self.address.port)).await;
+        let tcp = tcp.map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionRefused => ConnectError::Refused { address: address.clone() },
+            _ => ConnectError::Network { address: address.clone(), why: error.to_string() },
+        })?;
+        let tls = |why: String| ConnectError::Tls { address: address.clone(), why };
+        tcp.set_nodelay(true).map_err(|error| ConnectError::Network { address: address.clone(), why: error.to_string() })?;
+        let name = ServerName::try_from(self.address.host.clone()).map_err(|error| tls(error.to_string()))?;
+        let stream = TlsConnector::from(self.identity.client_config()).connect(name, tcp).await.map_err(|error| tls(error.to_string()))?;
+        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        match certificate.and_then(|certificate| self.identity.node_named_by(certificate)) {
+            Some(found) if found == self.node => Ok(stream),
+            found => {
+                let found = found.unwrap_or_else(|| "nobody of this cluster".into());
+                Err(ConnectError::SomebodyElse { address, found, expected: self.node.clone() })
+            }
+        }
+    }
+}
+
+impl tower::Service<Uri> for Connector {
+    type Response = hyper_util::rt::TokioIo<TlsStream<TcpStream>>;
+    type Error = ConnectError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ConnectError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let connector = self.clone();
+        Box::pin(async move {
+            let connected = connector.connect().await;
+            *connector.last.lock() = connected.as_ref().err().cloned();
+            connected.map(hyper_util::rt::TokioIo::new)
+        })
+    }
+}
+
+/// The window of one bulk connection: half the transfer budget, shared by all peers' bulk connections (rule 29).
+pub fn bulk_window(transfer: u64, peers: usize) -> u32 {
+    let connections = (peers.max(1) * limits::BULK_LANES) as u64;
+    let share = transfer / 2 / connections;
+    u32::try_from(share).unwrap_or(u32::MAX).clamp(limits::BULK_WINDOW_MIN, limits::BULK_WINDOW_MAX)
+}
+
+/// A pause with up to a fifth more or less, so that nodes do not call in step.
+pub fn jitter(pause: Duration) -> Duration {
+    pause.mul_f64(rand::Rng::random_range(&mut rand::rng(), 0.8..1.2))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_checked() {
+        let address = |host: &str, port| Ok(Address { host: host.into(), port });
+        assert_eq!(Address::parse("https://127.0.0.1:7700"), address("127.0.0.1", 7700));
+        assert_eq!(Address::parse("https://node1.example"), address("node1.example", 7700));
+        assert_eq!(Address::parse("https://[::1]:7701/"), address("::1", 7701));
+        for bad in [
+            "",
+            "127.0.0.1:7700",
+            "http://a:1",
+            "https://",
+            "https://a:0",
+            "https://a:99999",
+            "https://u@a:1",
+            "https://a:1/x",
+            "https://a b:1",
+        ] {
+            assert!(Address::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rule_29_peers_share_half_of_the_transfer_budget() {
+        assert_eq!(bulk_window(256 << 20, 2), 32 << 20);
+        assert_eq!(bulk_window(256 << 20, 8), 8 << 20);
+        assert_eq!(bulk_window(256 << 20, 200), 1 << 20);
+        assert_eq!(bulk_window(16 << 20, 0), 4 << 20);
+    }
+}

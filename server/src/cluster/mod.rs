@@ -1,0 +1,18 @@
+//! Who this node is, who the others are, and whether they can be relied on.
+//!
+//! Reading order: who we are ([`identity`]), what a heartbeat changes ([`pulse`], pure), what is remembered of a peer across
+//! restarts ([`memory`], pure but for its file), whose clock is off ([`skew`], pure), the connections and the task that
+//! keeps them ([`peers`]), and who may ask for anything ([`keyring`]).
+pub mod identity;
+
+pub mod pulse;
+
+pub mod memory;
+
+pub mod skew;
+
+pub mod connect;
+
+pub mod peers;
+
+pub mod keyring;

@@ -1,0 +1,378 @@
+//! What a node is told: `afard.toml` and the files that it names. Read once, checked once, and complained about completely:
+//! every problem at once, each with its line, so that nobody plays a game of one error per start.
+//!
+//! A file that is too large is not read at all (an overgrown generated file once took down a large network's proxies); an
+//! unknown key is an error, because it is a typing mistake or meant for another version.
+mod reader;
+
+use crate::{
+    cluster::{
+        connect::Address,
+        identity::TlsFiles,
+        keyring::{AdminKey, ClusterSecret, Secret},
+    },
+    files, limits,
+};
+use afar_model::{
+    geo::Coordinates,
+    layout::{Layout, Node, NodeIndex, Site, is_name},
+    limits as model_limits,
+    placement::{Geography, Infeasible, Placement},
+    policy::{DegradedWrites, Durability, Policy, VerifyDistance},
+    units::Metres,
+};
+use reader::{Problems, Section};
+use serde::Deserialize;
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+/// Everything that a node is told, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file that this was read from.
+    pub path: PathBuf,
+    /// The cluster's name, as certificates say it.
+    pub cluster: String,
+    /// This node's name.
+    pub node: String,
+    /// Which of the layout's nodes this is.
+    pub me: NodeIndex,
+    /// Where gRPC listens.
+    pub listen: SocketAddr,
+    /// Data directories, one per disk.
+    pub data: Vec<PathBuf>,
+    /// What the node keeps apart from them.
+    pub state: PathBuf,
+    /// Where to write the process id, if anywhere.
+    pub pid_file: Option<PathBuf>,
+    /// Initialise missing data directories.
+    pub init_dirs: bool,
+    /// Certificates and key.
+    pub tls: TlsFiles,
+    /// What all nodes of the cluster share.
+    pub secret: ClusterSecret,
+    /// The administrator's access key.
+    pub admin: AdminKey,
+    /// Budgets.
+    pub limits: Budgets,
+    /// The policy of new buckets.
+    pub policy: Policy,
+    /// Sites and nodes.
+    pub layout: Layout,
+    /// Where each node is called, in the order of the layout.
+    pub endpoints: Vec<String>,
+    /// The host of this node's own endpoint.
+    pub host: String,
+    /// By how many milliseconds the wall clock is shifted; only in tests.
+    pub clock_offset_ms: i64,
+}
+
+/// Memory and connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budgets {
+    /// Bytes in flight, HTTP/2 windows included (rule 29).
+    pub transfer: u64,
+    /// Bytes of index cache.
+    pub index_cache: u64,
+    /// Bytes after which a segment is sealed.
+    pub segment: u64,
+    /// Client connections.
+    pub connections: usize,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file.
+    pub path: PathBuf,
+    /// Each says where, what, why and what to do.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.problems.as_slice() {
+            [one] => write!(f, "{}: {one}", self.path.display()),
+            all => {
+                write!(f, "{}: {} problems", self.path.display(), all.len())?;
+                all.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads and checks a configuration and the files that it names (not the certificates: see
+    /// [`crate::cluster::identity::Identity::load`]).
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let fail = |problems| ConfigError { path: path.to_owned(), problems };
+        let text = files::read_text(path, model_limits::CONFIG_BYTES_MAX).map_err(|error| fail(vec![error.to_string()]))?;
+        Self::parse(path, &text).map_err(fail)
+    }
+
+    /// Checks a configuration's text; relative paths start at the folder of `path`.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Vec<String>> {
+        let table = toml::de::DeTable::parse(text).map_err(|error| vec![reader::syntax(text, &error)])?;
+        let mut problems = Problems::new(text);
+        let config = read(path, Section::new(table.get_ref()), &mut problems);
+        match (config, problems.into_list()) {
+            (Some(config), problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(problems),
+        }
+    }
+
+    /// Whether data can be kept as the default policy says; else which constraints conflict. No reason not to start: other
+    /// buckets may have other policies.
+    ///
+    /// # Errors
+    /// The conflicting constraints and the smallest change that helps.
+    pub fn feasible(&self) -> Result<(), Infeasible> {
+        Placement::new(&self.policy, &Geography::claimed(&self.layout)).map(|_| ())
+    }
+}
+
+fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Option<Config> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let below = |relative: String| folder.join(relative);
+    let cluster = top.name("cluster", problems);
+    let node = top.name("node", problems);
+    let listen = top.parsed::<SocketAddr>("listen", "an IP address and a port, such as \"0.0.0.0:7700\"", problems);
+    let data = top.texts("data", problems);
+    let state = top.text("state", problems).map(below);
+    let pid_file = top.optional_text("pid_file", problems).map(below);
+    let init_dirs = top.boolean("init_dirs", problems).unwrap_or(false);
+    let tls = top.section("tls", problems).and_then(|section| read_tls(section, folder, problems));
+    let secrets = top.section("secrets", problems).and_then(|section| read_secrets(section, folder, problems));
+    let limits = read_limits(top.optional_section("limits", problems), problems);
+    let policy = read_policy(top.optional_section("policy", problems), problems);
+    let layout = top.section("layout", problems).and_then(|section| read_layout(section, problems));
+    let testing = top.optional_section("testing", problems);
+    let testing = testing.is_some_and(|mut section| {
+        let enabled = section.boolean("enabled", problems).unwrap_or(false);
+        section.finish(problems);
+        enabled
+    });
+    if data.as_ref().is_some_and(Vec::is_empty) {
+        problems.add(top.line("data"), "data = []: name at least one directory");
+    }
+    check_distinct(data.as_deref().unwrap_or_default(), top.line("data"), problems);
+    let me = match (&node, &layout) {
+        (Some(node), Some((layout, _))) => {
+            let me = layout.node_named(node);
+            if me.is_none() {
+                let known: Vec<&str> = layout.nodes().iter().map(|node| node.name.as_str()).collect();
+                problems.add(top.line("node"), format!("node = {node:?}: the layout names no such node; it names {}", known.join(", ")));
+            }
+            me
+        }
+        _ => None,
+    };
+    if let (Some(Policy { home: Some(home), .. }), Some((layout, _))) = (&policy, &layout)
+        && layout.site_named(home).is_none()
+    {
+        let known: Vec<&str> = layout.sites().iter().map(|site| site.name.as_str()).collect();
+        problems.add(top.line("policy"), format!("policy.home = {home:?}: the layout names no such site; it names {}", known.join(", ")));
+    }
+    let clock_offset_ms = if testing { test_clock_offset(problems) } else { 0 };
+    top.finish(problems);
+    let (layout, endpoints) = layout?;
+    let me = me?;
+    let host = Address::parse(endpoints.get(usize::from(me.0))?).ok()?.host;
+    let (secret, admin) = secrets?;
+    let data = data?.into_iter().map(|directory| folder.join(directory)).collect();
+    Some(Config {
+        path: path.to_owned(),
+        cluster: cluster?,
+        node: node?,
+        me,
+        listen: listen?,
+        data,
+        state: state?,
+        pid_file,
+        init_dirs,
+        tls: tls?,
+        secret,
+        admin,
+        limits: limits?,
+        policy: policy?,
+        layout,
+        endpoints,
+        host,
+        clock_offset_ms,
+    })
+}
+
+fn check_distinct(names: &[String], line: Option<usize>, problems: &mut Problems<'_>) {
+    for (index, name) in names.iter().enumerate() {
+        if names.iter().take(index).any(|other| Path::new(other) == Path::new(name)) {
+            problems.add(line, format!("data names {name:?} twice: name each directory once"));
+        }
+    }
+}
+
+fn read_tls(mut section: Section<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<TlsFiles> {
+    let ca = section.text("ca", problems);
+    let certificate = section.text("certificate", problems);
+    let key = section.text("key", problems);
+    section.finish(problems);
+    Some(TlsFiles { ca: folder.join(ca?), certificate: folder.join(certificate?), key: folder.join(key?) })
+}
+
+fn read_secrets(mut section: Section<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<(ClusterSecret, AdminKey)> {
+    let cluster = section.text("cluster", problems);
+    let admin = section.text("admin_key", problems);
+    let cluster = cluster.and_then(|file| problems.keep(section.line("cluster"), read_cluster_secret(&folder.join(file))));
+    let admin = admin.and_then(|file| problems.keep(section.line("admin_key"), read_admin_key(&folder.join(file))));
+    section.finish(problems);
+    Some((cluster?, admin?))
+}
+
+fn read_cluster_secret(path: &Path) -> Result<ClusterSecret, String> {
+    let text = files::read_secret(path, limits::SECRET_FILE_BYTES_MAX).map_err(|error| format!("{}: {error}", path.display()))?;
+    let mut bytes = [0; 32];
+    let decoded = hex::decode_to_slice(text.trim(), &mut bytes);
+    decoded.map_err(|_| format!("{}: must be 64 hexadecimal digits, the same on every node", path.display()))?;
+    Ok(ClusterSecret::new(bytes))
+}
+
+fn read_admin_key(path: &Path) -> Result<AdminKey, String> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Raw {
+        access_key_id: String,
+        secret_access_key: String,
+    }
+    let text = files::read_secret(path, limits::SECRET_FILE_BYTES_MAX).map_err(|error| format!("{}: {error}", path.display()))?;
+    // The library's own message would quote the line, and with it the secret.
+    let raw: Raw = toml::from_str(&text)
+        .map_err(|error| format!("{}: {}: write access_key_id = \"…\" and secret_access_key = \"…\"", path.display(), error.message()))?;
+    if raw.access_key_id.is_empty() || raw.access_key_id.contains('.') || raw.secret_access_key.len() < 16 {
+        return Err(format!(
+            "{}: access_key_id must not be empty or hold a dot, secret_access_key has at least 16 characters",
+            path.display()
+        ));
+    }
+    Ok(AdminKey { access_key_id: raw.access_key_id, secret_access_key: Secret::new(raw.secret_access_key) })
+}
+
+fn read_limits(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Option<Budgets> {
+    let mut section = section.unwrap_or_default();
+    let segment_max = 1 << 40;
+    let transfer = section.size("transfer", limits::TRANSFER_DEFAULT, limits::TRANSFER_MIN..=limits::TRANSFER_MAX, problems);
+    let index_cache = section.size("index_cache", limits::INDEX_CACHE_DEFAULT, limits::INDEX_CACHE_MIN..=segment_max, problems);
+    let least = afar_store::limits::SEGMENT_BYTES_MIN;
+    let segment = section.size("segment", afar_store::limits::SEGMENT_BYTES_DEFAULT, least..=segment_max, problems);
+    let connections = section.integer("connections", 1..=limits::CONNECTIONS_MAX as u64, problems);
+    let connections = connections.map_or(limits::CONNECTIONS_DEFAULT, |number| number as usize);
+    section.finish(problems);
+    Some(Budgets { transfer: transfer?, index_cache: index_cache?, segment: segment?, connections })
+}
+
+fn read_policy(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Option<Policy> {
+    let Some(mut section) = section else { return Some(Policy::default()) };
+    let default = Policy::default();
+    let before = problems.count();
+    let small = |number: Option<u64>, default: u8| number.map_or(default, |number| number as u8);
+    let policy = Policy {
+        copies: small(section.integer("copies", 1..=255, problems), default.copies),
+        far_copies: small(section.integer("far_copies", 1..=255, problems), default.far_copies),
+        min_distance: section
+            .float("min_distance_km", 0.0..=40_000.0, problems)
+            .map_or(default.min_distance, |km| Metres((km * 1000.0).round() as u64)),
+        level: section.word("level", &[("far", Durability::Far), ("full", Durability::Full)], problems).unwrap_or(default.level),
+        home: section.optional_text("home", problems),
+        countries: section.optional_texts("countries", problems).unwrap_or_default(),
+        max_copies_per_provider: small(section.integer("max_copies_per_provider", 0..=255, problems), default.max_copies_per_provider),
+        verify_distance: section
+            .word(
+                "verify_distance",
+                &[("enforce", VerifyDistance::Enforce), ("warn", VerifyDistance::Warn), ("off", VerifyDistance::Off)],
+                problems,
+            )
+            .unwrap_or_default(),
+        degraded_writes: section
+            .word("degraded_writes", &[("refuse", DegradedWrites::Refuse), ("queue", DegradedWrites::Queue)], problems)
+            .unwrap_or_default(),
+    };
+    let line = section.own_line();
+    section.finish(problems);
+    if problems.count() == before {
+        problems.keep(line, policy.check().map_err(|error| format!("policy: {error}")));
+    }
+    (problems.count() == before).then_some(policy)
+}
+
+fn read_layout(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<(Layout, Vec<String>)> {
+    let before = problems.count();
+    let version = section.integer("version", 1..=i64::MAX as u64, problems).unwrap_or(1);
+    let partitions = section.integer("partitions", 1..=1 << 16, problems).unwrap_or(u64::from(model_limits::PARTITIONS_DEFAULT));
+    let sites: Vec<Site> = section.sections("sites", problems).into_iter().filter_map(|site| read_site(site, problems)).collect();
+    let nodes: Vec<(Node, String)> = section.sections("nodes", problems).into_iter().filter_map(|node| read_node(node, problems)).collect();
+    let line = section.own_line();
+    section.finish(problems);
+    for (index, (node, endpoint)) in nodes.iter().enumerate() {
+        if let Some((other, _)) = nodes.iter().take(index).find(|(_, other)| other == endpoint) {
+            problems.add(line, format!("nodes {:?} and {:?} have the same endpoint {endpoint:?}: each has its own", other.name, node.name));
+        }
+    }
+    if problems.count() > before {
+        return None;
+    }
+    let (nodes, endpoints) = nodes.into_iter().unzip();
+    match Layout::new(version, partitions as u32, sites, nodes) {
+        Ok(layout) => Some((layout, endpoints)),
+        Err(wrong) => {
+            wrong.iter().for_each(|problem| problems.add(line, format!("layout: {problem}")));
+            None
+        }
+    }
+}
+
+fn read_site(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<Site> {
+    let name = section.text("name", problems);
+    let latitude = section.required_float("latitude", problems);
+    let longitude = section.required_float("longitude", problems);
+    let uncertainty = section.integer("uncertainty_m", 0..=20_003_932, problems).unwrap_or(0);
+    let country = section.text("country", problems);
+    let provider = section.optional_text("provider", problems).unwrap_or_default();
+    let line = section.own_line();
+    section.finish(problems);
+    let (name, country) = (name?, country?);
+    let checked = Coordinates::new(latitude?, longitude?).map_err(|error| format!("site {name:?}: {error}"));
+    let coordinates = problems.keep(line, checked)?;
+    Some(Site { name, coordinates, uncertainty: Metres(uncertainty), country, provider })
+}
+
+fn read_node(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<(Node, String)> {
+    let name = section.text("name", problems);
+    let site = section.text("site", problems);
+    let endpoint = section.text("endpoint", problems);
+    let capacity = section.required_size("capacity", problems);
+    if let (Some(name), Some(endpoint)) = (&name, &endpoint) {
+        problems.keep(section.line("endpoint"), Address::parse(endpoint).map_err(|error| format!("node {name:?}: {error}")));
+    }
+    section.finish(problems);
+    Some((Node { name: name?, site: site?, capacity: capacity? }, endpoint?))
+}
+
+fn test_clock_offset(problems: &mut Problems<'_>) -> i64 {
+    const VARIABLE: &str = "AFAR_TEST_CLOCK_OFFSET_MS";
+    let Ok(text) = std::env::var(VARIABLE) else { return 0 };
+    let parsed = text.trim().parse().map_err(|_| format!("environment: {VARIABLE} = {text:?}: must be a whole number of milliseconds"));
+    problems.keep(None, parsed).unwrap_or(0)
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    if is_name(name) { Ok(()) } else { Err("use 1 to 63 of a-z, 0-9 and '-', beginning with a letter or digit".into()) }
+}

@@ -1,0 +1,128 @@
+//! A panic in a request is a bug: it is caught, counted, answered with INTERNAL, and takes nobody else down.
+use crate::{
+    gateways::grpc::meta::{self, exit},
+    lifecycle::Lifecycle,
+};
+use futures_util::{FutureExt as _, future::BoxFuture};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tonic::{
+    Code, Status,
+    body::Body,
+    codegen::{Bytes, http},
+};
+
+/// Wraps every service of a server.
+#[derive(Debug, Clone)]
+pub struct GuardLayer(Lifecycle);
+
+impl GuardLayer {
+    /// Panics are counted there.
+    pub const fn new(lifecycle: Lifecycle) -> Self {
+        Self(lifecycle)
+    }
+}
+
+impl<S> tower::Layer<S> for GuardLayer {
+    type Service = Guard<S>;
+    fn layer(&self, inner: S) -> Guard<S> {
+        Guard { inner, lifecycle: self.0.clone() }
+    }
+}
+
+/// A service that answers even if it panics.
+#[derive(Debug, Clone)]
+pub struct Guard<S> {
+    inner: S,
+    lifecycle: Lifecycle,
+}
+
+impl<S> tower::Service<http::Request<Body>> for Guard<S>
+where
+    S: tower::Service<http::Request<Body>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let lifecycle = self.lifecycle.clone();
+        let method = request.uri().path().to_owned();
+        let answering = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
+        Box::pin(async move {
+            match answering.await {
+                Ok(answer) => Ok(answer?.map(|body| Body::new(GuardedBody { body, lifecycle, method }))),
+                Err(_) => Ok(panicked(&lifecycle, &method).into_http()),
+            }
+        })
+    }
+}
+
+fn panicked(lifecycle: &Lifecycle, method: &str) -> Status {
+    lifecycle.count_panic();
+    tracing::error!(method, "a request panicked: this is a bug, please report it");
+    meta::status(Code::Internal, exit::FAILED, "the node failed on this request: this is a bug, its log says more")
+}
+
+/// What a streaming answer runs while it is sent.
+struct GuardedBody {
+    body: Body,
+    lifecycle: Lifecycle,
+    method: String,
+}
+
+impl http_body::Body for GuardedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.body).poll_frame(cx))) {
+            Ok(polled) => polled,
+            Err(_) => {
+                let status = panicked(&this.lifecycle, &this.method);
+                this.body = Body::empty();
+                Poll::Ready(Some(Err(status)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use tower::{Layer as _, Service as _, service_fn};
+
+    #[tokio::test]
+    async fn a_panic_is_answered_and_counted() {
+        let lifecycle = Lifecycle::new();
+        let panics = service_fn(|request: http::Request<Body>| async move {
+            assert_ne!(request.uri().path(), "/bad", "on purpose");
+            Ok::<_, std::convert::Infallible>(http::Response::new(Body::empty()))
+        });
+        let mut guarded = GuardLayer::new(lifecycle.clone()).layer(panics);
+        let mut ask = |path: &str| guarded.call(http::Request::builder().uri(path).body(Body::empty()).unwrap());
+        let (good, bad) = (ask("/good"), ask("/bad"));
+        assert!(good.await.unwrap().headers().is_empty());
+        let answer = bad.await.unwrap();
+        assert_eq!(answer.headers().get("grpc-status").unwrap(), "13");
+        assert_eq!(lifecycle.panics(), 1);
+    }
+}

@@ -1,0 +1,282 @@
+//! One port, two classes of callers. An accept loop does the TLS handshakes, bounded in number and time, and then hands
+//! each connection to one of two HTTP/2 servers: peers, who prove by certificate to be a node of the layout, get large
+//! windows and the peer service; everybody else is a client with a window of 1 MiB (rule 29) and no way to the peer service.
+//!
+//! ```text
+//! accept ─► TLS handshake ─┬─ certificate of a node of the layout ─► peers' server    (control and bulk lanes)
+//!                          └─ any other ────────────────────────────► clients' server (access keys)
+//! ```
+//!
+//! At shutdown the loop stops first, then clients' requests get some time to end, then peers' streams. A connection that
+//! never speaks must not hold that up (hyper #4170), so everything here has a bound in time.
+use crate::{cluster::identity::Identity, gateways::grpc::guard::GuardLayer, lifecycle::Lifecycle, limits};
+use afar_model::layout::{Layout, NodeIndex};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinHandle,
+    time::Sleep,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    service::Routes,
+    transport::{Server, server::Connected},
+};
+
+/// Who is at the other end; in the extensions of every request.
+#[derive(Debug, Clone)]
+pub struct ConnectionInfo {
+    /// Their address.
+    pub remote: Option<SocketAddr>,
+    /// The node of the layout that their certificate names; `None`: a client.
+    pub node: Option<NodeIndex>,
+}
+
+/// What the listener needs to know.
+#[derive(Debug)]
+pub struct Door {
+    /// Our certificate, and the authority of others'.
+    pub identity: Arc<Identity>,
+    /// Which nodes there are.
+    pub layout: Arc<Layout>,
+    /// Our tasks.
+    pub lifecycle: Lifecycle,
+    /// Client connections at once.
+    pub connections: usize,
+    /// Window of a peer's connection, in bytes.
+    pub peer_window: u32,
+}
+
+/// The two servers: each task ends when its class was told to leave.
+#[derive(Debug)]
+pub struct Servers {
+    /// Ends after [`Lifecycle::begin_drain`].
+    pub clients: JoinHandle<()>,
+    /// Ends after [`Lifecycle::stop`].
+    pub peers: JoinHandle<()>,
+}
+
+impl Door {
+    /// Serves until the node ends.
+    pub fn serve(self, listener: TcpListener, clients: Routes, peers: Routes) -> Servers {
+        let (to_clients, new_clients) = mpsc::channel(limits::ACCEPT_QUEUE);
+        let (to_peers, new_peers) = mpsc::channel(limits::ACCEPT_QUEUE);
+        let lifecycle = self.lifecycle.clone();
+        let per_peer = self.layout.nodes().iter().map(|_| Arc::new(Semaphore::new(limits::CONNECTIONS_PER_PEER))).collect();
+        let hall = Arc::new(Hall {
+            clients: Arc::new(Semaphore::new(self.connections)),
+            per_peer,
+            identity: self.identity,
+            layout: self.layout,
+            to_clients,
+            to_peers,
+        });
+        let accepting = accept(listener, hall, lifecycle.clone());
+        lifecycle.spawn("accept", |_| accepting);
+        let (ending, stopping) = (lifecycle.clone(), lifecycle.clone());
+        let mut client_server = client_server(&lifecycle);
+        let mut peer_server = peer_server(&lifecycle, self.peer_window);
+        Servers {
+            clients: lifecycle.spawn_brief("clients", async move {
+                let told = ending.clone();
+                let serving = client_server
+                    .add_routes(clients)
+                    .serve_with_incoming_shutdown(incoming(new_clients), async move { told.draining().await });
+                end_within(limits::DRAIN_CLIENTS, serving, ending.draining(), "clients").await;
+            }),
+            peers: lifecycle.spawn_brief("peers", async move {
+                let told = stopping.clone();
+                let serving =
+                    peer_server.add_routes(peers).serve_with_incoming_shutdown(incoming(new_peers), async move { told.stopping().await });
+                end_within(limits::DRAIN_TASKS / 2, serving, stopping.stopping(), "peers").await;
+            }),
+        }
+    }
+}
+
+type Guarded = Server<tower::layer::util::Stack<GuardLayer, tower::layer::util::Identity>>;
+
+fn server(lifecycle: &Lifecycle, window: u32) -> Guarded {
+    Server::builder()
+        .max_frame_size(afar_proto::limits::FRAME_BYTES)
+        .initial_stream_window_size(window)
+        .initial_connection_window_size(window)
+        .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
+        .http2_max_header_list_size(afar_proto::limits::HEADER_BYTES_MAX)
+        .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
+        .layer(GuardLayer::new(lifecycle.clone()))
+}
+
+fn client_server(lifecycle: &Lifecycle) -> Guarded {
+    server(lifecycle, limits::CLIENT_WINDOW)
+        .max_connection_age(limits::CLIENT_CONNECTION_AGE)
+        .max_connection_age_grace(limits::CLIENT_CONNECTION_GRACE)
+}
+
+fn peer_server(lifecycle: &Lifecycle, window: u32) -> Guarded {
+    server(lifecycle, window)
+}
+
+fn incoming(connections: mpsc::Receiver<Connection>) -> impl futures_util::Stream<Item = Result<Connection, io::Error>> {
+    futures_util::StreamExt::map(ReceiverStream::new(connections), Ok)
+}
+
+/// Runs a server; once told to end it has `grace`, then it is dropped with every connection that is left.
+async fn end_within(
+    grace: Duration,
+    serving: impl Future<Output = Result<(), tonic::transport::Error>>,
+    told: impl Future<Output = ()>,
+    class: &'static str,
+) {
+    let too_late = async {
+        told.await;
+        tokio::time::sleep(grace).await;
+    };
+    tokio::select! {
+        ended = serving => if let Err(error) = ended {
+            tracing::error!(class, %error, "serving ended");
+        },
+        () = too_late => tracing::warn!(class, "connections that did not end in time are dropped"),
+    }
+}
+
+/// Where connections stand between their handshake and their server.
+struct Hall {
+    clients: Arc<Semaphore>,
+    per_peer: Vec<Arc<Semaphore>>,
+    identity: Arc<Identity>,
+    layout: Arc<Layout>,
+    to_clients: mpsc::Sender<Connection>,
+    to_peers: mpsc::Sender<Connection>,
+}
+
+async fn accept(listener: TcpListener, hall: Arc<Hall>, lifecycle: Lifecycle) {
+    let handshakes = Arc::new(Semaphore::new(limits::HANDSHAKES));
+    loop {
+        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            () = lifecycle.draining() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, remote)) => {
+                let (hall, ending) = (Arc::clone(&hall), lifecycle.clone());
+                lifecycle.spawn_brief("handshake", async move {
+                    tokio::select! {
+                        () = ending.draining() => {}
+                        () = hall.welcome(tcp, remote) => {}
+                    }
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                // Most of these concern one connection; the rest (no descriptors left) pass when others close.
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(limits::ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Hall {
+    async fn welcome(&self, tcp: TcpStream, remote: SocketAddr) {
+        if let Err(error) = tcp.set_nodelay(true) {
+            tracing::debug!(%remote, %error, "set TCP_NODELAY");
+        }
+        let handshake = TlsAcceptor::from(self.identity.server_config()).accept(tcp);
+        let stream = match tokio::time::timeout(limits::HANDSHAKE, handshake).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%remote, %error, "TLS handshake"),
+            Err(_) => return tracing::debug!(%remote, "TLS handshake took too long"),
+        };
+        let node = self.node_of(&stream);
+        let places = node.map_or(Some(&self.clients), |node| self.per_peer.get(usize::from(node.0)));
+        let Some(place) = places.and_then(|places| Arc::clone(places).try_acquire_owned().ok()) else {
+            let caller = node.map_or("a client", |node| self.layout.node_name(node));
+            return tracing::warn!(%remote, caller, "too many connections: this one is closed");
+        };
+        let connection = Connection {
+            stream,
+            info: ConnectionInfo { remote: Some(remote), node },
+            silence: Some(Box::pin(tokio::time::sleep(limits::FIRST_BYTE))),
+            _place: place,
+        };
+        let to = if node.is_some() { &self.to_peers } else { &self.to_clients };
+        // An error means that the server has ended, and with it this connection.
+        let _ = to.send(connection).await;
+    }
+
+    /// The handshake has verified the certificate; here it is only read.
+    fn node_of(&self, stream: &TlsStream<TcpStream>) -> Option<NodeIndex> {
+        let certificate = stream.get_ref().1.peer_certificates()?.first()?;
+        let name = self.identity.node_named_by(certificate)?;
+        let node = self.layout.node_named(&name);
+        if node.is_none() {
+            tracing::warn!(name, "a certificate names a node that the layout does not: treated as a client");
+        }
+        node
+    }
+}
+
+/// A connection after its handshake, with its place among those of its class.
+struct Connection {
+    stream: TlsStream<TcpStream>,
+    info: ConnectionInfo,
+    /// Until the first byte came.
+    silence: Option<Pin<Box<Sleep>>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = ConnectionInfo;
+    fn connect_info(&self) -> ConnectionInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if let Some(silence) = &mut self.silence {
+            if polled.is_ready() {
+                self.silence = None;
+            } else if silence.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,205 @@
+//! Every bound of the node in one place, each with its reason. Bounds of the wire are in [`afar_proto::limits`], those of
+//! the log in [`afar_store::limits`], those of the model in [`afar_model::limits`].
+use std::time::Duration;
+
+// The node's chassis.
+
+/// From SIGTERM to exit: what has not ended by then is dropped. systemd's default would wait 90 s; an operator should not.
+pub const DRAIN: Duration = Duration::from_secs(10);
+/// Of that, for clients' requests that are under way.
+pub const DRAIN_CLIENTS: Duration = Duration::from_secs(6);
+/// Of that, for peers' streams and background tasks, which end on their own when told.
+pub const DRAIN_TASKS: Duration = Duration::from_secs(3);
+/// A secret (64 hex digits), an access key or a certificate chain is far smaller; what is larger is the wrong file.
+pub const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
+/// A certificate that ends sooner than this is a warning.
+pub const CERTIFICATE_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
+
+// Budgets of memory (rule 29).
+
+/// The transfer budget unless the configuration says otherwise: bytes of bodies in flight and HTTP/2 windows together.
+pub const TRANSFER_DEFAULT: u64 = 256 << 20;
+/// Below this a handful of uploads would wait for each other.
+pub const TRANSFER_MIN: u64 = 16 << 20;
+/// A semaphore counts at most this many bytes.
+pub const TRANSFER_MAX: u64 = 2 << 30;
+/// Index cache unless the configuration says otherwise.
+pub const INDEX_CACHE_DEFAULT: u64 = 64 << 20;
+/// Least index cache: below it every lookup is a read.
+pub const INDEX_CACHE_MIN: u64 = 1 << 20;
+/// Client connections unless the configuration says otherwise; each may hold a window of 1 MiB.
+pub const CONNECTIONS_DEFAULT: usize = 64;
+/// More client connections than this want a proxy.
+pub const CONNECTIONS_MAX: usize = 4096;
+
+// The listener.
+
+/// A TLS handshake that takes longer is not a client's on this planet, and holds a place.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A connection that has not said anything for this long after its handshake is dropped (hyper #4170: it would hold up a
+/// shutdown for ever).
+pub const FIRST_BYTE: Duration = Duration::from_secs(10);
+/// Handshakes at once: each costs about a millisecond of CPU, so this is a quarter of a second's work.
+pub const HANDSHAKES: usize = 256;
+/// Connections that are through their handshake and wait for their server.
+pub const ACCEPT_QUEUE: usize = 16;
+/// Connections one peer may have: its channels, twice over while old ones die.
+pub const CONNECTIONS_PER_PEER: usize = 2 * (1 + BULK_LANES);
+/// Requests at once on one connection; more wait at the client.
+pub const STREAMS_PER_CONNECTION: u32 = 256;
+/// A client's window, stream and connection alike (rule 29).
+pub const CLIENT_WINDOW: u32 = 1 << 20;
+/// A client's connection is renewed after this time, so that clients spread again after a node was away.
+pub const CLIENT_CONNECTION_AGE: Duration = Duration::from_secs(3600);
+/// What is under way on such a connection may take this much longer.
+pub const CLIENT_CONNECTION_GRACE: Duration = Duration::from_secs(3600);
+/// A connection that is silent this long is asked whether it lives …
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// … and dropped if it does not answer within this.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause after accept() fails, which it does when file descriptors run out.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+// Peers.
+
+/// Connections for bulk to each peer: a second one doubles what a lossy long link carries; more cost CPU.
+pub const BULK_LANES: usize = 2;
+/// Windows of a control channel: heartbeats and small records.
+pub const CONTROL_WINDOW: u32 = 1 << 20;
+/// Least window of a bulk connection.
+pub const BULK_WINDOW_MIN: u32 = 1 << 20;
+/// Greatest window of a bulk connection: fills 100 ms at 2.5 Gbit/s.
+pub const BULK_WINDOW_MAX: u32 = 32 << 20;
+/// A peer that does not complete TCP and TLS within this time is not there.
+pub const PEER_CONNECT: Duration = Duration::from_secs(5);
+/// Idle peers' connections are checked this often, so that a dead one is noticed and replaced …
+pub const PEER_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// … within this time.
+pub const PEER_KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two heartbeats to a peer that is up.
+pub const HELLO_INTERVAL: Duration = Duration::from_secs(2);
+/// A heartbeat that takes longer has missed.
+pub const HELLO_DEADLINE: Duration = Duration::from_secs(2);
+/// First pause before a peer that is not up is tried again: a cluster forms in well under a second.
+pub const RETRY_MIN: Duration = Duration::from_millis(250);
+/// Greatest such pause: what a peer that returns waits at most (it also says hello itself).
+pub const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Missed heartbeats in a row after which a peer is down. One makes it suspect.
+pub const MISSED_MAX: u32 = 3;
+/// Refused connections in a row after which a peer is down: nobody listens there, so waiting longer tells nothing.
+pub const REFUSED_MAX: u32 = 2;
+/// A peer's clock counts for the median if it was heard within this time.
+pub const CLOCK_HEARD_WITHIN: Duration = Duration::from_secs(15);
+/// A kernel clock's state is looked up this often at most.
+pub const KERNEL_CLOCK_EVERY: Duration = Duration::from_secs(10);
+/// Earlier runs of a peer that are remembered, to recognise two live instances of one name.
+pub const BOOTS_REMEMBERED: usize = 16;
+/// Log positions that a peer may name: its directories.
+pub const POSITIONS_MAX: usize = 256;
+/// For so long after two instances of one name were heard, that name is refused.
+pub const TWO_INSTANCES: Duration = Duration::from_secs(60);
+/// That a peer was merely heard again is written this often at most.
+pub const MEMORY_HEARD_EVERY: Duration = Duration::from_secs(60);
+/// What is remembered of peers is written this often at most (at once for a new run or incarnation).
+pub const MEMORY_WRITE_EVERY: Duration = Duration::from_secs(5);
+
+// Answers.
+
+/// Messages of errors travel in headers ([`afar_proto::limits::HEADER_BYTES_MAX`], percent-encoded: up to three times as long).
+pub const STATUS_MESSAGE_BYTES: usize = 3 << 10;
+
+// Replication.
+
+/// Commands that wait in a lane; each holds its bytes' permits, so this bounds only their number.
+pub const LANE_QUEUE: usize = 1024;
+/// Messages handed to the transport ahead of its window: one being sent, one ready.
+pub const LANE_AHEAD: usize = 2;
+/// Small records that go out in one message, and are synced with one call.
+pub const LANE_BATCH_RECORDS: usize = 128;
+/// Bytes of small records after which a message is full.
+pub const LANE_BATCH_BYTES: usize = 512 << 10;
+/// A peer that does not open a stream within this time is treated as unreachable.
+pub const LANE_OPEN: Duration = Duration::from_secs(5);
+/// A stream with something in flight that brings no answer for this long is broken. Longer than any honest sync.
+pub const LANE_SILENCE: Duration = Duration::from_secs(15);
+/// Bytes of one stream that are being hashed and written at once.
+pub const RECEIVE_BYTES: u32 = 16 << 20;
+/// What a request weighs at least, so that tiny ones are bounded in number, too.
+pub const RECEIVE_WEIGHT_MIN: u32 = 4 << 10;
+/// Hashing more than this moves to a thread for blocking work: 64 KiB take some 15 µs, about what the move costs.
+pub const HASH_INLINE_BYTES: usize = 64 << 10;
+/// Answers that wait for a stream's window.
+pub const LANE_REPLIES: usize = 256;
+/// Settlements to one peer are sent together this often: short, so that readers elsewhere seldom have to prove anything.
+pub const SETTLE_EVERY: Duration = Duration::from_millis(20);
+/// Settlements that wait for one peer; beyond it they are dropped, and readers prove for themselves.
+pub const SETTLE_QUEUE: usize = 65_536;
+/// Settlements in one message.
+pub const SETTLE_BATCH: usize = 1024;
+/// A question about one key that takes longer has not been answered.
+pub const ASK_DEADLINE: Duration = Duration::from_secs(3);
+/// For records to arrive, or to be read and proved.
+pub const FETCH_DEADLINE: Duration = Duration::from_secs(20);
+/// Exceptions that the ledger keeps of a peer: some 7 MB. Beyond it, single records are unproved.
+pub const LEDGER_EXCEPTIONS: usize = 100_000;
+/// A comparison older than this proves nothing any more; they are made anew every [`RECONCILE_EVERY`].
+pub const COMPARED_WITHIN: Duration = Duration::from_secs(3600);
+/// Ids of every pair of nodes are compared this often even if nothing happened.
+pub const RECONCILE_EVERY: Duration = Duration::from_secs(60);
+/// After something happened (a peer came up, a copy was found bad) the next comparison follows this soon.
+pub const RECONCILE_SOON: Duration = Duration::from_millis(100);
+/// A comparison that failed is tried again after this time.
+pub const RECONCILE_RETRY: Duration = Duration::from_secs(2);
+/// Records that are fetched together: at most this many …
+pub const PULL_RECORDS: usize = 64;
+/// … and about this many bytes.
+pub const PULL_BYTES: usize = 8 << 20;
+/// The outbox is looked at this often.
+pub const OUTBOX_EVERY: Duration = Duration::from_secs(1);
+/// Debts that are paid in one go.
+pub const OUTBOX_BATCH: usize = 256;
+/// Peers are challenged this often; rule 25 wants an answer every 60 s.
+pub const AUDIT_EVERY: Duration = Duration::from_secs(15);
+/// Records of one challenge.
+pub const AUDIT_RECORDS: usize = 4;
+
+// Objects.
+
+/// Versions of a key that are looked at: newer ones shadow the rest.
+pub const VERSIONS_PER_KEY: usize = 64;
+/// Attempts to commit a version: each excludes a node that failed or goes above a newer stamp.
+pub const COMMIT_ROUNDS: usize = 8;
+/// Records that are proved in one question.
+pub const PROVE_BATCH: usize = 256;
+/// Chunks of one put in flight.
+pub const UPLOAD_PIECES: usize = 32;
+/// What a put has written is synced after this many chunks (4 GiB), which bounds what it must remember.
+pub const SYNC_EVERY_CHUNKS: usize = 4096;
+/// How long a put waits for its first permit before it is told that the node is busy.
+pub const ADMISSION_WAIT: Duration = Duration::from_secs(10);
+/// A client that sends nothing for this long in the middle of a put loses it (rule 29).
+pub const UPLOAD_SILENCE: Duration = Duration::from_secs(30);
+/// Chunks of one get that are read ahead.
+pub const READ_AHEAD: usize = 4;
+/// Keys that are asked for in one page of a listing.
+pub const LIST_PAGE: usize = 1000;
+
+// Health.
+
+/// The survey of all versions is made anew this often.
+pub const SURVEY_EVERY: Duration = Duration::from_secs(15);
+/// A survey that took less than this is made anew when somebody asks for a fresh one.
+pub const SURVEY_QUICK: Duration = Duration::from_millis(500);
+/// Rows of the views read in one go.
+pub const SURVEY_PAGE: usize = 4096;
+/// The index is compared with the segments this often (rule 18).
+pub const CHECK_INDEX_EVERY: Duration = Duration::from_secs(30);
+/// Between two steps of the scrub.
+pub const SCRUB_EVERY: Duration = Duration::from_secs(10);
+/// Least bytes of one step of the scrub.
+pub const SCRUB_STEP_MIN: u64 = 4 << 20;
+/// Between two looks for something to compact.
+pub const COMPACT_EVERY: Duration = Duration::from_secs(60);
+
+/// Where gRPC is when an endpoint names no port.
+pub const PORT_DEFAULT: u16 = 7700;

@@ -1,0 +1,175 @@
+//! The node's program: arguments, log, runtime, signals. Everything else is in the library.
+use afard::{clock::Clock, config::Config, inspect, node::Node};
+use clap::{Args, Parser, Subcommand};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// The exit code for SIGTERM after everything ended in time, as shells count it.
+const TERMINATED: u8 = 143;
+/// The exit code for SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// afar's node: keeps records on its disks and on far away peers'.
+#[derive(Debug, Parser)]
+#[command(name = "afard", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, max_term_width = 100)]
+struct Arguments {
+    /// The node's configuration; relative paths in it start at its folder
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    /// Read and check the configuration and certificates, report every problem, and exit
+    #[arg(long)]
+    check_config: bool,
+    /// Initialise data directories that are missing or empty (else a known one that is empty is a failed disk)
+    #[arg(long, visible_alias = "init-dir")]
+    init_dirs: bool,
+    /// What to log, such as "debug" or "info,afard::cluster=trace"
+    #[arg(long, value_name = "FILTER", env = "AFARD_LOG", default_value = "info")]
+    log: String,
+    /// Log one JSON object per line
+    #[arg(long)]
+    json_logs: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Read a data directory or segment files without an index, a cluster or a running node
+    Inspect(Inspect),
+}
+
+#[derive(Debug, Args)]
+struct Inspect {
+    /// Data directories or segment files; they are only read
+    #[arg(required = true, value_name = "DIR|SEGMENT")]
+    paths: Vec<PathBuf>,
+    /// Hash every record and compare it with its name
+    #[arg(long)]
+    verify: bool,
+    /// Write the record of this id (64 hexadecimal digits, as b3sum prints them)
+    #[arg(long, value_name = "ID", requires = "output")]
+    extract: Option<String>,
+    /// Where to; - is stdout
+    #[arg(short, long, value_name = "FILE", requires = "extract")]
+    output: Option<PathBuf>,
+    /// Remove the index of a data directory, so that the next start rebuilds it
+    #[arg(long, conflicts_with_all = ["verify", "extract"])]
+    rebuild_index: bool,
+    /// One JSON object per record
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Err(error) = start_log(&arguments) {
+        return complain(&error, 2);
+    }
+    // Before the first handshake; an error means that it is installed already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    match (arguments.command, arguments.config) {
+        (Some(Command::Inspect(asked)), _) => inspect_files(asked),
+        (None, Some(path)) => match Config::load(&path) {
+            Ok(mut config) => {
+                config.init_dirs |= arguments.init_dirs;
+                if arguments.check_config { check(&config) } else { run(config) }
+            }
+            Err(error) => complain(&error.to_string(), 2),
+        },
+        (None, None) => complain("--config FILE is missing", 2),
+    }
+}
+
+fn complain(message: &str, code: u8) -> ExitCode {
+    eprintln!("afard: {message}");
+    ExitCode::from(code)
+}
+
+fn start_log(arguments: &Arguments) -> Result<(), String> {
+    let filter = EnvFilter::try_new(&arguments.log).map_err(|error| format!("--log {:?}: {error}", arguments.log))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if arguments.json_logs {
+        builder.json().init()
+    } else {
+        builder.with_ansi(false).init()
+    }
+    Ok(())
+}
+
+fn check(config: &Config) -> ExitCode {
+    if let Err(error) = afard::node::load_identity(config, Clock::new(config.clock_offset_ms).now()) {
+        return complain(&error.to_string(), 2);
+    }
+    println!("{}: node {} of cluster {}: good", config.path.display(), config.node, config.cluster);
+    if let Err(infeasible) = config.feasible() {
+        println!("warning: the default policy cannot be met: {infeasible}");
+    }
+    ExitCode::SUCCESS
+}
+
+fn run(config: Config) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("afard").build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&format!("start: {error}"), 1),
+    };
+    if let Err(infeasible) = config.feasible() {
+        tracing::warn!("the default policy cannot be met: {infeasible}");
+    }
+    let code = runtime.block_on(serve(config));
+    // What is left is stuck; the process ends without it.
+    runtime.shutdown_background();
+    code
+}
+
+async fn serve(config: Config) -> ExitCode {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
+        return complain("signals cannot be received", 1);
+    };
+    let starting = Node::start(config);
+    tokio::pin!(starting);
+    let running = tokio::select! {
+        started = &mut starting => match started {
+            Ok(running) => running,
+            Err(error) => {
+                tracing::error!(%error, "the node does not start");
+                return complain(&error.to_string(), error.exit_code());
+            }
+        },
+        _ = terminate.recv() => return ExitCode::from(TERMINATED),
+        _ = interrupt.recv() => return ExitCode::from(INTERRUPTED),
+    };
+    let code = loop {
+        tokio::select! {
+            _ = terminate.recv() => break TERMINATED,
+            _ = interrupt.recv() => break INTERRUPTED,
+            _ = hangup.recv() => tracing::info!("SIGHUP is ignored: restart the node to read its configuration again"),
+        }
+    };
+    match running.stop().await {
+        Ok(()) => ExitCode::from(code),
+        Err(why) => {
+            tracing::error!(why, "not everything ended in time");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn inspect_files(asked: Inspect) -> ExitCode {
+    let asked = inspect::Asked {
+        paths: asked.paths,
+        verify: asked.verify,
+        extract: asked.extract,
+        output: asked.output,
+        rebuild_index: asked.rebuild_index,
+        json: asked.json,
+    };
+    match inspect::run(&asked, &mut std::io::stdout().lock()) {
+        Ok(outcome) => ExitCode::from(outcome.exit_code()),
+        Err(error) => complain(&error.to_string(), error.exit_code()),
+    }
+}
