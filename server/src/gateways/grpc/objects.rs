@@ -1,0 +1,345 @@
+//! Clients' objects over gRPC: decode, ask the domain, encode. No rule lives here.
+use super::{
+    auth,
+    meta::{self, status},
+};
+use crate::{
+    cluster::keyring::Caller,
+    limits,
+    node::Node,
+    objects::{
+        ObjectError,
+        list::{Cursor, Line, Listing},
+        put::{self, Intent, Piece, Put, Receipt},
+        read::{self, Bite, Found, Wanted},
+        remove,
+    },
+    replication::fetch,
+};
+use afar_model::{
+    id::{ObjectId, RecordId, UploadId},
+    placement::{Geography, sites_of},
+    record::{ChunkRef, RecordKey, VersionEntry},
+};
+use afar_proto::{
+    convert::{self, InvalidMessage},
+    v1::{self, objects_server::Objects},
+};
+use futures_util::{Stream, StreamExt as _};
+use std::{pin::Pin, sync::Arc};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct ObjectsService {
+    node: Arc<Node>,
+}
+
+impl ObjectsService {
+    /// On this node.
+    pub const fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+
+    #[allow(clippy::result_large_err)]
+    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        auth::caller(request, &self.node.keyring)
+    }
+}
+
+/// The one map from what went wrong to the wire.
+impl From<ObjectError> for Status {
+    fn from(error: ObjectError) -> Self {
+        let code = match &error {
+            ObjectError::NoSuchBucket(_) | ObjectError::NoSuchObject { .. } => Code::NotFound,
+            ObjectError::Key(_) | ObjectError::BucketName(_) | ObjectError::Invalid(_) => Code::InvalidArgument,
+            ObjectError::Mismatch(_) | ObjectError::Integrity(_) => Code::DataLoss,
+            ObjectError::NotFar(_) => Code::FailedPrecondition,
+            ObjectError::Unavailable { .. } => Code::Unavailable,
+            ObjectError::Busy(_) | ObjectError::NoSpace(_) => Code::ResourceExhausted,
+            ObjectError::Conflict(_) => Code::AlreadyExists,
+            ObjectError::Denied(_) | ObjectError::Forbidden(_) => Code::PermissionDenied,
+            ObjectError::Internal(_) => Code::Internal,
+        };
+        let wire = status(code, error.exit(), error.to_string());
+        if matches!(error, ObjectError::Unavailable { maybe: true, .. }) { meta::maybe(wire) } else { wire }
+    }
+}
+
+/// A message that makes no sense.
+pub fn invalid(error: &InvalidMessage) -> Status {
+    status(Code::InvalidArgument, meta::exit::USAGE, error.to_string())
+}
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Objects for ObjectsService {
+    async fn put(&self, request: Request<Streaming<v1::PutRequest>>) -> Result<Response<v1::PutReply>, Status> {
+        let caller = self.caller(&request)?;
+        // In a task of its own: a client that goes away must not tear a version that is being committed.
+        let task = receive(Arc::clone(&self.node), caller, request.into_inner());
+        let receipt = run(&self.node, "put", task).await?;
+        Ok(Response::new(receipt.into()))
+    }
+
+    type GetStream = Replies<v1::GetReply>;
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let wanted = wanted(request.key, request.version.as_deref(), request.object.as_deref()).map_err(|error| invalid(&error))?;
+        let found = read::find(&self.node, &caller, &request.bucket, wanted).await?;
+        let bites = read::bytes(&self.node, &found, request.offset, request.length)?;
+        let mut info = Some(info(&found));
+        // The description travels with the first piece, so that a small object is one message.
+        let mut replies = Box::pin(bites.map(move |bite| Ok(v1::GetReply { info: info.take(), piece: Some(piece(bite?)) })));
+        let first = match replies.next().await {
+            Some(first) => first?,
+            None => v1::GetReply { info: Some(self::info(&found)), piece: None },
+        };
+        Ok(Response::new(Box::pin(futures_util::stream::iter([Ok(first)]).chain(replies))))
+    }
+
+    async fn stat(&self, request: Request<v1::StatRequest>) -> Result<Response<v1::ObjectInfo>, Status> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let wanted = wanted(request.key, request.version.as_deref(), request.object.as_deref()).map_err(|error| invalid(&error))?;
+        let found = read::find(&self.node, &caller, &request.bucket, wanted).await?;
+        let holders = read::holders(&self.node, &found.bucket, &found.key, &found.listed).await;
+        let sites = sites_of(&self.node.layout, holders);
+        let refuted = self.node.peers.refuted();
+        let geography = Geography { layout: &self.node.layout, refuted: &refuted };
+        let state = afar_model::state::state(&found.bucket.policy, &sites, &[], &geography);
+        let mut info = info(&found);
+        info.sites = sites.iter().map(|site| self.node.layout.site_name(*site).to_owned()).collect();
+        info.distance_metres = geography.greatest_distance(&sites).0;
+        info.state = state.name().to_owned();
+        Ok(Response::new(info))
+    }
+
+    type ListStream = Replies<v1::ListReply>;
+
+    async fn list(&self, request: Request<v1::ListRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let listing = Listing {
+            prefix: request.prefix,
+            after: request.after,
+            delimiter: request.delimiter,
+            limit: Some(request.limit).filter(|limit| *limit > 0),
+            versions: request.versions,
+        };
+        let mut cursor = Cursor::begin(&self.node, &caller, &request.bucket, listing)?;
+        // The first page before the answer begins, so that an error is the answer's own.
+        let first = cursor.next().await?;
+        let replies = async_stream::try_stream! {
+            let mut lines = first;
+            while let Some(page) = lines {
+                for part in page.chunks(limits::LIST_PAGE) {
+                    yield reply(part);
+                }
+                lines = cursor.next().await?;
+            }
+        };
+        Ok(Response::new(Box::pin(replies)))
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteReply>, Status> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        if request.version.is_some() {
+            return Err(status(
+                Code::Unimplemented,
+                meta::exit::FAILED,
+                "removing one version is not possible yet: without --version a marker is written",
+            ));
+        }
+        let upload: UploadId = convert::id("upload", &request.upload).map_err(|error| invalid(&error))?;
+        let node = Arc::clone(&self.node);
+        let task = async move { remove::remove(&node, &caller, &request.bucket, &request.key, upload).await };
+        let receipt = run(&self.node, "remove", task).await?;
+        Ok(Response::new(v1::DeleteReply {
+            version: convert::bytes(receipt.version.as_bytes()),
+            durability: receipt.durability.to_string(),
+            sites: receipt.sites,
+        }))
+    }
+
+    async fn copy(&self, request: Request<v1::CopyRequest>) -> Result<Response<v1::PutReply>, Status> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let upload: UploadId = convert::id("upload", &request.upload).map_err(|error| invalid(&error))?;
+        let from = wanted(request.from_key, request.from_version.as_deref(), None).map_err(|error| invalid(&error))?;
+        let metadata = request.replace_metadata.then(|| request.metadata.into_iter().collect());
+        let node = Arc::clone(&self.node);
+        let task = async move {
+            let to = (request.to_bucket, request.to_key);
+            remove::copy(&node, &caller, (request.from_bucket, from), to, upload, metadata).await
+        };
+        let receipt = run(&self.node, "copy", task).await?;
+        Ok(Response::new(receipt.into()))
+    }
+
+    async fn have(&self, request: Request<v1::HaveRequest>) -> Result<Response<v1::HaveReply>, Status> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let bucket = self.node.bucket(&request.bucket)?;
+        if !caller.may(afar_model::record::Right::Write, &bucket.id) && !caller.may(afar_model::record::Right::Append, &bucket.id) {
+            return Err(ObjectError::Forbidden("write to this bucket").into());
+        }
+        if request.chunks.len() > afar_proto::limits::HAVE_MAX {
+            let message = format!("{} chunks in one question: the most is {}", request.chunks.len(), afar_proto::limits::HAVE_MAX);
+            return Err(status(Code::InvalidArgument, meta::exit::USAGE, message));
+        }
+        let ids: Result<Vec<RecordId>, InvalidMessage> = request.chunks.iter().map(|chunk| convert::id("chunks", chunk)).collect();
+        let keys: Vec<RecordKey> =
+            ids.map_err(|error| invalid(&error))?.into_iter().map(|id| RecordKey { bucket: bucket.id, id }).collect();
+        let mut present = Vec::with_capacity(keys.len());
+        for batch in keys.chunks(limits::PROVE_BATCH) {
+            present.extend(self.present(&bucket, batch).await);
+        }
+        Ok(Response::new(v1::HaveReply { present }))
+    }
+}
+
+impl ObjectsService {
+    /// Which chunks have verified, durable copies far enough apart.
+    async fn present(&self, bucket: &crate::objects::buckets::Bucket, keys: &[RecordKey]) -> Vec<bool> {
+        let node = &self.node;
+        let whom: Vec<_> = bucket.eligible(&node.layout).into_iter().filter(|n| node.can_store(*n)).collect();
+        let answers = futures_util::future::join_all(whom.iter().map(|n| fetch::prove_at(node, *n, keys))).await;
+        let far = |index: usize| {
+            let held = |answer: &Option<Vec<bool>>| answer.as_ref().and_then(|held| held.get(index)).copied().unwrap_or(false);
+            let holders: Vec<_> = whom.iter().zip(&answers).filter(|(_, answer)| held(answer)).map(|(n, _)| *n).collect();
+            put::reached(node, bucket, &holders) >= Some(afar_model::policy::Durability::Far)
+        };
+        (0..keys.len()).map(far).collect()
+    }
+}
+
+/// Runs an operation to its end even if the caller goes away.
+async fn run<T: Send + 'static>(
+    node: &Arc<Node>,
+    name: &'static str,
+    work: impl Future<Output = Result<T, ObjectError>> + Send + 'static,
+) -> Result<T, Status> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    node.lifecycle.spawn_brief(name, async move {
+        let _ = sender.send(work.await);
+    });
+    let ended = receiver
+        .await
+        .map_err(|_| status(Code::Internal, meta::exit::FAILED, "the operation panicked: this is a bug, please report it"))?;
+    Ok(ended?)
+}
+
+async fn receive(node: Arc<Node>, caller: Caller, mut requests: Streaming<v1::PutRequest>) -> Result<Receipt, ObjectError> {
+    let invalid = |error: InvalidMessage| ObjectError::Invalid(error.to_string());
+    let mut message = next(&mut requests).await?.ok_or_else(|| ObjectError::Invalid("the put is empty".into()))?;
+    let header = message.header.take().ok_or_else(|| ObjectError::Invalid("a put begins with a header".into()))?;
+    let intent = Intent {
+        bucket: header.bucket,
+        key: header.key,
+        upload: convert::id("upload", &header.upload).map_err(invalid)?,
+        metadata: header.metadata.into_iter().collect(),
+        size: header.size,
+    };
+    let mut put = Put::begin(&node, &caller, intent).await?;
+    loop {
+        for piece in message.pieces {
+            put.piece(decode(piece)?).await?;
+        }
+        if let Some(end) = message.end {
+            return put.finish(convert::id("object", &end.object).map_err(invalid)?, end.size).await;
+        }
+        message = next(&mut requests)
+            .await?
+            .ok_or_else(|| ObjectError::unavailable("the client ended the put before its end: nothing was stored under the key"))?;
+    }
+}
+
+async fn next(requests: &mut Streaming<v1::PutRequest>) -> Result<Option<v1::PutRequest>, ObjectError> {
+    match tokio::time::timeout(limits::UPLOAD_SILENCE, requests.message()).await {
+        Ok(Ok(message)) => Ok(message),
+        Ok(Err(error)) => Err(ObjectError::unavailable(format!("the client went away in the middle of the put: {}", error.message()))),
+        Err(_) => Err(ObjectError::unavailable(format!("the client sent nothing for {} s", limits::UPLOAD_SILENCE.as_secs()))),
+    }
+}
+
+fn decode(piece: v1::PutPiece) -> Result<Piece, ObjectError> {
+    match piece.piece {
+        Some(v1::put_piece::Piece::Data(data)) => Ok(Piece::Data(data)),
+        Some(v1::put_piece::Piece::Present(chunk)) => {
+            let id = convert::id("present", &chunk.id).map_err(|error| ObjectError::Invalid(error.to_string()))?;
+            Ok(Piece::Present(ChunkRef { id, length: chunk.length }))
+        }
+        None => Err(ObjectError::Invalid("a piece is empty, or made by a later program".into())),
+    }
+}
+
+fn wanted(key: String, version: Option<&[u8]>, object: Option<&[u8]>) -> Result<Wanted, InvalidMessage> {
+    match (version, object) {
+        (Some(version), _) => Ok(Wanted::Version(key, convert::id("version", version)?)),
+        (None, Some(object)) => Ok(Wanted::Object(convert::id("object", object)?)),
+        (None, None) => Ok(Wanted::Current(key)),
+    }
+}
+
+fn info(found: &Found) -> v1::ObjectInfo {
+    v1::ObjectInfo {
+        bucket: found.bucket.name.clone(),
+        key: found.key.clone(),
+        object: convert::bytes(found.object.as_bytes()),
+        version: convert::bytes(found.listed.entry.id.as_bytes()),
+        size: found.size,
+        modified: found.listed.entry.stamp.time().0,
+        metadata: found.decoded.version.metadata.clone().into_iter().collect(),
+        sites: Vec::new(),
+        distance_metres: 0,
+        state: String::new(),
+    }
+}
+
+fn piece(bite: Bite) -> v1::DataPiece {
+    v1::DataPiece { offset: bite.offset, data: bite.data, id: bite.id.map(|id| convert::bytes(id.as_bytes())) }
+}
+
+fn reply(lines: &[Line]) -> v1::ListReply {
+    let mut reply = v1::ListReply::default();
+    for line in lines {
+        match line {
+            Line::Entry { key, entry, current } => reply.entries.push(list_entry(key, entry, *current)),
+            Line::Prefix(prefix) => reply.common_prefixes.push(prefix.clone()),
+        }
+    }
+    reply
+}
+
+fn list_entry(key: &str, entry: &VersionEntry, current: bool) -> v1::ListEntry {
+    v1::ListEntry {
+        key: key.to_owned(),
+        version: convert::bytes(entry.id.as_bytes()),
+        object: entry.object.map(|(id, _): (ObjectId, u64)| convert::bytes(id.as_bytes())),
+        size: entry.object.map_or(0, |(_, size)| size),
+        modified: entry.stamp.time().0,
+        current,
+    }
+}
+
+impl From<Receipt> for v1::PutReply {
+    fn from(receipt: Receipt) -> Self {
+        Self {
+            object: receipt.object.map(|id| convert::bytes(id.as_bytes())).unwrap_or_default(),
+            bucket: receipt.bucket,
+            key: receipt.key,
+            version: convert::bytes(receipt.version.as_bytes()),
+            size: receipt.size,
+            durability: receipt.durability.to_string(),
+            sites: receipt.sites,
+            distance_metres: receipt.distance.0,
+            deduplicated_bytes: receipt.deduplicated,
+            note: receipt.note,
+        }
+    }
+}

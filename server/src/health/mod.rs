@@ -1,0 +1,9 @@
+//! Whether everything is as promised, and the evidence for it.
+//!
+//! Reading order: the state of every object that this node reports for ([`survey`]), the upkeep of its own log ([`upkeep`]),
+//! and what else an operator must know ([`checks`]).
+pub mod survey;
+
+pub mod upkeep;
+
+pub mod checks;

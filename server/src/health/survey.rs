@@ -1,0 +1,229 @@
+//! The state of every version that this node is assigned, from evidence: its own log, and what the ledger can prove of
+//! the others (rule 25). Counts go to whoever asks for status, per bucket and shard, with this node's rank among the
+//! shard's holders, so that each shard is counted once, by the first of its holders that answers.
+use crate::{limits, node::Node, objects::buckets::Bucket, replication::ledger::Holding};
+use afar_model::{
+    id::BucketId,
+    layout::{NodeIndex, SiteIndex},
+    placement::{Geography, Partition, sites_of},
+    record::{Content, Data, Manifest, RecordKey, Version, VersionEntry},
+    state::{State, state},
+    units::UnixMillis,
+};
+use afar_proto::{convert, v1};
+use afar_store::VersionCursor;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Marks a shard that exists and that this node is not assigned.
+pub const NO_REPORTER: u32 = u32::MAX;
+
+/// What one survey found.
+#[derive(Debug, Clone, Default)]
+pub struct Survey {
+    /// Per bucket and shard.
+    pub shards: Vec<v1::ShardSurvey>,
+    /// When it was made.
+    pub at: UnixMillis,
+    /// Whether all views were there.
+    pub complete: bool,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Looks at every version that this node holds. Blocking: about a microsecond a version, more where chunks must be looked
+/// at one by one.
+pub fn survey(node: &Node) -> Survey {
+    let begun = Instant::now();
+    let mut surveyor = Surveyor::new(node);
+    let complete = surveyor.walk();
+    Survey { shards: surveyor.finish(), at: node.now(), complete, took: begun.elapsed() }
+}
+
+/// What is needed of a bucket again and again.
+struct BucketFacts {
+    bucket: Arc<Bucket>,
+    /// The one state of all records of this bucket, if no exception is known and all sets of nodes amount to the same.
+    uniform: Option<State>,
+}
+
+struct Surveyor<'a> {
+    node: &'a Node,
+    refuted: Arc<BTreeSet<(SiteIndex, SiteIndex)>>,
+    exceptions: bool,
+    facts: HashMap<BucketId, BucketFacts>,
+    shards: HashMap<(BucketId, u16), v1::ShardSurvey>,
+    /// The key whose versions are passing by, and whether its current one has passed.
+    key: Option<(BucketId, String, bool)>,
+}
+
+impl<'a> Surveyor<'a> {
+    fn new(node: &'a Node) -> Self {
+        let refuted = node.peers.refuted();
+        let mut surveyor =
+            Self { node, refuted, exceptions: node.ledger.has_exceptions(), facts: HashMap::new(), shards: HashMap::new(), key: None };
+        for bucket in node.buckets.present().buckets.values() {
+            surveyor.begin(bucket);
+        }
+        surveyor
+    }
+
+    /// Every shard of a bucket is reported, be it empty: an absent one would be unknown.
+    fn begin(&mut self, bucket: &Arc<Bucket>) {
+        for shard in 0..bucket.shards {
+            let partition = Partition::of_shard(&bucket.id, shard, self.node.layout.partitions());
+            let rank = bucket.assigned(&self.node.layout, partition).iter().position(|n| *n == self.node.me);
+            let survey = v1::ShardSurvey {
+                bucket: convert::bytes(bucket.id.as_bytes()),
+                shard: u32::from(shard),
+                objects: Some(v1::StateCounts::default()),
+                bytes: Some(v1::StateCounts::default()),
+                versions: Some(v1::StateCounts::default()),
+                rank: rank.map_or(NO_REPORTER, |rank| rank as u32),
+            };
+            self.shards.insert((bucket.id, shard), survey);
+        }
+        let uniform = if self.exceptions { None } else { self.uniform(bucket) };
+        self.facts.insert(bucket.id, BucketFacts { bucket: Arc::clone(bucket), uniform });
+    }
+
+    fn uniform(&self, bucket: &Bucket) -> Option<State> {
+        let layout = &self.node.layout;
+        let sets: BTreeSet<Vec<NodeIndex>> = (0..layout.partitions()).map(|p| bucket.assigned(layout, Partition(p))).collect();
+        let any = RecordKey { bucket: bucket.id, id: afar_model::id::RecordId::ZERO };
+        let states: BTreeSet<State> = sets.iter().map(|assigned| self.state_at(bucket, &any, assigned, &[], true)).collect();
+        if states.len() == 1 { states.first().copied() } else { None }
+    }
+
+    fn walk(&mut self) -> bool {
+        let mut after: Option<VersionCursor> = None;
+        loop {
+            let Ok(rows) = self.node.store.version_ids(after.as_ref(), limits::SURVEY_PAGE) else { return false };
+            after = rows.last().map(afar_store::VersionRow::cursor);
+            let end = rows.len() < limits::SURVEY_PAGE;
+            for row in rows {
+                self.row(row.bucket, row.key, &row.entry);
+            }
+            if end {
+                return true;
+            }
+        }
+    }
+
+    fn row(&mut self, bucket: BucketId, key: String, entry: &VersionEntry) {
+        let passed = self.key.as_ref().is_some_and(|(b, k, current)| *b == bucket && *k == key && *current);
+        let current = entry.settled && !passed;
+        if !self.key.as_ref().is_some_and(|(b, k, _)| *b == bucket && *k == key) {
+            self.key = Some((bucket, key.clone(), false));
+        }
+        if current && let Some(seen) = &mut self.key {
+            seen.2 = true;
+        }
+        let (Some((_, size)), true, Some(facts)) = (entry.object, entry.settled, self.facts.get(&bucket)) else { return };
+        let state = self.version_state(facts, &key, entry);
+        let shard = afar_model::placement::shard_of(&key, facts.bucket.shards);
+        let Some(survey) = self.shards.get_mut(&(bucket, shard)) else { return };
+        count(&mut survey.versions, state, 1);
+        if current {
+            count(&mut survey.objects, state, 1);
+            count(&mut survey.bytes, state, size);
+        }
+    }
+
+    fn version_state(&self, facts: &BucketFacts, key: &str, entry: &VersionEntry) -> State {
+        if let Some(state) = facts.uniform {
+            return state;
+        }
+        let bucket = &facts.bucket;
+        let name = RecordKey { bucket: bucket.id, id: entry.id };
+        let own = self.record_state(bucket, &name, bucket.version_partition(key));
+        if entry.inline { own } else { self.content_state(bucket, &name).max(own) }
+    }
+
+    /// The worst of a version's manifests and chunks; unknown where they cannot be listed here.
+    fn content_state(&self, bucket: &Bucket, name: &RecordKey) -> State {
+        let Some(version) = self.read(name).and_then(|body| Version::decode(&body).ok()) else { return State::Unknown };
+        let Content::Object { data, .. } = version.version.content else { return State::Safe };
+        let partitions = self.node.layout.partitions();
+        let piece = |id| self.record_state(bucket, &RecordKey { bucket: bucket.id, id }, Partition::of_record(&id, partitions));
+        match data {
+            Data::Inline => State::Safe,
+            Data::Chunks(chunks) => chunks.iter().map(|chunk| piece(chunk.id)).max().unwrap_or(State::Safe),
+            Data::Manifests(manifests) => manifests
+                .iter()
+                .map(|id| {
+                    let manifest = self.read(&RecordKey { bucket: bucket.id, id: *id }).and_then(|body| Manifest::decode(&body).ok());
+                    let chunks = manifest.map(|manifest| manifest.chunks.iter().map(|chunk| piece(chunk.id)).max().unwrap_or(State::Safe));
+                    chunks.unwrap_or(State::Unknown).max(piece(*id))
+                })
+                .max()
+                .unwrap_or(State::Safe),
+        }
+    }
+
+    fn read(&self, name: &RecordKey) -> Option<bytes::Bytes> {
+        self.node.store.get(name).ok().flatten().map(|found| found.record.into_body())
+    }
+
+    fn record_state(&self, bucket: &Bucket, key: &RecordKey, partition: Partition) -> State {
+        let assigned = bucket.assigned(&self.node.layout, partition);
+        let others: Vec<NodeIndex> = bucket.eligible(&self.node.layout).into_iter().filter(|n| !assigned.contains(n)).collect();
+        self.state_at(bucket, key, &assigned, &others, false)
+    }
+
+    /// Rule 25 for one record; `any` stands for every record when no exception is known.
+    fn state_at(&self, bucket: &Bucket, key: &RecordKey, assigned: &[NodeIndex], others: &[NodeIndex], any: bool) -> State {
+        let (mut proved, mut unproved) = (Vec::new(), Vec::new());
+        let candidates = assigned.iter().map(|n| (*n, true)).chain(others.iter().map(|n| (*n, false)));
+        for (candidate, is_assigned) in candidates {
+            match self.holding(candidate, is_assigned, key, any) {
+                Holding::Proved => proved.push(candidate),
+                Holding::Unproved => unproved.push(candidate),
+                Holding::No => {}
+            }
+        }
+        let layout = &self.node.layout;
+        let geography = Geography { layout, refuted: &self.refuted };
+        state(&bucket.policy, &sites_of(layout, proved), &sites_of(layout, unproved), &geography)
+    }
+
+    fn holding(&self, candidate: NodeIndex, assigned: bool, key: &RecordKey, any: bool) -> Holding {
+        if candidate == self.node.me {
+            return self.own_holding(assigned, key, any);
+        }
+        match self.node.ledger.holding(candidate, assigned, key) {
+            Holding::Proved if !self.node.peers.usable(candidate) => Holding::Unproved,
+            Holding::Unproved if self.node.was_replaced(candidate) => Holding::No,
+            holding => holding,
+        }
+    }
+
+    /// What is here was read and hashed within the scrub's bound, or synced since: the upkeep sees to it, and says if not.
+    fn own_holding(&self, assigned: bool, key: &RecordKey, any: bool) -> Holding {
+        let held = if any { assigned } else { self.node.store.holds(key) && !self.node.ledger.is_missing_here(key) };
+        match (held, self.node.is_scrubbed()) {
+            (false, _) => Holding::No,
+            (true, true) => Holding::Proved,
+            (true, false) => Holding::Unproved,
+        }
+    }
+
+    fn finish(self) -> Vec<v1::ShardSurvey> {
+        self.shards.into_values().collect()
+    }
+}
+
+fn count(counts: &mut Option<v1::StateCounts>, state: State, amount: u64) {
+    let counts = counts.get_or_insert_default();
+    counts.total += amount;
+    *match state {
+        State::Safe => &mut counts.safe,
+        State::Degraded => &mut counts.degraded,
+        State::Unknown => &mut counts.unknown,
+        State::AtRisk => &mut counts.at_risk,
+        State::Lost => &mut counts.lost,
+    } += amount;
+}

@@ -1,0 +1,78 @@
+//! The upkeep of this node's own log: the index is compared with the segments (rule 18), every byte is read again within
+//! the scrub's bound (rule 25), what compaction can free is freed, and the survey is made anew.
+use super::survey;
+use crate::{limits, node::Node};
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Surveys now and then, for those who ask without asking for a fresh one.
+pub async fn surveys(node: Arc<Node>, stop: CancellationToken) {
+    loop {
+        refresh(&node).await;
+        if stop.run_until_cancelled(tokio::time::sleep(limits::SURVEY_EVERY)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Makes the survey anew.
+pub async fn refresh(node: &Arc<Node>) {
+    let surveyor = Arc::clone(node);
+    if let Some(found) = node.lifecycle.blocking("survey", move || survey::survey(&surveyor)).await {
+        node.survey.store(Arc::new(found));
+    }
+}
+
+/// Compares index and segments.
+pub async fn index(node: Arc<Node>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(limits::CHECK_INDEX_EVERY)).await.is_some() {
+        let store = node.store.clone();
+        let Some(check) = node.lifecycle.blocking("check index", move || store.check_index()).await else { continue };
+        if !check.matches {
+            tracing::error!(mismatches = ?check.mismatches, "the index did not match the log and is being rebuilt");
+            node.poke();
+        }
+    }
+}
+
+/// Reads everything again, a little at a time: as much per step as finishes within half the bound.
+pub async fn scrub(node: Arc<Node>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(limits::SCRUB_EVERY)).await.is_some() {
+        let store = node.store.clone();
+        let Some(step) = node.lifecycle.blocking("scrub", move || store.scrub_step(step_bytes(store.usage().used))).await else { continue };
+        if !step.corrupt.is_empty() {
+            tracing::error!(records = step.corrupt.len(), "the scrub found bad copies here: they are quarantined and will be mended");
+            node.ledger.own_missing_add(step.corrupt);
+            node.note_loss();
+        }
+    }
+}
+
+fn step_bytes(used: u64) -> u64 {
+    let steps = afar_model::limits::SCRUB_WITHIN.as_secs() / 2 / limits::SCRUB_EVERY.as_secs();
+    (used / steps.max(1)).max(limits::SCRUB_STEP_MIN)
+}
+
+/// Compacts as long as there is something worth it.
+pub async fn compact(node: Arc<Node>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(limits::COMPACT_EVERY)).await.is_some() {
+        let store = node.store.clone();
+        match node.lifecycle.blocking("compact", move || store.compact_step()).await {
+            Some(Ok(step)) if step.segment.is_some() => tracing::info!(freed = step.freed, copied = step.copied, "compacted a segment"),
+            Some(Err(error)) => tracing::warn!(%error, "compaction failed"),
+            _ => {}
+        }
+    }
+}
+
+/// When physics refutes a pair of sites, or no longer does, placements are derived anew.
+pub async fn physics(node: Arc<Node>, stop: CancellationToken) {
+    let mut known = node.peers.refuted();
+    while stop.run_until_cancelled(tokio::time::sleep(limits::HELLO_INTERVAL)).await.is_some() {
+        let now = node.peers.refuted();
+        if now != known {
+            node.reload_settings().await;
+            known = now;
+        }
+    }
+}

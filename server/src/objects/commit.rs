@@ -1,0 +1,336 @@
+//! Making a version current: the one place where a write is acknowledged.
+//!
+//! The version goes to the nodes of its partition *prepared* (rule 1): it counts for nobody until its records are known
+//! to be at their level. It is acknowledged when copies at far-apart sites are durable, and when the answers overlap
+//! every set of nodes that could have acknowledged a newer one (rule 4): whoever holds a higher stamp says so, and the
+//! version is made again above it.
+use super::{
+    buckets::Bucket,
+    error::ObjectError,
+    targets::{self, Targets},
+    versions,
+};
+use crate::{
+    limits,
+    node::Node,
+    replication::{
+        lane::LaneKind,
+        send::{Copied, NotCopied, Purpose, copy_to},
+    },
+};
+use afar_model::{
+    coverage,
+    hlc::Stamp,
+    id::RecordId,
+    layout::NodeIndex,
+    placement::{Geography, Partition},
+    policy::{DegradedWrites, Durability},
+    record::{Record, RecordKey, RecordKind, VersionEntry},
+};
+use afar_proto::convert;
+use afar_store::Owed;
+use bytes::Bytes;
+use std::{collections::BTreeSet, sync::Arc};
+use tokio::task::JoinSet;
+
+/// A version that is durable where it has to be.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// Its record.
+    pub id: RecordId,
+    /// Its place in the order of the key's versions.
+    pub stamp: Stamp,
+    /// Who holds it.
+    pub nodes: Vec<NodeIndex>,
+    /// Assigned nodes that do not hold it yet.
+    pub owed: Vec<NodeIndex>,
+    /// What these copies amount to.
+    pub level: Durability,
+    /// A version that an earlier attempt of the same put made: that one stands (rule 5).
+    pub existing: Option<VersionEntry>,
+    /// Whether every holder had it.
+    pub deduplicated: bool,
+}
+
+/// Where records of a partition go now, leaving out `excluded`.
+///
+/// # Errors
+/// If that is not far, and the bucket does not queue: with the sites that were considered.
+pub fn targets(node: &Node, bucket: &Bucket, partition: Partition, excluded: &BTreeSet<NodeIndex>) -> Result<Targets, ObjectError> {
+    let refuted = node.peers.refuted();
+    let geography = Geography { layout: &node.layout, refuted: &refuted };
+    let placement = bucket.placement.as_ref().map_err(|why| ObjectError::NotFar(why.to_string()))?;
+    let usable = |candidate| !excluded.contains(&candidate) && node.can_store(candidate);
+    let chosen = targets::choose(&bucket.policy, placement, &geography, partition, &usable);
+    let enough = match bucket.policy.degraded_writes {
+        DegradedWrites::Queue => chosen.level.is_some(),
+        DegradedWrites::Refuse => chosen.level >= Some(Durability::Far),
+    };
+    if enough { Ok(chosen) } else { Err(refusal(node, bucket, &geography, excluded)) }
+}
+
+/// Every site, why it is no help, and the distances between those that would be (product contract).
+fn refusal(node: &Node, bucket: &Bucket, geography: &Geography<'_>, excluded: &BTreeSet<NodeIndex>) -> ObjectError {
+    let layout = &node.layout;
+    let eligible = bucket.eligible(layout);
+    let mut parts = Vec::new();
+    let mut up = Vec::new();
+    for site in layout.site_indexes() {
+        let nodes: Vec<NodeIndex> = layout.nodes_at(site).collect();
+        let name = layout.site_name(site);
+        if nodes.is_empty() {
+            parts.push(format!("{name}: has no node"));
+        } else if !nodes.iter().any(|n| eligible.contains(n)) {
+            parts.push(format!("{name}: the policy allows no copy there"));
+        } else if nodes.iter().any(|n| !excluded.contains(n) && node.can_store(*n)) {
+            up.push(site);
+            parts.push(format!("{name}: up"));
+        } else {
+            parts.push(format!("{name}: {}", node.why_unusable(&nodes)));
+        }
+    }
+    for (index, a) in up.iter().enumerate() {
+        for b in up.iter().skip(index + 1) {
+            let refuted = if geography.refuted.contains(&(*a.min(b), *a.max(b))) { ", refuted by the measured round trip" } else { "" };
+            parts.push(format!("{}-{}: {}{refuted}", layout.site_name(*a), layout.site_name(*b), layout.distance(*a, *b)));
+        }
+    }
+    let want = format!("the policy wants {} sites at least {} apart", bucket.policy.far_copies, bucket.policy.min_distance);
+    ObjectError::NotFar(format!("{want}; {}", parts.join("; ")))
+}
+
+/// What is being committed.
+pub struct Commit<'a> {
+    /// The bucket.
+    pub bucket: &'a Bucket,
+    /// The key.
+    pub key: &'a str,
+    /// For what: the record's body for a stamp.
+    pub body: &'a (dyn Fn(Stamp) -> Bytes + Send + Sync),
+    /// Nodes that already failed this put.
+    pub excluded: BTreeSet<NodeIndex>,
+}
+
+impl std::fmt::Debug for Commit<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Commit").field("bucket", &self.bucket.name).field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// What one round of sending brought.
+#[derive(Default)]
+struct Round {
+    durable: Vec<NodeIndex>,
+    newest: Stamp,
+    existing: Option<VersionEntry>,
+    deduplicated: bool,
+    failures: Vec<NotCopied>,
+}
+
+impl Commit<'_> {
+    /// Sends the version until it is durable at its level and known to be the newest.
+    ///
+    /// # Errors
+    /// If that cannot be had. The error says whether the version may take effect all the same.
+    pub async fn run(mut self, node: &Arc<Node>) -> Result<Committed, ObjectError> {
+        if let Some(trouble) = node.clock_trouble() {
+            return Err(ObjectError::unavailable(format!("this node refuses writes: {trouble}")));
+        }
+        let partition = self.bucket.version_partition(self.key);
+        let mut stamp = node.tick();
+        let mut anywhere = false;
+        let mut last_failure = String::new();
+        let mut known: Vec<NodeIndex> = Vec::new();
+        for _ in 0..limits::COMMIT_ROUNDS {
+            let chosen =
+                targets(node, self.bucket, partition, &self.excluded).map_err(|error| self.after(anywhere, error, &last_failure))?;
+            let record = Record::new(RecordKind::Version, self.bucket.id, (self.body)(stamp));
+            let mut round = self.send(node, &record, &chosen, known.clone()).await?;
+            anywhere |= !round.durable.is_empty();
+            if let Some(existing) = round.existing.take() {
+                return Ok(self.stands(existing, round.durable));
+            }
+            if round.newest > stamp {
+                // Somebody holds a newer version: make this one newer still.
+                node.observe(round.newest);
+                self.abandon(node, &chosen.nodes, stamp, &record);
+                stamp = node.tick().max(Stamp::from_u64(round.newest.as_u64().saturating_add(1)));
+                known.clear();
+                continue;
+            }
+            let reached = self.level(node, &round.durable);
+            if reached >= Some(self.wanted(&chosen)) {
+                let owed = self.bucket.assigned(&node.layout, partition).into_iter().filter(|n| !round.durable.contains(n)).collect();
+                let level = reached.unwrap_or(Durability::Local);
+                return Ok(Committed {
+                    id: record.id(),
+                    stamp,
+                    nodes: round.durable,
+                    owed,
+                    level,
+                    existing: None,
+                    deduplicated: round.deduplicated,
+                });
+            }
+            if round.failures.iter().any(NotCopied::is_full) && !anywhere {
+                return Err(ObjectError::NoSpace(join(&round.failures)));
+            }
+            last_failure = join(&round.failures);
+            known = round.durable;
+        }
+        Err(self.after(anywhere, ObjectError::unavailable("too many attempts"), &last_failure))
+    }
+
+    /// At what level this write is acknowledged: the policy's, or less where the bucket queues and no more can be had.
+    fn wanted(&self, chosen: &Targets) -> Durability {
+        match self.bucket.policy.degraded_writes {
+            DegradedWrites::Queue => self.bucket.policy.level.min(chosen.level.unwrap_or(Durability::Local)),
+            DegradedWrites::Refuse => self.bucket.policy.level,
+        }
+    }
+
+    fn level(&self, node: &Node, nodes: &[NodeIndex]) -> Option<Durability> {
+        let refuted = node.peers.refuted();
+        targets::reached(&self.bucket.policy, &Geography { layout: &node.layout, refuted: &refuted }, nodes)
+    }
+
+    /// Sends to every target at once, asks witnesses beside them, and returns as soon as the level is reached and the
+    /// answers are complete; the rest goes on by itself.
+    async fn send(&mut self, node: &Arc<Node>, record: &Record, chosen: &Targets, known: Vec<NodeIndex>) -> Result<Round, ObjectError> {
+        let partition = self.bucket.version_partition(self.key);
+        let assigned = self.bucket.assigned(&node.layout, partition);
+        let mut tasks: JoinSet<(NodeIndex, Answer)> = JoinSet::new();
+        for target in chosen.nodes.iter().copied().filter(|target| !known.contains(target)) {
+            let (sender, record) = (Arc::clone(node), record.clone());
+            let purpose = if assigned.contains(&target) { Purpose::Client } else { Purpose::Hint };
+            tasks.spawn(async move {
+                let copied = copy_to(&sender, target, std::slice::from_ref(&record), purpose, LaneKind::Small).await;
+                let copied = copied.map(|mut copied| copied.pop());
+                if matches!(copied, Ok(Some(_))) {
+                    sender.ledger.acknowledged(target, purpose == Purpose::Client, [record.key()]);
+                }
+                (target, Answer::Copied(copied))
+            });
+        }
+        let queued = self.wanted(chosen) == Durability::Local;
+        for witness in self.witnesses(node, &chosen.nodes).into_iter().filter(|_| !queued) {
+            let (asker, bucket, key) = (Arc::clone(node), self.bucket.id, self.key.to_owned());
+            tasks.spawn(async move { (witness, Answer::Witnessed(versions::ask(&asker, witness, &bucket, &key).await)) });
+        }
+        let mut round = Round { durable: known.clone(), deduplicated: true, ..Round::default() };
+        let mut answered = known;
+        let eligible = self.bucket.eligible(&node.layout);
+        while let Some(joined) = tasks.join_next().await {
+            let Ok((from, answer)) = joined else { continue };
+            self.take(from, answer, &mut round, &mut answered);
+            let complete = queued || coverage::covers(&self.bucket.policy, &node.layout, &eligible, &answered);
+            if complete && self.level(node, &round.durable) >= Some(self.wanted(chosen)) {
+                // The copies beyond the level go on in the background; what fails is found by anti-entropy.
+                tasks.detach_all();
+                return Ok(round);
+            }
+        }
+        let complete = queued || coverage::covers(&self.bucket.policy, &node.layout, &eligible, &answered);
+        if !complete && self.level(node, &round.durable) >= Some(self.wanted(chosen)) {
+            let silent: Vec<&str> = eligible.iter().filter(|n| !answered.contains(n)).map(|n| node.layout.node_name(*n)).collect();
+            let why = format!("too few nodes answer to know whether a newer version exists (silent: {})", silent.join(", "));
+            return Err(ObjectError::maybe(why));
+        }
+        Ok(round)
+    }
+
+    fn take(&mut self, from: NodeIndex, answer: Answer, round: &mut Round, answered: &mut Vec<NodeIndex>) {
+        match answer {
+            Answer::Copied(Ok(Some(copied))) => {
+                answered.push(from);
+                round.durable.push(from);
+                round.newest = round.newest.max(copied.newest_stamp);
+                round.deduplicated &= copied.deduplicated;
+                round.existing = round.existing.take().or(copied.same_upload);
+            }
+            Answer::Copied(Ok(None)) => {
+                self.excluded.insert(from);
+            }
+            Answer::Copied(Err(failure)) => {
+                self.excluded.insert(from);
+                round.failures.push(failure);
+            }
+            Answer::Witnessed(Some(entries)) => {
+                answered.push(from);
+                round.newest = round.newest.max(entries.first().map(|entry| entry.stamp).unwrap_or_default());
+            }
+            Answer::Witnessed(None) => {}
+        }
+    }
+
+    /// Whom to ask besides the targets, so that the answers overlap every set that could have acknowledged.
+    fn witnesses(&self, node: &Node, targets: &[NodeIndex]) -> Vec<NodeIndex> {
+        let eligible = self.bucket.eligible(&node.layout);
+        let others: Vec<NodeIndex> = eligible.iter().copied().filter(|n| !targets.contains(n) && node.answers(*n)).collect();
+        let mut order = targets.to_vec();
+        order.extend(node.peers.nearest_first(others.into_iter()));
+        let enough = coverage::to_ask(&self.bucket.policy, &node.layout, &eligible, &order).unwrap_or(order);
+        enough.into_iter().filter(|n| !targets.contains(n)).collect()
+    }
+
+    fn abandon(&self, node: &Arc<Node>, nodes: &[NodeIndex], stamp: Stamp, record: &Record) {
+        let version = convert::version_ref(&self.bucket.id, self.key, stamp, &record.id());
+        for target in nodes {
+            match node.lanes.to(*target, LaneKind::Small) {
+                Some(lane) => lane.abandon(version.clone()),
+                None => node.discard(record.key()),
+            }
+        }
+    }
+
+    fn stands(&self, existing: VersionEntry, nodes: Vec<NodeIndex>) -> Committed {
+        Committed {
+            id: existing.id,
+            stamp: existing.stamp,
+            nodes,
+            owed: Vec::new(),
+            level: Durability::Local,
+            existing: Some(existing),
+            deduplicated: true,
+        }
+    }
+
+    fn after(&self, anywhere: bool, error: ObjectError, failures: &str) -> ObjectError {
+        match error {
+            ObjectError::NotFar(why) if !anywhere && failures.is_empty() => ObjectError::NotFar(why),
+            error if anywhere => ObjectError::maybe(format!("{error} ({failures})")),
+            error => ObjectError::unavailable(format!("{error} ({failures})")),
+        }
+    }
+}
+
+enum Answer {
+    Copied(Result<Option<Copied>, NotCopied>),
+    Witnessed(Option<Vec<VersionEntry>>),
+}
+
+fn join(failures: &[NotCopied]) -> String {
+    failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Tells everybody who holds the version that it is at its level; not awaited, for the next reader finds out by itself.
+pub fn settle(node: &Arc<Node>, bucket: &Bucket, key: &str, stamp: Stamp, id: RecordId) {
+    node.store.settle(vec![(bucket.id, key.to_owned(), stamp, id)]);
+    let version = convert::version_ref(&bucket.id, key, stamp, &id);
+    for peer in bucket.eligible(&node.layout).into_iter().filter(|n| *n != node.me && node.peers.usable(*n)) {
+        node.settlements.push(peer, version.clone());
+    }
+}
+
+/// What these nodes still have to get, for the outbox.
+pub fn debts(node: &Node, to: &[NodeIndex], keys: &[(RecordKey, RecordKind, u32)]) -> Vec<Owed> {
+    let since = node.now();
+    let debt = |to: &NodeIndex, (key, kind, bytes): &(RecordKey, RecordKind, u32)| Owed {
+        key: *key,
+        kind: *kind,
+        to: node.layout.node_name(*to).to_owned(),
+        since,
+        bytes: *bytes,
+    };
+    to.iter().flat_map(|to| keys.iter().map(move |key| debt(to, key))).collect()
+}

@@ -1,0 +1,26 @@
+//! Objects: what clients put, get, list and remove, in terms of records on nodes.
+//!
+//! Reading order: which buckets there are ([`buckets`]), where their records go ([`targets`], pure), how a version becomes
+//! current ([`commit`]) and how it is found again ([`versions`]), the verbs ([`put`], [`read`], [`list`], [`remove`],
+//! [`settings`]), and what can go wrong ([`error`]).
+pub mod buckets;
+
+pub mod targets;
+
+pub mod commit;
+
+pub mod versions;
+
+pub mod put;
+
+pub mod read;
+
+pub mod list;
+
+pub mod remove;
+
+pub mod settings;
+
+pub mod error;
+
+pub use error::ObjectError;

@@ -1,0 +1,693 @@
+//! A put: bytes come in, chunks go to this node's log and to far ones at the same time, and when all of it is durable
+//! far enough apart the version is made current.
+//!
+//! ```text
+//! pieces ─ hash ─┬─ own log (written) ────────┐
+//!                └─ lanes to the others ──────┴─ sync everywhere ─┬─ settled ─ OK
+//!                                   version (prepared) ── durable ┘
+//! ```
+//! Everything is bounded: a put holds the permit of one chunk before its first byte (rule 29), and more only while they
+//! are to be had, so that every admitted put can always go on. Of every chunk some 44 bytes are kept until the end.
+use super::{
+    buckets::Bucket,
+    commit::{self, Commit, Committed},
+    error::ObjectError,
+    targets,
+    versions::{self, Listed},
+};
+use crate::{
+    cluster::keyring::Caller,
+    limits,
+    node::Node,
+    replication::{
+        fetch,
+        lane::{Generation, LaneKind, Stored},
+        send::{Purpose, copy_to},
+    },
+};
+use afar_model::{
+    id::{ObjectId, RecordId, UploadId},
+    layout::NodeIndex,
+    limits::{CHUNK_BYTES, INLINE_BYTES_MAX, MANIFEST_CHUNKS_MAX, MANIFESTS_MAX},
+    placement::{Geography, Partition, sites_of},
+    policy::{DegradedWrites, Durability},
+    record::{ChunkRef, Chunker, Content, DIRECT_CHUNKS_MAX, Data, Manifest, Record, RecordKey, RecordKind, Right, Version, VersionEntry},
+    units::Metres,
+};
+use afar_proto::v1;
+use afar_store::Written;
+use bytes::Bytes;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
+
+/// What a put is about.
+#[derive(Debug, Clone)]
+pub struct Intent {
+    /// The bucket's name, or `@` and its id.
+    pub bucket: String,
+    /// The key.
+    pub key: String,
+    /// The client's name for this put (rule 5).
+    pub upload: UploadId,
+    /// The user's metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// Length in bytes, if announced.
+    pub size: Option<u64>,
+}
+
+/// What a piece of the content is.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// Bytes: exactly one chunk, but for the last.
+    Data(Bytes),
+    /// A chunk that an earlier attempt brought.
+    Present(ChunkRef),
+}
+
+/// What was acknowledged.
+#[derive(Debug, Clone)]
+pub struct Receipt {
+    /// The content's id; `None` for a delete marker.
+    pub object: Option<ObjectId>,
+    /// The bucket's name.
+    pub bucket: String,
+    /// The key.
+    pub key: String,
+    /// The version record.
+    pub version: RecordId,
+    /// Length in bytes.
+    pub size: u64,
+    /// What is promised.
+    pub durability: Durability,
+    /// Sites whose copies are counted.
+    pub sites: Vec<String>,
+    /// The greatest distance between two of them.
+    pub distance: Metres,
+    /// Bytes that every holder had.
+    pub deduplicated: u64,
+    /// Why the level is lower than the policy's.
+    pub note: String,
+}
+
+/// A put under way.
+pub struct Put {
+    node: Arc<Node>,
+    bucket: Arc<Bucket>,
+    intent: Intent,
+    hasher: blake3::Hasher,
+    size: u64,
+    first: Option<Bytes>,
+    chunks: Vec<ChunkRef>,
+    /// For each chunk the nodes that have it, as bits of `table`.
+    placed: Vec<u64>,
+    deduplicated: u64,
+    /// Nodes that this put has to do with; at most 64.
+    table: Vec<NodeIndex>,
+    destinations: BTreeMap<NodeIndex, Destination>,
+    failed: BTreeSet<NodeIndex>,
+    pieces: JoinSet<Placed>,
+    _base: OwnedSemaphorePermit,
+}
+
+impl std::fmt::Debug for Put {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Put")
+            .field("bucket", &self.bucket.name)
+            .field("key", &self.intent.key)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a node has written for this put and not yet synced.
+#[derive(Default)]
+struct Destination {
+    here: Vec<Written>,
+    generation: Option<Generation>,
+    sequences: Vec<u64>,
+}
+
+/// What became of one chunk at one node.
+enum At {
+    Here(Written),
+    There(Stored),
+    /// Verified and durable already.
+    Proved,
+    Failed(String),
+}
+
+struct Placed {
+    index: usize,
+    length: u32,
+    at: Vec<(NodeIndex, At)>,
+}
+
+impl Put {
+    /// Checks the intent and takes the first permit.
+    ///
+    /// # Errors
+    /// If the put can be refused before its first byte.
+    pub async fn begin(node: &Arc<Node>, caller: &Caller, intent: Intent) -> Result<Self, ObjectError> {
+        afar_model::record::check_key(&intent.key)?;
+        let metadata: usize = intent.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if metadata > afar_model::limits::METADATA_BYTES_MAX {
+            return Err(ObjectError::Invalid(format!(
+                "{metadata} bytes of metadata: the most is {}",
+                afar_model::limits::METADATA_BYTES_MAX
+            )));
+        }
+        let bucket = node.bucket(&intent.bucket)?;
+        let may_overwrite = caller.may(Right::Write, &bucket.id);
+        if !may_overwrite && !caller.may(Right::Append, &bucket.id) {
+            return Err(ObjectError::Forbidden("write to this bucket"));
+        }
+        if let Some(trouble) = node.clock_trouble() {
+            return Err(ObjectError::unavailable(format!("this node refuses writes: {trouble}")));
+        }
+        // Refused before the first byte if no copy can be far away now.
+        commit::targets(node, &bucket, bucket.version_partition(&intent.key), &BTreeSet::new())?;
+        if !may_overwrite && let Some(existing) = versions::current(node, &bucket, &intent.key).await? {
+            let same = existing.entry.upload == intent.upload;
+            if !same && existing.entry.object.is_some() {
+                return Err(ObjectError::Denied(format!("{:?} exists, and this access key may only append", intent.key)));
+            }
+        }
+        let base = tokio::time::timeout(limits::ADMISSION_WAIT, Arc::clone(&node.transfer).acquire_many_owned(CHUNK_BYTES as u32));
+        let base = base
+            .await
+            .ok()
+            .and_then(Result::ok)
+            .ok_or_else(|| ObjectError::Busy("the node's transfer budget is in use by other uploads".into()))?;
+        Ok(Self {
+            node: Arc::clone(node),
+            bucket,
+            intent,
+            hasher: blake3::Hasher::new(),
+            size: 0,
+            first: None,
+            chunks: Vec::new(),
+            placed: Vec::new(),
+            deduplicated: 0,
+            table: Vec::new(),
+            destinations: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            pieces: JoinSet::new(),
+            _base: base,
+        })
+    }
+
+    /// Takes the next piece. The first is held back until it is known whether it is all.
+    ///
+    /// # Errors
+    /// If the pieces are not as the contract says, or nothing can be stored any more.
+    pub async fn piece(&mut self, piece: Piece) -> Result<(), ObjectError> {
+        if self.size % CHUNK_BYTES as u64 != 0 {
+            return Err(ObjectError::Invalid(format!("a piece before the last was shorter than {CHUNK_BYTES} bytes")));
+        }
+        if let Some(first) = self.first.take() {
+            self.chunk(first, BTreeSet::new()).await?;
+        }
+        let (data, proved) = match piece {
+            Piece::Data(data) => (data, BTreeSet::new()),
+            Piece::Present(chunk) => self.present(chunk).await?,
+        };
+        if data.is_empty() || data.len() > CHUNK_BYTES {
+            return Err(ObjectError::Invalid(format!("a piece of {} bytes: must be 1 to {CHUNK_BYTES}", data.len())));
+        }
+        self.size += data.len() as u64;
+        if self.chunks.is_empty() && proved.is_empty() {
+            self.first = Some(data);
+            return Ok(());
+        }
+        self.chunk(data, proved).await
+    }
+
+    /// Resume: the bytes of a chunk that is said to be stored, and the nodes that prove it.
+    async fn present(&self, chunk: ChunkRef) -> Result<(Bytes, BTreeSet<NodeIndex>), ObjectError> {
+        let key = RecordKey { bucket: self.bucket.id, id: chunk.id };
+        let partition = Partition::of_record(&chunk.id, self.node.layout.partitions());
+        let chosen = commit::targets(&self.node, &self.bucket, partition, &self.failed)?;
+        let proofs =
+            futures_util::future::join_all(chosen.nodes.iter().map(|n| fetch::prove_at(&self.node, *n, std::slice::from_ref(&key))));
+        let proved = |held: &Option<Vec<bool>>| held.as_ref().and_then(|held| held.first()).copied().unwrap_or(false);
+        let proved = chosen.nodes.iter().zip(proofs.await).filter(|(_, held)| proved(held)).map(|(n, _)| *n).collect();
+        let record = fetch::read_anywhere(&self.node, key, partition, &[]).await;
+        let record = record.map_err(|_| ObjectError::unavailable(format!("chunk {} is not here any more: send it again", chunk.id)))?;
+        if record.body().len() != chunk.length as usize || record.kind() != RecordKind::Chunk {
+            return Err(ObjectError::Invalid(format!("chunk {} does not have {} bytes", chunk.id, chunk.length)));
+        }
+        Ok((record.into_body(), proved))
+    }
+
+    /// Hashes one chunk into the whole, names it, and sends it on its way.
+    async fn chunk(&mut self, data: Bytes, proved: BTreeSet<NodeIndex>) -> Result<(), ObjectError> {
+        if self.chunks.len() >= MANIFEST_CHUNKS_MAX * MANIFESTS_MAX {
+            return Err(ObjectError::Invalid(format!("the object is larger than {} GiB", MANIFEST_CHUNKS_MAX * MANIFESTS_MAX / 1024)));
+        }
+        let record = self.hash(data).await?;
+        let length = u32::try_from(record.body().len()).unwrap_or(u32::MAX);
+        let index = self.chunks.len();
+        self.chunks.push(ChunkRef { id: record.id(), length });
+        self.placed.push(0);
+        let partition = Partition::of_record(&record.id(), self.node.layout.partitions());
+        let chosen = commit::targets(&self.node, &self.bucket, partition, &self.failed)?;
+        let assigned = self.bucket.assigned(&self.node.layout, partition);
+        let permit = self.admit().await?;
+        let (node, lane) = (Arc::clone(&self.node), self.lane());
+        self.pieces.spawn(async move {
+            let sends = chosen.nodes.iter().map(|target| {
+                let purpose = if assigned.contains(target) { Purpose::Client } else { Purpose::Hint };
+                let (node, record, proved) = (&node, &record, proved.contains(target));
+                async move { (*target, if proved { At::Proved } else { write(node, *target, record, purpose, lane).await }) }
+            });
+            let at = futures_util::future::join_all(sends).await;
+            drop(permit);
+            Placed { index, length, at }
+        });
+        while let Some(done) = self.pieces.try_join_next() {
+            self.note(done.map_err(|error| ObjectError::Internal(error.to_string()))?);
+        }
+        if self.chunks.len() % limits::SYNC_EVERY_CHUNKS == 0 {
+            self.drain().await?;
+            self.sync_all().await;
+        }
+        Ok(())
+    }
+
+    async fn hash(&mut self, data: Bytes) -> Result<Record, ObjectError> {
+        let (mut hasher, bucket) = (std::mem::take(&mut self.hasher), self.bucket.id);
+        let work = move || {
+            hasher.update(&data);
+            (hasher, Record::new(RecordKind::Chunk, bucket, data))
+        };
+        let (hasher, record) = tokio::task::spawn_blocking(work).await.map_err(|error| ObjectError::Internal(error.to_string()))?;
+        self.hasher = hasher;
+        Ok(record)
+    }
+
+    fn lane(&self) -> LaneKind {
+        LaneKind::Bulk(usize::from(self.intent.upload.as_bytes().iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte))))
+    }
+
+    /// A permit for one more chunk in flight. If none is to be had, this put's own pieces are waited for; the last resort
+    /// is the base permit, so that an admitted put always goes on.
+    async fn admit(&mut self) -> Result<Option<OwnedSemaphorePermit>, ObjectError> {
+        loop {
+            let room = self.pieces.len() < limits::UPLOAD_PIECES;
+            if room && let Ok(permit) = Arc::clone(&self.node.transfer).try_acquire_many_owned(CHUNK_BYTES as u32) {
+                return Ok(Some(permit));
+            }
+            match self.pieces.join_next().await {
+                Some(done) => self.note(done.map_err(|error| ObjectError::Internal(error.to_string()))?),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn bit(&mut self, node: NodeIndex) -> u64 {
+        let position = self.table.iter().position(|known| *known == node).unwrap_or_else(|| {
+            self.table.push(node);
+            self.table.len() - 1
+        });
+        1_u64.checked_shl(position as u32).unwrap_or(0)
+    }
+
+    fn note(&mut self, done: Placed) {
+        let mut deduplicated = true;
+        for (target, at) in done.at {
+            let bit = self.bit(target);
+            let destination = self.destinations.entry(target).or_default();
+            match at {
+                At::Here(written) => {
+                    deduplicated &= written.deduplicated();
+                    destination.here.push(written);
+                }
+                At::There(stored) => {
+                    deduplicated &= stored.records.iter().all(|record| record.deduplicated);
+                    if *destination.generation.get_or_insert(stored.generation) != stored.generation {
+                        self.fail(target, "its stream was opened anew during the upload");
+                        continue;
+                    }
+                    destination.sequences.push(stored.sequence);
+                }
+                At::Proved => {}
+                At::Failed(why) => {
+                    self.fail(target, &why);
+                    continue;
+                }
+            }
+            if let Some(placed) = self.placed.get_mut(done.index) {
+                *placed |= bit;
+            }
+        }
+        self.deduplicated += if deduplicated { u64::from(done.length) } else { 0 };
+    }
+
+    /// Nothing that a failed node wrote for this put counts any more.
+    fn fail(&mut self, node: NodeIndex, why: &str) {
+        tracing::warn!(node = self.node.layout.node_name(node), why, upload = %self.intent.upload, "a node failed during a put");
+        self.failed.insert(node);
+        self.destinations.remove(&node);
+        let bit = self.bit(node);
+        self.placed.iter_mut().for_each(|placed| *placed &= !bit);
+    }
+
+    async fn drain(&mut self) -> Result<(), ObjectError> {
+        while let Some(done) = self.pieces.join_next().await {
+            self.note(done.map_err(|error| ObjectError::Internal(error.to_string()))?);
+        }
+        Ok(())
+    }
+
+    /// Makes durable what every node has written, all at once.
+    async fn sync_all(&mut self) {
+        let lane = self.lane();
+        let syncs = self.destinations.iter_mut().map(|(target, destination)| {
+            let (node, target, destination) = (&self.node, *target, std::mem::take(destination));
+            async move { (target, sync(node, target, destination, lane).await) }
+        });
+        let results = futures_util::future::join_all(syncs).await;
+        for (target, result) in results {
+            if let Err(why) = result {
+                self.fail(target, &why);
+            }
+        }
+    }
+
+    /// The end: the content is what the client says, everything is durable, and the version is current.
+    ///
+    /// # Errors
+    /// If anything of that is not so. Nothing is visible under the key then, unless the error says that it may be later.
+    pub async fn finish(mut self, object: ObjectId, size: u64) -> Result<Receipt, ObjectError> {
+        let whole = self.first.take();
+        if let Some(data) = &whole {
+            self.hasher.update(data);
+        }
+        let actual = ObjectId::from_bytes(*self.hasher.finalize().as_bytes());
+        if (actual, self.size) != (object, size) {
+            return Err(ObjectError::Mismatch(format!(
+                "the content arrived as {actual} with {} bytes, the client announced {object} with {size}: nothing was stored under the key; send it again",
+                self.size
+            )));
+        }
+        match whole {
+            Some(data) if data.len() > INLINE_BYTES_MAX => self.finish_single(object, data).await,
+            Some(data) => self.finish_inline(object, data).await,
+            None if self.chunks.is_empty() => self.finish_inline(object, Bytes::new()).await,
+            None => self.finish_chunked(object).await,
+        }
+    }
+
+    async fn finish_inline(self, object: ObjectId, data: Bytes) -> Result<Receipt, ObjectError> {
+        let committed = self.commit_version(object, Data::Inline, &data).await?;
+        let deduplicated = if committed.deduplicated { data.len() as u64 } else { 0 };
+        self.acknowledge(object, committed, Vec::new(), deduplicated).await
+    }
+
+    /// One chunk: it and the prepared version go out at the same time, one round trip (rule 28).
+    async fn finish_single(mut self, object: ObjectId, data: Bytes) -> Result<Receipt, ObjectError> {
+        let bucket = self.bucket.id;
+        let record = tokio::task::spawn_blocking(move || Record::new(RecordKind::Chunk, bucket, data)).await;
+        let record = record.map_err(|error| ObjectError::Internal(error.to_string()))?;
+        let chunk = ChunkRef { id: record.id(), length: record.body().len() as u32 };
+        self.chunks.push(chunk);
+        let data = Data::Chunks(self.chunks.clone());
+        let (stored, committed) =
+            tokio::join!(spread(&self.node, &self.bucket, &record, self.lane(), &self.failed), self.commit_version(object, data, &[]));
+        let (committed, (nodes, deduplicated)) = (committed?, stored?);
+        let deduplicated = if deduplicated { u64::from(chunk.length) } else { 0 };
+        self.acknowledge(object, committed, vec![nodes], deduplicated).await
+    }
+
+    async fn finish_chunked(mut self, object: ObjectId) -> Result<Receipt, ObjectError> {
+        self.drain().await?;
+        let manifests = self.manifests();
+        let data = match &manifests {
+            Some(manifests) => Data::Manifests(manifests.iter().map(Record::id).collect()),
+            None => Data::Chunks(self.chunks.clone()),
+        };
+        // The version is prepared: it may travel while the chunks are being synced.
+        let (node, bucket, lane, failed) = (Arc::clone(&self.node), Arc::clone(&self.bucket), self.lane(), self.failed.clone());
+        let description = self.description(object, data);
+        let excluded = self.failed.clone();
+        let key = self.intent.key.clone();
+        let body = move |stamp| Version { stamp, ..description.clone() }.encode(&[]);
+        let commit = Commit { bucket: &bucket, key: &key, body: &body, excluded };
+        let stored = async {
+            let mut nodes = Vec::new();
+            for manifest in manifests.iter().flatten() {
+                nodes.push(spread(&node, &bucket, manifest, lane, &failed).await?.0);
+            }
+            Ok::<_, ObjectError>(nodes)
+        };
+        let ((), manifests, committed) = tokio::join!(self.sync_all(), stored, commit.run(&node));
+        let (committed, mut groups) = (committed?, manifests?);
+        groups.extend(self.settle_chunks().await?);
+        let deduplicated = self.deduplicated;
+        self.acknowledge(object, committed, groups, deduplicated).await
+    }
+
+    fn manifests(&self) -> Option<Vec<Record>> {
+        let record = |chunks: &[ChunkRef]| Record::new(RecordKind::Manifest, self.bucket.id, Manifest { chunks: chunks.to_vec() }.encode());
+        (self.chunks.len() > DIRECT_CHUNKS_MAX).then(|| self.chunks.chunks(MANIFEST_CHUNKS_MAX).map(record).collect())
+    }
+
+    /// Every chunk is at its level, or is brought there now from a copy that is durable. Answers the distinct sets of nodes.
+    async fn settle_chunks(&mut self) -> Result<Vec<Vec<NodeIndex>>, ObjectError> {
+        let mut levels: BTreeMap<u64, Option<Durability>> = BTreeMap::new();
+        let mut groups = BTreeSet::new();
+        for index in 0..self.chunks.len() {
+            let (Some(chunk), Some(placed)) = (self.chunks.get(index).copied(), self.placed.get(index).copied()) else { break };
+            let partition = Partition::of_record(&chunk.id, self.node.layout.partitions());
+            let level = *levels.entry(placed).or_insert_with(|| reached(&self.node, &self.bucket, &self.nodes(placed)));
+            if level >= Some(self.wanted(partition)?) {
+                groups.insert(self.nodes(placed));
+                continue;
+            }
+            let key = RecordKey { bucket: self.bucket.id, id: chunk.id };
+            let record = fetch::read_anywhere(&self.node, key, partition, &self.nodes(placed)).await;
+            let record = record.map_err(|error| ObjectError::maybe(format!("a chunk is not far away yet: {error}")))?;
+            groups.insert(spread(&self.node, &self.bucket, &record, self.lane(), &self.failed).await?.0);
+        }
+        Ok(groups.into_iter().collect())
+    }
+
+    fn wanted(&self, partition: Partition) -> Result<Durability, ObjectError> {
+        Ok(wanted(&self.bucket, commit::targets(&self.node, &self.bucket, partition, &self.failed)?.level))
+    }
+
+    fn nodes(&self, placed: u64) -> Vec<NodeIndex> {
+        let mut nodes: Vec<NodeIndex> = self.table.iter().enumerate().filter(|(bit, _)| placed >> bit & 1 == 1).map(|(_, n)| *n).collect();
+        nodes.sort_unstable();
+        nodes
+    }
+
+    fn description(&self, object: ObjectId, data: Data) -> Version {
+        Version {
+            bucket: self.bucket.id,
+            key: self.intent.key.clone(),
+            stamp: afar_model::hlc::Stamp::ZERO,
+            upload: self.intent.upload,
+            content: Content::Object { id: object, size: self.size, data, chunker: Chunker::Fixed1MiB },
+            metadata: self.intent.metadata.clone(),
+        }
+    }
+
+    async fn commit_version(&self, object: ObjectId, data: Data, inline: &[u8]) -> Result<Committed, ObjectError> {
+        let description = self.description(object, data);
+        let body = move |stamp| Version { stamp, ..description.clone() }.encode(inline);
+        let commit = Commit { bucket: &self.bucket, key: &self.intent.key, body: &body, excluded: self.failed.clone() };
+        commit.run(&self.node).await
+    }
+
+    async fn acknowledge(
+        self,
+        object: ObjectId,
+        committed: Committed,
+        groups: Vec<Vec<NodeIndex>>,
+        deduplicated: u64,
+    ) -> Result<Receipt, ObjectError> {
+        if let Some(existing) = committed.existing {
+            return already(&self.node, &self.bucket, &self.intent.key, existing, object).await;
+        }
+        let level = groups.iter().map(|nodes| reached(&self.node, &self.bucket, nodes)).min().flatten();
+        let durability = level.map_or(committed.level, |level| level.min(committed.level));
+        let missing = owed(&self.node, &self.bucket, &self.chunks, &self.intent.key, &committed);
+        if durability == Durability::Local {
+            // A promise to make it far must survive a restart before it is made.
+            self.node.store.owe(missing).await.map_err(|error| ObjectError::maybe(error.to_string()))?;
+        } else if !missing.is_empty() {
+            let node = Arc::clone(&self.node);
+            self.node.lifecycle.spawn_brief("owe", async move {
+                if let Err(error) = node.store.owe(missing).await {
+                    tracing::warn!(%error, "a debt was not noted; anti-entropy will find it");
+                }
+            });
+        }
+        commit::settle(&self.node, &self.bucket, &self.intent.key, committed.stamp, committed.id);
+        let holders = common(&committed.nodes, &groups);
+        Ok(receipt(&self.node, &self.bucket, &self.intent.key, committed.id, Some((object, self.size)), durability, &holders, deduplicated))
+    }
+}
+
+/// Nodes that hold everything; if none holds all, those of the version.
+fn common(version: &[NodeIndex], groups: &[Vec<NodeIndex>]) -> Vec<NodeIndex> {
+    let all: Vec<NodeIndex> = version.iter().copied().filter(|n| groups.iter().all(|group| group.contains(n))).collect();
+    if all.len() < 2 { version.to_vec() } else { all }
+}
+
+/// A receipt for a version that these nodes hold.
+#[allow(clippy::too_many_arguments)]
+pub fn receipt(
+    node: &Node,
+    bucket: &Bucket,
+    key: &str,
+    version: RecordId,
+    object: Option<(ObjectId, u64)>,
+    durability: Durability,
+    holders: &[NodeIndex],
+    deduplicated: u64,
+) -> Receipt {
+    let sites = sites_of(&node.layout, holders.iter().copied());
+    let note = match durability {
+        Durability::Local => "no far copy yet: queued until a far site answers".to_owned(),
+        _ => String::new(),
+    };
+    Receipt {
+        object: object.map(|(object, _)| object),
+        bucket: bucket.name.clone(),
+        key: key.to_owned(),
+        version,
+        size: object.map_or(0, |(_, size)| size),
+        durability,
+        sites: sites.iter().map(|site| node.layout.site_name(*site).to_owned()).collect(),
+        distance: Geography::claimed(&node.layout).greatest_distance(&sites),
+        deduplicated,
+        note,
+    }
+}
+
+/// Rule 5: an earlier attempt of this very put made a version; that one is the answer, once it stands.
+async fn already(node: &Arc<Node>, bucket: &Bucket, key: &str, existing: VersionEntry, object: ObjectId) -> Result<Receipt, ObjectError> {
+    if existing.object.map(|(id, _)| id) != Some(object) {
+        return Err(ObjectError::Invalid("this upload id was used for other content: choose a new one for every put".into()));
+    }
+    let listed = versions::overlapping(node, bucket, key).await?.into_iter().find(|version| version.entry.id == existing.id);
+    let listed = listed.unwrap_or_else(|| Listed { entry: existing.clone(), holders: vec![node.me] });
+    let standing = if listed.entry.settled { versions::Standing::Settled } else { versions::complete(node, bucket, key, &listed).await? };
+    if standing != versions::Standing::Settled {
+        return Err(ObjectError::maybe("an earlier attempt of this put is not far away yet"));
+    }
+    let holders = super::read::holders(node, bucket, key, &listed).await;
+    let durability = reached(node, bucket, &holders).unwrap_or(Durability::Local);
+    let size = existing.object.map_or(0, |(_, size)| size);
+    Ok(receipt(node, bucket, key, existing.id, existing.object, durability, &holders, size))
+}
+
+fn wanted(bucket: &Bucket, possible: Option<Durability>) -> Durability {
+    match bucket.policy.degraded_writes {
+        DegradedWrites::Queue => bucket.policy.level.min(possible.unwrap_or(Durability::Local)),
+        DegradedWrites::Refuse => bucket.policy.level,
+    }
+}
+
+/// What copies at these nodes amount to for a bucket.
+pub fn reached(node: &Node, bucket: &Bucket, nodes: &[NodeIndex]) -> Option<Durability> {
+    let refuted = node.peers.refuted();
+    targets::reached(&bucket.policy, &Geography { layout: &node.layout, refuted: &refuted }, nodes)
+}
+
+/// Makes one record durable at its level, trying stand-ins for nodes that fail. Answers who holds it, and whether all of
+/// them had it already.
+///
+/// # Errors
+/// If the level cannot be reached.
+pub async fn spread(
+    node: &Arc<Node>,
+    bucket: &Bucket,
+    record: &Record,
+    lane: LaneKind,
+    failed: &BTreeSet<NodeIndex>,
+) -> Result<(Vec<NodeIndex>, bool), ObjectError> {
+    let partition = Partition::of_record(&record.id(), node.layout.partitions());
+    let assigned = bucket.assigned(&node.layout, partition);
+    let (mut excluded, mut durable, mut deduplicated) = (failed.clone(), Vec::new(), true);
+    for _ in 0..limits::COMMIT_ROUNDS {
+        let chosen = commit::targets(node, bucket, partition, &excluded)?;
+        let purpose = |target| if assigned.contains(&target) { Purpose::Client } else { Purpose::Hint };
+        let open = chosen.nodes.iter().copied().filter(|target| !durable.contains(target));
+        let copies =
+            open.map(|target| async move { (target, copy_to(node, target, std::slice::from_ref(record), purpose(target), lane).await) });
+        for (target, copied) in futures_util::future::join_all(copies).await {
+            match copied {
+                Ok(copied) => {
+                    deduplicated &= copied.iter().all(|copied| copied.deduplicated);
+                    node.ledger.acknowledged(target, assigned.contains(&target), [record.key()]);
+                    durable.push(target);
+                }
+                Err(error) if error.is_full() && durable.is_empty() => return Err(ObjectError::NoSpace(error.to_string())),
+                Err(error) => {
+                    tracing::warn!(%error, "a copy failed");
+                    excluded.insert(target);
+                }
+            }
+        }
+        durable.sort_unstable();
+        if reached(node, bucket, &durable) >= Some(wanted(bucket, chosen.level)) {
+            return Ok((durable, deduplicated));
+        }
+    }
+    Err(ObjectError::unavailable("a chunk could not be brought far away"))
+}
+
+/// Assigned nodes that lack something of this put, and what.
+fn owed(node: &Node, bucket: &Bucket, chunks: &[ChunkRef], key: &str, committed: &Committed) -> Vec<afar_store::Owed> {
+    if committed.owed.is_empty() {
+        return Vec::new();
+    }
+    let version = (RecordKey { bucket: bucket.id, id: committed.id }, RecordKind::Version, 0);
+    let absent: Vec<NodeIndex> = committed.owed.iter().copied().filter(|n| !node.can_store(*n)).collect();
+    let mut debts = commit::debts(node, &committed.owed, &[version]);
+    let mut by_chunk = Vec::new();
+    for chunk in chunks {
+        let partition = Partition::of_record(&chunk.id, node.layout.partitions());
+        let lacking: Vec<NodeIndex> = bucket.assigned(&node.layout, partition).into_iter().filter(|n| absent.contains(n)).collect();
+        let name = (RecordKey { bucket: bucket.id, id: chunk.id }, RecordKind::Chunk, chunk.length);
+        by_chunk.extend(commit::debts(node, &lacking, &[name]));
+    }
+    debts.extend(by_chunk);
+    for debt in &debts {
+        if let Some(to) = node.layout.node_named(&debt.to) {
+            node.ledger.lacks(to, [debt.key]);
+        }
+    }
+    tracing::debug!(key, debts = debts.len(), "owed");
+    debts
+}
+
+async fn write(node: &Arc<Node>, to: NodeIndex, record: &Record, purpose: Purpose, lane: LaneKind) -> At {
+    if to == node.me {
+        return match node.store.append(purpose.class(), vec![record.clone()]).await {
+            Ok(mut written) => written.pop().map_or_else(|| At::Failed("nothing was written".into()), At::Here),
+            Err(error) => At::Failed(error.to_string()),
+        };
+    }
+    let Some(lane) = node.lanes.to(to, lane) else { return At::Failed("no such peer".into()) };
+    match lane.store(vec![v1::Record::from(record)], false, purpose.name(), node.layout.version()).await {
+        Ok(stored) if stored.records.iter().all(|stored| &stored.id[..] == record.id().as_bytes()) => At::There(stored),
+        Ok(_) => At::Failed("the peer hashed other bytes than were sent".into()),
+        Err(error) => At::Failed(error.to_string()),
+    }
+}
+
+async fn sync(node: &Arc<Node>, at: NodeIndex, destination: Destination, lane: LaneKind) -> Result<(), String> {
+    if at == node.me {
+        return node.store.sync(&destination.here).await.map(|_| ()).map_err(|error| error.to_string());
+    }
+    let Some(generation) = destination.generation else { return Ok(()) };
+    let lane = node.lanes.to(at, lane).ok_or("no such peer")?;
+    lane.sync(generation, destination.sequences).await.map_err(|error| error.to_string())
+}

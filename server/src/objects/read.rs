@@ -1,0 +1,220 @@
+//! A get: the current version, then its bytes in order, every chunk verified here before a byte of it leaves the node.
+//! If a copy is bad or its node falls silent in the middle, the next replica is asked and the reader notices nothing.
+use super::{
+    buckets::Bucket,
+    error::ObjectError,
+    versions::{self, Listed},
+};
+use crate::{cluster::keyring::Caller, limits, node::Node, replication::fetch};
+use afar_model::{
+    id::{ObjectId, RecordId},
+    layout::NodeIndex,
+    placement::Partition,
+    record::{ChunkRef, Content, Data, DecodedVersion, Manifest, RecordKey, RecordKind, Right},
+};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, stream};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub enum Wanted {
+    /// What the key holds now.
+    Current(String),
+    /// One version of a key.
+    Version(String, RecordId),
+    /// Any settled version with this content.
+    Object(ObjectId),
+}
+
+/// An object that was found.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its bucket.
+    pub bucket: Arc<Bucket>,
+    /// Its key.
+    pub key: String,
+    /// Its version.
+    pub listed: Listed,
+    /// Its description, and its content where that is inline.
+    pub decoded: DecodedVersion,
+    /// Its id.
+    pub object: ObjectId,
+    /// Its length in bytes.
+    pub size: u64,
+}
+
+/// Bytes of an object, verified.
+#[derive(Debug, Clone)]
+pub struct Bite {
+    /// Where they begin in the object.
+    pub offset: u64,
+    /// The bytes: a whole chunk, or a whole inline object.
+    pub data: Bytes,
+    /// Their digest; `None` if they are the whole object.
+    pub id: Option<RecordId>,
+}
+
+/// Finds an object that the caller may read.
+///
+/// # Errors
+/// If there is none, or that cannot be known now.
+pub async fn find(node: &Arc<Node>, caller: &Caller, bucket: &str, wanted: Wanted) -> Result<Found, ObjectError> {
+    let bucket = node.bucket(bucket)?;
+    if !caller.may(Right::Read, &bucket.id) {
+        return Err(ObjectError::Forbidden("read this bucket"));
+    }
+    let (key, listed) = match wanted {
+        Wanted::Current(key) => {
+            let current = versions::current(node, &bucket, &key).await?;
+            let listed = current.filter(|listed| listed.entry.object.is_some());
+            let listed = listed.ok_or_else(|| ObjectError::NoSuchObject { bucket: bucket.name.clone(), key: key.clone() })?;
+            (key, listed)
+        }
+        Wanted::Version(key, id) => {
+            let all = versions::overlapping(node, &bucket, &key).await?;
+            let listed = all.into_iter().find(|listed| listed.entry.id == id && listed.entry.object.is_some());
+            let missing = || ObjectError::NoSuchObject { bucket: bucket.name.clone(), key: format!("{key} version {id}") };
+            let listed = versions::first_standing(node, &bucket, &key, vec![listed.ok_or_else(missing)?]).await?.ok_or_else(missing)?;
+            (key, listed)
+        }
+        Wanted::Object(id) => {
+            let found = super::list::find_object(node, &bucket, &id).await?;
+            found.ok_or_else(|| ObjectError::NoSuchObject { bucket: bucket.name.clone(), key: format!("@{id}") })?
+        }
+    };
+    let decoded = versions::read(node, &bucket, &key, &listed).await?;
+    match decoded.version.content {
+        Content::Object { id, size, .. } => Ok(Found { bucket, key, listed, decoded, object: id, size }),
+        Content::DeleteMarker => Err(ObjectError::NoSuchObject { bucket: bucket.name.clone(), key }),
+    }
+}
+
+/// The bytes from `offset`, `length` of them at most: whole chunks, so that whoever gets them can verify them. The
+/// first error ends the stream.
+///
+/// # Errors
+/// If the range begins after the object's end.
+pub fn bytes(
+    node: &Arc<Node>,
+    found: &Found,
+    offset: u64,
+    length: Option<u64>,
+) -> Result<impl Stream<Item = Result<Bite, ObjectError>> + Send + use<>, ObjectError> {
+    if offset > found.size || (offset == found.size && offset > 0) {
+        return Err(ObjectError::Invalid(format!("the range begins at {offset}, the object has {} bytes", found.size)));
+    }
+    let end = length.map_or(found.size, |length| offset.saturating_add(length).min(found.size));
+    let (node, bucket) = (Arc::clone(node), Arc::clone(&found.bucket));
+    let object = found.object;
+    let size = found.size;
+    let inline = found.decoded.inline.clone();
+    let plan = match &found.decoded.version.content {
+        Content::Object { data: Data::Chunks(chunks), .. } => Plan::Chunks(chunks.clone()),
+        Content::Object { data: Data::Manifests(manifests), .. } => Plan::Manifests(manifests.clone()),
+        _ => Plan::Inline,
+    };
+    Ok(async_stream::try_stream! {
+        match plan {
+            Plan::Inline => {
+                // The version record was verified as a whole; the object's own id is checked all the same.
+                if ObjectId::of(&inline) != object {
+                    Err(ObjectError::Integrity(format!("the content of {object} is not what its version says")))?;
+                }
+                if !inline.is_empty() || size == 0 {
+                    yield Bite { offset: 0, data: inline, id: None };
+                }
+            }
+            Plan::Chunks(chunks) => {
+                let mut bites = Box::pin(chunk_bytes(node, bucket, chunks, 0, offset, end));
+                while let Some(bite) = bites.next().await {
+                    yield bite?;
+                }
+            }
+            Plan::Manifests(manifests) => {
+                let mut begin = 0;
+                for id in manifests {
+                    let chunks = manifest(&node, &bucket, id).await?;
+                    let length: u64 = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
+                    if begin + length > offset && begin < end {
+                        let mut bites = Box::pin(chunk_bytes(Arc::clone(&node), Arc::clone(&bucket), chunks, begin, offset, end));
+                        while let Some(bite) = bites.next().await {
+                            yield bite?;
+                        }
+                    }
+                    begin += length;
+                }
+            }
+        }
+    })
+}
+
+enum Plan {
+    Inline,
+    Chunks(Vec<ChunkRef>),
+    Manifests(Vec<RecordId>),
+}
+
+async fn manifest(node: &Arc<Node>, bucket: &Bucket, id: RecordId) -> Result<Vec<ChunkRef>, ObjectError> {
+    let key = RecordKey { bucket: bucket.id, id };
+    let partition = Partition::of_record(&id, node.layout.partitions());
+    let record = fetch::read_anywhere(node, key, partition, &[]).await.map_err(versions::unreadable)?;
+    Ok(Manifest::decode(record.body()).map_err(|error| ObjectError::Integrity(error.to_string()))?.chunks)
+}
+
+/// Chunks that touch the range, in order, some read ahead.
+fn chunk_bytes(
+    node: Arc<Node>,
+    bucket: Arc<Bucket>,
+    chunks: Vec<ChunkRef>,
+    begin: u64,
+    offset: u64,
+    end: u64,
+) -> impl Stream<Item = Result<Bite, ObjectError>> + Send {
+    let mut at = begin;
+    let placed: Vec<(u64, ChunkRef)> = chunks
+        .into_iter()
+        .map(|chunk| {
+            let begin = at;
+            at += u64::from(chunk.length);
+            (begin, chunk)
+        })
+        .filter(|(begin, chunk)| begin + u64::from(chunk.length) > offset && *begin < end)
+        .collect();
+    stream::iter(placed)
+        .map(move |(begin, chunk)| {
+            let (node, bucket) = (Arc::clone(&node), Arc::clone(&bucket));
+            async move {
+                let key = RecordKey { bucket: bucket.id, id: chunk.id };
+                let partition = Partition::of_record(&chunk.id, node.layout.partitions());
+                let record = fetch::read_anywhere(&node, key, partition, &[]).await.map_err(versions::unreadable)?;
+                if record.kind() != RecordKind::Chunk || record.body().len() != chunk.length as usize {
+                    return Err(ObjectError::Integrity(format!("chunk {} is not what its version says", chunk.id)));
+                }
+                Ok(Bite { offset: begin, data: record.into_body(), id: Some(chunk.id) })
+            }
+        })
+        .buffered(limits::READ_AHEAD)
+}
+
+/// Nodes that hold a version and everything that it needs, asked now.
+pub async fn holders(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &Listed) -> Vec<NodeIndex> {
+    let version_key = RecordKey { bucket: bucket.id, id: listed.entry.id };
+    let mut keys = vec![version_key];
+    if !listed.entry.inline
+        && let Ok(decoded) = versions::read(node, bucket, key, listed).await
+        && let Ok(pieces) = versions::pieces(node, bucket, &decoded.version).await
+    {
+        keys.extend(pieces.into_iter().map(|(key, _, _)| key));
+    }
+    let whom: Vec<NodeIndex> = bucket.eligible(&node.layout).into_iter().filter(|n| node.answers(*n)).collect();
+    let mut holds: BTreeMap<NodeIndex, bool> = whom.iter().map(|n| (*n, true)).collect();
+    for batch in keys.chunks(limits::PROVE_BATCH) {
+        let answers = futures_util::future::join_all(whom.iter().map(|n| fetch::prove_at(node, *n, batch))).await;
+        for (n, answer) in whom.iter().zip(answers) {
+            let all = answer.is_some_and(|held| held.iter().all(|held| *held));
+            holds.entry(*n).and_modify(|holds| *holds &= all);
+        }
+    }
+    holds.into_iter().filter(|(_, holds)| *holds).map(|(n, _)| n).collect()
+}

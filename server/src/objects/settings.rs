@@ -1,0 +1,148 @@
+//! Buckets and access keys: settings that every node holds. Making or ending one is a write to every node that answers,
+//! acknowledged only when it is far away like any other.
+use super::{error::ObjectError, list};
+use crate::{
+    cluster::keyring::{Caller, Secret},
+    node::Node,
+    replication::{
+        lane::LaneKind,
+        send::{Purpose, copy_to},
+    },
+};
+use afar_model::{
+    id::BucketId,
+    layout::NodeIndex,
+    limits::SHARDS_DEFAULT,
+    placement::{Geography, Placement, level, sites_of},
+    policy::{Durability, Policy},
+    record::{Grant, Record, RecordKind, Setting, check_bucket_name},
+};
+use std::sync::Arc;
+
+/// Makes a bucket.
+///
+/// # Errors
+/// If the name is taken or impossible, the policy cannot be met, or a node of the layout does not answer: a name must be
+/// known everywhere before it is used, or two buckets could have it.
+pub async fn create_bucket(
+    node: &Arc<Node>,
+    caller: &Caller,
+    name: &str,
+    policy: Option<Policy>,
+) -> Result<Arc<super::buckets::Bucket>, ObjectError> {
+    admin(caller)?;
+    check_bucket_name(name)?;
+    let policy = policy.unwrap_or_else(|| node.default_policy());
+    let refuted = node.peers.refuted();
+    let geography = Geography { layout: &node.layout, refuted: &refuted };
+    Placement::new(&policy, &geography).map_err(|why| ObjectError::NotFar(format!("no bucket can be kept like that: {why}")))?;
+    if node.buckets.find(name).is_some() {
+        return Err(ObjectError::Conflict(format!("bucket {name:?} exists already")));
+    }
+    let setting = Setting::BucketCreated { name: name.to_owned(), policy, shards: SHARDS_DEFAULT, stamp: node.tick() };
+    let id = write(node, &setting, true).await?;
+    node.buckets.get(&BucketId::from(id)).ok_or_else(|| ObjectError::Internal("the bucket was made but is not visible here yet".into()))
+}
+
+/// Ends a bucket that holds nothing.
+///
+/// # Errors
+/// If it holds something, or that cannot be known now.
+pub async fn remove_bucket(node: &Arc<Node>, caller: &Caller, name: &str) -> Result<(), ObjectError> {
+    admin(caller)?;
+    let bucket = node.bucket(name)?;
+    if !list::is_empty(node, &bucket).await? {
+        return Err(ObjectError::Conflict(format!("bucket {name:?} is not empty: remove its objects first")));
+    }
+    write(node, &Setting::BucketRemoved { bucket: bucket.id, stamp: node.tick() }, true).await.map(|_| ())
+}
+
+/// Makes an access key; answers its id and its secret, which nobody can ask for again.
+///
+/// # Errors
+/// If a bucket is unknown, or the write is not far away.
+pub async fn create_key(node: &Arc<Node>, caller: &Caller, name: &str, grants: Vec<Grant>) -> Result<(String, Secret), ObjectError> {
+    admin(caller)?;
+    if name.is_empty() || name.len() > 128 || name.chars().any(char::is_control) {
+        return Err(ObjectError::Invalid("a key's name must have 1 to 128 printable characters".into()));
+    }
+    if grants.is_empty() || grants.iter().any(|grant| grant.rights.is_empty()) {
+        return Err(ObjectError::Invalid("a key without rights is good for nothing: name at least one".into()));
+    }
+    let access_key_id = format!("AFAR{}", text(10, b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")?);
+    let secret = Secret::new(text(40, b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")?);
+    let sealed_secret = node.keyring.seal(&access_key_id, &secret).map_err(|error| ObjectError::Internal(error.to_string()))?;
+    let setting =
+        Setting::KeyCreated { access_key_id: access_key_id.clone(), name: name.to_owned(), sealed_secret, grants, stamp: node.tick() };
+    write(node, &setting, false).await?;
+    Ok((access_key_id, secret))
+}
+
+/// Ends an access key, for good.
+///
+/// # Errors
+/// If there is none, or the write is not far away.
+pub async fn revoke_key(node: &Arc<Node>, caller: &Caller, access_key_id: &str) -> Result<(), ObjectError> {
+    admin(caller)?;
+    if !node.buckets.present().keys.iter().any(|key| key.access_key_id == access_key_id) {
+        return Err(ObjectError::NoSuchObject { bucket: "access keys".into(), key: access_key_id.chars().take(64).collect() });
+    }
+    let setting = Setting::KeyRevoked { access_key_id: access_key_id.to_owned(), stamp: node.tick() };
+    write(node, &setting, false).await.map(|_| ())
+}
+
+/// Only administrators make and remove buckets and keys.
+///
+/// # Errors
+/// If the caller is none.
+pub fn admin(caller: &Caller) -> Result<(), ObjectError> {
+    if caller.is_admin() {
+        Ok(())
+    } else {
+        Err(ObjectError::Forbidden("administer this cluster: it needs the admin right for all buckets"))
+    }
+}
+
+/// Characters of an alphabet whose size divides 256 evenly, or nearly: 62 + 2 and 32 do.
+fn text(length: usize, alphabet: &[u8]) -> Result<String, ObjectError> {
+    let mut random = vec![0; length];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_| ObjectError::Internal("the system gives no randomness".into()))?;
+    Ok(random.iter().filter_map(|byte| alphabet.get(usize::from(*byte) % alphabet.len())).map(|c| char::from(*c)).collect())
+}
+
+/// Writes a setting to every node that answers, to all of them if `everywhere`.
+async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<afar_model::id::RecordId, ObjectError> {
+    if let Some(trouble) = node.clock_trouble() {
+        return Err(ObjectError::unavailable(format!("this node refuses writes: {trouble}")));
+    }
+    let silent: Vec<NodeIndex> = node.layout.node_indexes().filter(|n| !node.can_store(*n)).collect();
+    if everywhere && !silent.is_empty() {
+        let names: Vec<String> = silent.iter().map(|n| format!("{}: {}", node.layout.node_name(*n), node.why_unusable(&[*n]))).collect();
+        return Err(ObjectError::unavailable(format!("every node must know of this, and not all answer ({})", names.join("; "))));
+    }
+    let record = Record::new(RecordKind::Setting, BucketId::SYSTEM, setting.encode());
+    let targets: Vec<NodeIndex> = node.layout.node_indexes().filter(|n| !silent.contains(n)).collect();
+    let copies = targets.iter().map(|n| copy_to(node, *n, std::slice::from_ref(&record), Purpose::Repair, LaneKind::Small));
+    let (mut durable, mut failures, mut taken) = (Vec::new(), Vec::new(), None);
+    for (target, copied) in targets.iter().zip(futures_util::future::join_all(copies).await) {
+        match copied {
+            Ok(copied) => {
+                durable.push(*target);
+                taken = taken.or(copied.into_iter().find_map(|copied| copied.same_name));
+            }
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    node.reload_settings().await;
+    let policy = node.default_policy();
+    let refuted = node.peers.refuted();
+    let far =
+        level(&policy, &sites_of(&node.layout, durable), &Geography { layout: &node.layout, refuted: &refuted }) >= Some(Durability::Far);
+    if let Some(other) = taken {
+        return Err(ObjectError::Conflict(format!("a bucket of that name exists already: {other}")));
+    }
+    if !far || (everywhere && !failures.is_empty()) {
+        return Err(ObjectError::maybe(format!("not everywhere yet: {}", failures.join("; "))));
+    }
+    Ok(record.id())
+}

@@ -1,0 +1,106 @@
+//! To which nodes a record goes now: pure. The assigned nodes that can be used, and where that is not far enough, others
+//! that the whole policy allows stand in (hinted handoff; rule 7).
+use afar_model::{
+    layout::{Layout, NodeIndex},
+    placement::{Geography, Partition, Placement, level, sites_of},
+    policy::{Durability, Policy},
+};
+
+/// Where a record goes now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Targets {
+    /// Nodes to send to, assigned ones first.
+    pub nodes: Vec<NodeIndex>,
+    /// Assigned nodes that cannot be used now and are owed a copy.
+    pub owed: Vec<NodeIndex>,
+    /// What copies at all of `nodes` amount to.
+    pub level: Option<Durability>,
+}
+
+/// Chooses among the nodes for which `usable` holds.
+pub fn choose(
+    policy: &Policy,
+    placement: &Placement,
+    geography: &Geography<'_>,
+    partition: Partition,
+    usable: &dyn Fn(NodeIndex) -> bool,
+) -> Targets {
+    let layout = geography.layout;
+    let assigned = placement.assigned(policy, layout, partition);
+    let (mut nodes, owed): (Vec<NodeIndex>, Vec<NodeIndex>) = assigned.iter().partition(|node| usable(**node));
+    if !owed.is_empty() && reached(policy, geography, &nodes) < Some(Durability::Far) {
+        let spares: Vec<NodeIndex> = placement.fallback(policy, layout, partition).into_iter().filter(|node| usable(*node)).collect();
+        nodes = stand_in(policy, geography, nodes, &spares);
+    }
+    let level = reached(policy, geography, &nodes);
+    Targets { nodes, owed, level }
+}
+
+/// What copies at these nodes amount to.
+pub fn reached(policy: &Policy, geography: &Geography<'_>, nodes: &[NodeIndex]) -> Option<Durability> {
+    level(policy, &sites_of(geography.layout, nodes.iter().copied()), geography)
+}
+
+/// Adds spares, in their order, as long as each brings the group nearer to far; if that leads into a dead end, whoever
+/// makes a far group at all.
+fn stand_in(policy: &Policy, geography: &Geography<'_>, nodes: Vec<NodeIndex>, spares: &[NodeIndex]) -> Vec<NodeIndex> {
+    let mut chosen = nodes.clone();
+    for spare in spares {
+        if reached(policy, geography, &chosen) >= Some(Durability::Far) {
+            return chosen;
+        }
+        let with: Vec<NodeIndex> = chosen.iter().copied().chain([*spare]).collect();
+        if group(policy, geography, &with) > group(policy, geography, &chosen) {
+            chosen = with;
+        }
+    }
+    if reached(policy, geography, &chosen) >= Some(Durability::Far) {
+        return chosen;
+    }
+    let all: Vec<NodeIndex> = nodes.iter().chain(spares).copied().collect();
+    let sites = geography.farthest_group(policy, &sites_of(geography.layout, all.iter().copied()), usize::from(policy.far_copies));
+    let far: Vec<NodeIndex> = sites.iter().filter_map(|site| first_at(geography.layout, &all, *site)).collect();
+    if reached(policy, geography, &far) >= Some(Durability::Far) { far } else { nodes }
+}
+
+fn group(policy: &Policy, geography: &Geography<'_>, nodes: &[NodeIndex]) -> usize {
+    geography.farthest_group(policy, &sites_of(geography.layout, nodes.iter().copied()), usize::from(policy.far_copies)).len()
+}
+
+fn first_at(layout: &Layout, nodes: &[NodeIndex], site: afar_model::layout::SiteIndex) -> Option<NodeIndex> {
+    nodes.iter().copied().find(|node| layout.site_of(*node) == Some(site))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use afar_model::layout::examples;
+
+    const STRASBOURG: NodeIndex = NodeIndex(0);
+    const ROUBAIX: NodeIndex = NodeIndex(1);
+    const WARSAW: NodeIndex = NodeIndex(2);
+
+    fn targets(up: &[NodeIndex]) -> Targets {
+        let layout = examples::three_sites().unwrap();
+        let geography = Geography::claimed(&layout);
+        let policy = Policy { home: Some("strasbourg".into()), ..Policy::default() };
+        let placement = Placement::new(&policy, &geography).unwrap();
+        choose(&policy, &placement, &geography, Partition(3), &|node| up.contains(&node))
+    }
+
+    #[test]
+    fn the_assigned_nodes_when_all_is_well() {
+        let chosen = targets(&[STRASBOURG, ROUBAIX, WARSAW]);
+        assert_eq!(chosen, Targets { nodes: vec![STRASBOURG, WARSAW], owed: vec![], level: Some(Durability::Full) });
+    }
+
+    #[test]
+    fn rule_7_a_stand_in_must_be_far_from_the_others() {
+        let chosen = targets(&[ROUBAIX, WARSAW]);
+        assert_eq!((chosen.nodes, chosen.level), (vec![WARSAW, ROUBAIX], Some(Durability::Full)));
+        assert_eq!(chosen.owed, vec![STRASBOURG]);
+        let chosen = targets(&[STRASBOURG, ROUBAIX]);
+        assert_eq!((chosen.nodes, chosen.level), (vec![STRASBOURG], Some(Durability::Local)), "Roubaix is too near");
+    }
+}

@@ -1,0 +1,260 @@
+//! On whom this node may rely now, itself included: who can store, whose answers prove an absence, who is owed what.
+//!
+//! A node that lost something (a disk, a range of its log, everything, because it is a replacement) is *behind*: it stores
+//! and serves what it has, but its "I have nothing" proves nothing until it has compared itself with every other node of
+//! the layout (rule 3). That is remembered on disk, so that a restart in the middle does not make it forget.
+use crate::{
+    files,
+    node::Node,
+    objects::{ObjectError, buckets::Bucket},
+};
+use afar_model::{
+    hlc::Stamp,
+    id::BucketId,
+    layout::NodeIndex,
+    placement::Partition,
+    policy::Policy,
+    record::{Record, RecordKey, RecordKind, Version},
+    units::UnixMillis,
+};
+use afar_store::Removal;
+use parking_lot::Mutex;
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::sync::watch;
+
+/// The name of the file that says that this node is behind.
+const BEHIND: &str = "catching_up";
+
+/// Whether this node is behind, and with whom it has compared itself since.
+#[derive(Debug)]
+pub struct Reliance {
+    marker: PathBuf,
+    behind: AtomicBool,
+    compared: Mutex<BTreeSet<NodeIndex>>,
+    damaged: Mutex<BTreeSet<(BucketId, String)>>,
+    pokes: watch::Sender<u64>,
+    reload: tokio::sync::Mutex<()>,
+}
+
+impl Reliance {
+    /// As the marker of an earlier run says, or as opening the log has found (`lost`). The marker is durable before this
+    /// returns.
+    ///
+    /// # Errors
+    /// If the marker cannot be written: then nothing may be served.
+    pub fn open(state: &std::path::Path, lost: bool) -> std::io::Result<Self> {
+        let marker = state.join(BEHIND);
+        if lost {
+            files::replace(&marker, b"this node has not compared itself with every other node since it lost data\n", 0o644)?;
+        }
+        let behind = AtomicBool::new(marker.exists());
+        let (compared, damaged) = (Mutex::default(), Mutex::default());
+        Ok(Self { marker, behind, compared, damaged, pokes: watch::Sender::new(0), reload: tokio::sync::Mutex::default() })
+    }
+}
+
+impl Node {
+    /// The wall clock.
+    pub fn now(&self) -> UnixMillis {
+        self.clock.now()
+    }
+
+    /// A stamp greater than all before it.
+    pub fn tick(&self) -> Stamp {
+        self.clock.tick()
+    }
+
+    /// Learns of a stamp made elsewhere.
+    pub fn observe(&self, stamp: Stamp) {
+        self.clock.observe(stamp);
+    }
+
+    /// Why this node refuses writes: its clock is off (rule 4).
+    pub fn clock_trouble(&self) -> Option<String> {
+        self.peers.clock_trouble()
+    }
+
+    /// The policy of buckets that are made without one.
+    pub fn default_policy(&self) -> Policy {
+        self.config.policy.clone()
+    }
+
+    /// A bucket by name, or by `@` and its id.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn bucket(&self, name: &str) -> Result<Arc<Bucket>, ObjectError> {
+        self.buckets.find(name).ok_or_else(|| ObjectError::NoSuchBucket(name.chars().take(80).collect()))
+    }
+
+    /// Whether a node takes new records now. This node finds out when it tries.
+    pub fn can_store(&self, node: NodeIndex) -> bool {
+        node == self.me || (self.peers.usable(node) && self.peers.view(node).is_some_and(|view| !view.read_only && !view.draining))
+    }
+
+    /// Whether a node's answers about what is there count.
+    pub fn answers(&self, node: NodeIndex) -> bool {
+        if node == self.me {
+            return !self.is_catching_up();
+        }
+        self.peers.usable(node) && self.peers.view(node).is_some_and(|view| !view.catching_up)
+    }
+
+    /// Why none of these nodes can be relied on, in words.
+    pub fn why_unusable(&self, nodes: &[NodeIndex]) -> String {
+        let why = |node: &NodeIndex| {
+            if *node == self.me {
+                return if self.is_catching_up() { "catching up".to_owned() } else { "failed during this write".to_owned() };
+            }
+            match self.peers.view(*node) {
+                None => "unknown".to_owned(),
+                Some(view) if !view.trouble.is_empty() => view.trouble,
+                Some(view) if view.read_only => "read-only".to_owned(),
+                Some(view) if view.draining => "shutting down".to_owned(),
+                Some(view) if view.catching_up => "catching up".to_owned(),
+                Some(view) if view.usable => "failed during this write".to_owned(),
+                Some(view) => view.state.name().to_owned(),
+            }
+        };
+        nodes.iter().map(why).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether this node's answers prove no absence.
+    pub fn is_catching_up(&self) -> bool {
+        self.reliance.behind.load(Ordering::Acquire)
+    }
+
+    /// A copy was found bad here. If there is anybody to mend it from, this node is behind until it has; alone it goes on
+    /// serving what it has, for nobody could do better.
+    pub fn note_loss(&self) {
+        if self.peers.others().any(|peer| self.peers.usable(peer)) && !self.is_catching_up() {
+            if let Err(error) = files::replace(&self.reliance.marker, b"a bad copy was found\n", 0o644) {
+                tracing::error!(%error, "cannot remember that a copy is bad");
+            }
+            self.reliance.compared.lock().clear();
+            self.reliance.behind.store(true, Ordering::Release);
+        }
+        self.poke();
+    }
+
+    /// A comparison with a peer is complete, and everything that it has for this node is here.
+    pub fn compared_with(&self, peer: NodeIndex) {
+        let mut compared = self.reliance.compared.lock();
+        compared.insert(peer);
+        if self.is_catching_up() && self.peers.others().all(|other| compared.contains(&other)) {
+            match files::remove(&self.reliance.marker) {
+                Ok(()) => {
+                    self.reliance.behind.store(false, Ordering::Release);
+                    self.reliance.damaged.lock().clear();
+                    tracing::info!("caught up: this node has everything that it is assigned");
+                }
+                Err(error) => tracing::error!(%error, "cannot remember that this node has caught up"),
+            }
+        }
+    }
+
+    /// A node without peers has nobody to compare itself with.
+    pub fn begin_alone(&self) {
+        if self.peers.others().next().is_none() {
+            self.reliance.behind.store(false, Ordering::Release);
+        }
+    }
+
+    /// A version of this key was found bad here.
+    pub fn damage(&self, bucket: BucketId, key: &str) {
+        self.reliance.damaged.lock().insert((bucket, key.to_owned()));
+    }
+
+    /// Whether a version of this key was found bad here and is not mended.
+    pub fn is_damaged(&self, bucket: &BucketId, key: &str) -> bool {
+        let damaged = self.reliance.damaged.lock();
+        !damaged.is_empty() && damaged.contains(&(*bucket, key.to_owned()))
+    }
+
+    /// Whether a version in this bucket was found bad here and is not mended.
+    pub fn has_damage(&self, bucket: &BucketId) -> bool {
+        self.reliance.damaged.lock().iter().any(|(damaged, _)| damaged == bucket)
+    }
+
+    /// Something happened: compare soon.
+    pub fn poke(&self) {
+        self.reliance.pokes.send_modify(|pokes| *pokes += 1);
+    }
+
+    /// Changes when something happened.
+    pub fn pokes(&self) -> watch::Receiver<u64> {
+        self.reliance.pokes.subscribe()
+    }
+
+    /// Whether the peer's disks are others than those that held what it was assigned before.
+    pub fn was_replaced(&self, peer: NodeIndex) -> bool {
+        self.peers
+            .view(peer)
+            .is_some_and(|view| view.catching_up || view.incarnation_changes > 0 && self.ledger.compared_at(peer).is_none())
+    }
+
+    /// Whether every byte here was hashed within the scrub's bound.
+    pub fn is_scrubbed(&self) -> bool {
+        self.store.oldest_unverified().is_none_or(|oldest| self.now().since(oldest) <= afar_model::limits::SCRUB_WITHIN)
+    }
+
+    /// Whether a node is assigned a record that is placed in this partition; settings are everybody's.
+    pub fn is_assigned(&self, node: NodeIndex, key: &RecordKey, partition: Partition) -> bool {
+        key.bucket == BucketId::SYSTEM
+            || self.buckets.get(&key.bucket).is_some_and(|bucket| bucket.assigned(&self.layout, partition).contains(&node))
+    }
+
+    /// What must follow when records have become durable here.
+    pub fn after_storing<'a>(self: &Arc<Self>, records: impl Iterator<Item = &'a Record>) {
+        let (mut settings, mut stored) = (false, Vec::new());
+        for record in records {
+            stored.push(record.key());
+            match record.kind() {
+                RecordKind::Setting => settings = true,
+                RecordKind::Version => {
+                    if let Ok((version, _)) = Version::decode_description(record.body()) {
+                        self.observe(version.stamp);
+                    }
+                }
+                RecordKind::Chunk | RecordKind::Manifest => {}
+            }
+        }
+        self.ledger.own_missing_clear(stored);
+        if settings {
+            let node = Arc::clone(self);
+            self.lifecycle.spawn_brief("settings", async move { node.reload_settings().await });
+        }
+    }
+
+    /// Reads all settings again: buckets and access keys.
+    pub async fn reload_settings(self: &Arc<Self>) {
+        // One at a time, so that an older reading never replaces a newer one.
+        let _one = self.reliance.reload.lock().await;
+        let reader = Arc::clone(self);
+        let read = move || {
+            let records = reader.store.settings();
+            reader.buckets.rebuild(&records, &reader.peers.refuted());
+            for (key, error) in reader.keyring.replace(reader.buckets.present().keys.clone()) {
+                tracing::error!(access_key_id = key, %error, "an access key cannot be used");
+            }
+        };
+        self.lifecycle.blocking("settings", read).await;
+    }
+
+    /// Removes a prepared version that its own put has replaced.
+    pub fn discard(self: &Arc<Self>, key: RecordKey) {
+        let node = Arc::clone(self);
+        self.lifecycle.spawn_brief("discard", async move {
+            if let Err(error) = node.store.remove(vec![key], Removal::Discarded).await {
+                tracing::warn!(%error, "a version that was replaced before it counted stays");
+            }
+        });
+    }
+}

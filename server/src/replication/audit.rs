@@ -1,0 +1,89 @@
+//! Challenges between nodes: "prove, with this fresh nonce, that you still hold these bytes". The proof is the BLAKE3 of
+//! the bytes keyed with the nonce, which cannot be had from their id. This is the plain form: a few records every
+//! [`crate::limits::AUDIT_EVERY`], chosen at random from what both hold.
+use super::fetch;
+use crate::{cluster::peers::ChannelKind, limits, node::Node};
+use afar_model::{
+    layout::NodeIndex,
+    placement::Partition,
+    record::{RecordKey, RecordKind},
+};
+use afar_proto::{convert, v1};
+use afar_store::IdRange;
+use bytes::Bytes;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// The answer to a challenge: for each record the proof, empty where there is no good copy here.
+pub async fn answer(node: &Arc<Node>, nonce: [u8; 32], keys: Vec<RecordKey>) -> Vec<Bytes> {
+    let mut proofs = Vec::with_capacity(keys.len());
+    for key in keys {
+        let proof = match fetch::read_here(node, key).await {
+            Ok(Some(record)) => convert::bytes(blake3::keyed_hash(&nonce, record.body()).as_bytes()),
+            _ => Bytes::new(),
+        };
+        proofs.push(proof);
+    }
+    proofs
+}
+
+/// Challenges one peer for as long as the node runs.
+pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
+    loop {
+        if node.peers.usable(peer) && node.ledger.compared_at(peer).is_some() {
+            match challenge(&node, peer).await {
+                Ok(wrong) if wrong.is_empty() => node.ledger.audited(peer),
+                Ok(wrong) => {
+                    tracing::error!(
+                        peer = node.layout.node_name(peer),
+                        records = wrong.len(),
+                        "failed an audit: it does not hold what it should"
+                    );
+                    node.ledger.distrust(peer);
+                    node.poke();
+                }
+                Err(error) => tracing::debug!(peer = node.layout.node_name(peer), error, "no answer to an audit"),
+            }
+        }
+        let pause = if node.ledger.holds_everything(peer) { limits::AUDIT_EVERY } else { limits::RECONCILE_SOON };
+        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Records whose proof was missing or wrong although this node has a good copy and the peer should.
+async fn challenge(node: &Arc<Node>, peer: NodeIndex) -> Result<Vec<RecordKey>, String> {
+    let mut nonce = [0; 32];
+    aws_lc_rs::rand::fill(&mut nonce).map_err(|_| "the system gives no randomness")?;
+    let keys = choose(node, peer, nonce);
+    let mut client = fetch::peer(node, peer, ChannelKind::Control).ok_or("no such peer")?;
+    let request = v1::AuditRequest { nonce: convert::bytes(&nonce), keys: keys.iter().map(|key| v1::RecordKey::from(*key)).collect() };
+    let reply = client
+        .audit(fetch::with_deadline(request, limits::FETCH_DEADLINE))
+        .await
+        .map_err(|status| status.message().to_owned())?
+        .into_inner();
+    let expected = answer(node, nonce, keys.clone()).await;
+    let proofs = reply.proofs.into_iter().map(Some).chain(std::iter::repeat(None));
+    let wrong = keys
+        .into_iter()
+        .zip(expected)
+        .zip(proofs)
+        .filter(|((_, expected), proof)| !expected.is_empty() && proof.as_ref() != Some(expected));
+    Ok(wrong.map(|((key, _), _)| key).collect())
+}
+
+/// Some records that both should hold, from a random place of the id space on.
+fn choose(node: &Node, peer: NodeIndex, nonce: [u8; 32]) -> Vec<RecordKey> {
+    let [a, b, c, d, ..] = nonce;
+    let first = u32::from_be_bytes([a, b, c, d]);
+    let kinds = [RecordKind::Chunk, RecordKind::Manifest, RecordKind::Setting];
+    let page = |first| node.store.ids(IdRange { first, last: u32::MAX }, None, &kinds, 16 * limits::AUDIT_RECORDS).unwrap_or_default();
+    let mut entries = page(first);
+    if entries.is_empty() {
+        entries = page(0);
+    }
+    let should = |key: &RecordKey| node.is_assigned(peer, key, Partition::of_record(&key.id, node.layout.partitions()));
+    entries.into_iter().map(|entry| entry.key).filter(should).take(limits::AUDIT_RECORDS).collect()
+}

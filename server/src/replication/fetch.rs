@@ -1,0 +1,200 @@
+//! Reading records, here or from whoever holds them. Every body is hashed where it is read and again where it arrives;
+//! a bad copy is never passed on, and is mended from the copy that was good.
+use crate::{cluster::peers::ChannelKind, limits, node::Node};
+use afar_model::{
+    layout::NodeIndex,
+    placement::Partition,
+    record::{Record, RecordKey, RecordKind},
+};
+use afar_proto::v1::{self, peer_client::PeerClient};
+use afar_store::{AppendClass, ReadError};
+use std::{sync::Arc, time::Duration};
+use tonic::{Request, transport::Channel};
+
+/// Why a record could not be read anywhere.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum FetchError {
+    /// Nobody who answered has it; `silent` could not be asked.
+    #[error("no verified copy of {key:?} answers{}", silent_note(silent))]
+    Nowhere {
+        /// The record.
+        key: RecordKey,
+        /// Nodes that may hold it and did not answer.
+        silent: Vec<String>,
+        /// Whether a damaged copy was seen.
+        damaged: bool,
+    },
+}
+
+fn silent_note(silent: &[String]) -> String {
+    if silent.is_empty() { String::new() } else { format!(" (not reachable: {})", silent.join(", ")) }
+}
+
+/// A client for unary calls to a peer, with this deadline.
+pub fn peer(node: &Node, to: NodeIndex, kind: ChannelKind) -> Option<PeerClient<Channel>> {
+    let channel = node.peers.channel(to, kind)?;
+    let client = PeerClient::new(channel)
+        .max_decoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX);
+    Some(client)
+}
+
+/// A request that the peer drops, too, when its time is up.
+pub fn with_deadline<T>(message: T, deadline: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(deadline);
+    request
+}
+
+/// The record here: verified, `None` if it is not here or not good.
+pub async fn read_here(node: &Arc<Node>, key: RecordKey) -> Result<Option<Record>, ReadError> {
+    let reader = Arc::clone(node);
+    let read = tokio::task::spawn_blocking(move || reader.store.get(&key)).await;
+    let read = read.unwrap_or_else(|error| Err(ReadError::Disk { key, why: error.to_string() }));
+    if let Err(error) = &read {
+        tracing::warn!(%error, "a copy here is not good: asking the others, and mending it");
+        node.ledger.own_missing_add([key]);
+        node.note_loss();
+    }
+    read.map(|found| found.map(|found| found.record))
+}
+
+/// Records of one peer, in order; `None` where it has no good copy.
+///
+/// # Errors
+/// If the peer cannot be reached, in words.
+pub async fn fetch_from(node: &Node, from: NodeIndex, keys: &[RecordKey], kind: ChannelKind) -> Result<Vec<Option<Record>>, String> {
+    let mut client = peer(node, from, kind).ok_or("no such peer")?;
+    let request = v1::FetchRequest { keys: keys.iter().map(|key| v1::RecordKey::from(*key)).collect() };
+    let mut replies =
+        client.fetch(with_deadline(request, limits::FETCH_DEADLINE)).await.map_err(|status| status.message().to_owned())?.into_inner();
+    let mut records = Vec::with_capacity(keys.len());
+    for key in keys {
+        let reply = replies.message().await.map_err(|status| status.message().to_owned())?.ok_or("the peer ended too early")?;
+        let record = match reply.record {
+            Some(record) => check(record, *key).await,
+            None => None,
+        };
+        records.push(record);
+    }
+    Ok(records)
+}
+
+/// A peer that answers with the wrong bytes has not answered.
+async fn check(record: v1::Record, key: RecordKey) -> Option<Record> {
+    let convert = move || Record::try_from(record);
+    let record = tokio::task::spawn_blocking(convert).await.ok()?.ok()?;
+    if record.key() == key {
+        return Some(record);
+    }
+    tracing::error!(expected = ?key, got = ?record.key(), "a peer answered with the wrong bytes");
+    None
+}
+
+/// Where to look for a record, best first: here, the assigned, then whoever else may hold it.
+pub fn candidates(node: &Node, key: &RecordKey, partition: Partition) -> Vec<NodeIndex> {
+    let (assigned, eligible) = match node.buckets.get(&key.bucket) {
+        Some(bucket) => (bucket.assigned(&node.layout, partition), bucket.eligible(&node.layout)),
+        None => (Vec::new(), node.layout.node_indexes().collect()),
+    };
+    let mut order = node.peers.nearest_first(assigned.into_iter());
+    let others: Vec<NodeIndex> = eligible.into_iter().filter(|node| !order.contains(node)).collect();
+    order.extend(node.peers.nearest_first(others.into_iter()));
+    order
+}
+
+/// A chunk or manifest from the nearest good copy; one that is bad here is mended on the way.
+///
+/// # Errors
+/// If no good copy answers.
+pub async fn read_anywhere(node: &Arc<Node>, key: RecordKey, partition: Partition, holders: &[NodeIndex]) -> Result<Record, FetchError> {
+    let mut order = candidates(node, &key, partition);
+    order.sort_by_key(|candidate| !holders.contains(candidate) && *candidate != node.me);
+    let (mut silent, mut damaged) = (Vec::new(), false);
+    for candidate in order {
+        if candidate == node.me {
+            match read_here(node, key).await {
+                Ok(Some(record)) => return Ok(record),
+                Ok(None) => {}
+                Err(_) => damaged = true,
+            }
+            continue;
+        }
+        if !node.peers.usable(candidate) {
+            silent.push(node.layout.node_name(candidate).to_owned());
+            continue;
+        }
+        match fetch_from(node, candidate, &[key], ChannelKind::Bulk(0)).await {
+            Ok(records) => {
+                if let Some(record) = records.into_iter().next().flatten() {
+                    mend(node, damaged || node.ledger.is_missing_here(&key), &record);
+                    return Ok(record);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, from = node.layout.node_name(candidate), "fetch failed");
+                silent.push(node.layout.node_name(candidate).to_owned());
+            }
+        }
+    }
+    Err(FetchError::Nowhere { key, silent, damaged })
+}
+
+/// Puts a good copy where a bad one was.
+fn mend(node: &Arc<Node>, wanted: bool, record: &Record) {
+    if !wanted {
+        return;
+    }
+    let (mender, record) = (Arc::clone(node), record.clone());
+    node.lifecycle.spawn_brief("mend", async move {
+        let key = record.key();
+        match mender.store.commit(AppendClass::Repair, vec![record.clone()]).await {
+            Ok(_) => {
+                mender.after_storing(std::iter::once(&record));
+                tracing::info!(record = ?key.id, "mended a bad copy");
+            }
+            Err(error) => tracing::warn!(record = ?key.id, %error, "a bad copy could not be mended"),
+        }
+    });
+}
+
+/// Which of these records this node holds verified *and durable*: each is read, hashed, and covered by a sync.
+pub async fn prove_here(node: &Arc<Node>, keys: &[RecordKey]) -> Vec<bool> {
+    let mut held = Vec::with_capacity(keys.len());
+    let mut tokens = Vec::new();
+    for key in keys {
+        let token = match read_here(node, *key).await {
+            // An append of what is there verifies the copy and writes nothing.
+            Ok(Some(record)) => node.store.append(AppendClass::Repair, vec![record]).await.ok(),
+            _ => None,
+        };
+        held.push(token.is_some());
+        tokens.extend(token.into_iter().flatten());
+    }
+    match node.store.sync(&tokens).await {
+        Ok(_) => held,
+        Err(_) => vec![false; keys.len()],
+    }
+}
+
+/// Which of these records a node holds verified and durable; `None` if it does not answer.
+pub async fn prove_at(node: &Arc<Node>, at: NodeIndex, keys: &[RecordKey]) -> Option<Vec<bool>> {
+    if at == node.me {
+        return Some(prove_here(node, keys).await);
+    }
+    if !node.peers.usable(at) {
+        return None;
+    }
+    let mut client = peer(node, at, ChannelKind::Control)?;
+    let request = v1::ProveRequest { keys: keys.iter().map(|key| v1::RecordKey::from(*key)).collect() };
+    let reply = client.prove(with_deadline(request, limits::FETCH_DEADLINE)).await.ok()?.into_inner();
+    (reply.held.len() == keys.len()).then_some(reply.held)
+}
+
+/// Where a record is placed. A version needs its key, which `version_key` has.
+pub fn partition_of(node: &Node, key: &RecordKey, kind: RecordKind, version_key: Option<&str>) -> Partition {
+    match (kind, version_key, node.buckets.get(&key.bucket)) {
+        (RecordKind::Version, Some(name), Some(bucket)) => bucket.version_partition(name),
+        _ => Partition::of_record(&key.id, node.layout.partitions()),
+    }
+}

@@ -1,0 +1,242 @@
+//! What this node knows of its peers' holdings: the evidence behind every "safe".
+//!
+//! By default an assigned peer is believed to hold what it is assigned, once the two have compared their ids record by
+//! record in this run and audits are answered; the ledger keeps the exceptions. A peer under a new incarnation, or one
+//! that reports losses, starts again from nothing. Nothing here is durable: after a restart everything is unproved until
+//! compared again.
+use crate::limits;
+use afar_model::{id::Incarnation, layout::NodeIndex, record::RecordKey, units::UnixMillis};
+use parking_lot::Mutex;
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+/// What is known of one peer.
+#[derive(Debug, Default, Clone)]
+struct Account {
+    incarnation: Option<Incarnation>,
+    compared: Option<(Instant, UnixMillis)>,
+    missing: HashSet<RecordKey>,
+    extra: HashSet<RecordKey>,
+    overflow: bool,
+    audited: Option<Instant>,
+}
+
+/// Whether a peer's copy of a record is proved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holding {
+    /// Compared in this run, and audited lately.
+    Proved,
+    /// It may hold it; nothing proves it now.
+    Unproved,
+    /// It does not.
+    No,
+}
+
+/// Every peer's account, and what this node itself should have and has not.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    accounts: Mutex<HashMap<NodeIndex, Account>>,
+    own_missing: Mutex<HashSet<RecordKey>>,
+}
+
+/// What one comparison with a peer found.
+#[derive(Debug, Default)]
+pub struct Comparison {
+    /// Records that the peer is assigned, this node holds, and the peer lacks.
+    pub missing: HashSet<RecordKey>,
+    /// Records that the peer holds although they are assigned elsewhere.
+    pub extra: HashSet<RecordKey>,
+    /// More than [`limits::LEDGER_EXCEPTIONS`] of either: nothing can be said of single records.
+    pub overflow: bool,
+}
+
+impl Ledger {
+    /// A comparison with a peer's log as of `incarnation` is complete.
+    pub fn compared(&self, peer: NodeIndex, incarnation: Incarnation, found: Comparison, at: (Instant, UnixMillis)) {
+        let mut accounts = self.accounts.lock();
+        let account = accounts.entry(peer).or_default();
+        let audited = account.audited.filter(|_| account.incarnation == Some(incarnation));
+        *account = Account {
+            incarnation: Some(incarnation),
+            compared: Some(at),
+            missing: found.missing,
+            extra: found.extra,
+            overflow: found.overflow,
+            audited,
+        };
+    }
+
+    /// The peer is another than the one that was compared, or says that it lost something: start again.
+    pub fn distrust(&self, peer: NodeIndex) {
+        self.accounts.lock().remove(&peer);
+    }
+
+    /// Distrusts a peer whose incarnation is not the one that was compared.
+    pub fn seen(&self, peer: NodeIndex, incarnation: Incarnation) {
+        let mut accounts = self.accounts.lock();
+        if accounts.get(&peer).is_some_and(|account| account.incarnation.is_some_and(|known| known != incarnation)) {
+            accounts.remove(&peer);
+        }
+    }
+
+    /// The peer acknowledged these as durable; `assigned`: whether they are assigned to it.
+    pub fn acknowledged(&self, peer: NodeIndex, assigned: bool, keys: impl IntoIterator<Item = RecordKey>) {
+        let mut accounts = self.accounts.lock();
+        let Some(account) = accounts.get_mut(&peer) else { return };
+        for key in keys {
+            account.missing.remove(&key);
+            if !assigned {
+                insert(&mut account.extra, key, &mut account.overflow);
+            }
+        }
+    }
+
+    /// The peer should have these and does not yet.
+    pub fn lacks(&self, peer: NodeIndex, keys: impl IntoIterator<Item = RecordKey>) {
+        let mut accounts = self.accounts.lock();
+        let Some(account) = accounts.get_mut(&peer) else { return };
+        for key in keys {
+            insert(&mut account.missing, key, &mut account.overflow);
+        }
+    }
+
+    /// The peer answered an audit, and every proof was right.
+    pub fn audited(&self, peer: NodeIndex) {
+        if let Some(account) = self.accounts.lock().get_mut(&peer) {
+            account.audited = Some(Instant::now());
+        }
+    }
+
+    /// Whether `peer` holds a record that it is (`assigned`) or is not assigned.
+    pub fn holding(&self, peer: NodeIndex, assigned: bool, key: &RecordKey) -> Holding {
+        match self.accounts.lock().get(&peer) {
+            None => {
+                if assigned {
+                    Holding::Unproved
+                } else {
+                    Holding::No
+                }
+            }
+            Some(account) => account.holding(assigned, key),
+        }
+    }
+
+    /// Whether `peer` is proved to hold all that it is assigned: then single records need not be asked for.
+    pub fn holds_everything(&self, peer: NodeIndex) -> bool {
+        self.accounts.lock().get(&peer).is_some_and(|account| account.missing.is_empty() && !account.overflow && account.is_fresh())
+    }
+
+    /// Whether any exception is known for any peer: a hint, or a missing record.
+    pub fn has_exceptions(&self) -> bool {
+        let any = self.accounts.lock().values().any(|account| account.overflow || !account.missing.is_empty() || !account.extra.is_empty());
+        any || !self.own_missing.lock().is_empty()
+    }
+
+    /// When the peer was last compared.
+    pub fn compared_at(&self, peer: NodeIndex) -> Option<(Instant, UnixMillis)> {
+        self.accounts.lock().get(&peer).and_then(|account| account.compared)
+    }
+
+    /// How many records the peer is known to lack.
+    pub fn missing_at(&self, peer: NodeIndex) -> usize {
+        self.accounts.lock().get(&peer).map_or(0, |account| account.missing.len())
+    }
+
+    /// This node should have these and has not (or has only a bad copy).
+    pub fn own_missing_add(&self, keys: impl IntoIterator<Item = RecordKey>) {
+        let mut own = self.own_missing.lock();
+        for key in keys {
+            if own.len() < limits::LEDGER_EXCEPTIONS {
+                own.insert(key);
+            }
+        }
+    }
+
+    /// This node has them now.
+    pub fn own_missing_clear(&self, keys: impl IntoIterator<Item = RecordKey>) {
+        let mut own = self.own_missing.lock();
+        keys.into_iter().for_each(|key| {
+            own.remove(&key);
+        });
+    }
+
+    /// What this node should have and has not, at most `limit` of them.
+    pub fn own_missing(&self, limit: usize) -> Vec<RecordKey> {
+        self.own_missing.lock().iter().take(limit).copied().collect()
+    }
+
+    /// Whether this node should have a record and has not.
+    pub fn is_missing_here(&self, key: &RecordKey) -> bool {
+        self.own_missing.lock().contains(key)
+    }
+}
+
+fn insert(set: &mut HashSet<RecordKey>, key: RecordKey, overflow: &mut bool) {
+    if set.len() < limits::LEDGER_EXCEPTIONS {
+        set.insert(key);
+    } else {
+        *overflow = true;
+    }
+}
+
+impl Account {
+    fn holding(&self, assigned: bool, key: &RecordKey) -> Holding {
+        let claimed = if assigned { !self.missing.contains(key) } else { self.extra.contains(key) };
+        match (claimed, assigned && self.overflow) {
+            (false, _) => Holding::No,
+            (true, false) if self.is_fresh() => Holding::Proved,
+            (true, _) => Holding::Unproved,
+        }
+    }
+
+    /// Rule 25: compared in this run, lately enough, and its node answered an audit within the bound.
+    fn is_fresh(&self) -> bool {
+        let within = |since: Option<Instant>, bound: Duration| since.is_some_and(|since| since.elapsed() <= bound);
+        within(self.compared.map(|(at, _)| at), limits::COMPARED_WITHIN) && within(self.audited, afar_model::limits::AUDIT_WITHIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use afar_model::id::{BucketId, RecordId};
+
+    const PEER: NodeIndex = NodeIndex(1);
+
+    fn key(byte: u8) -> RecordKey {
+        RecordKey { bucket: BucketId::SYSTEM, id: RecordId::from_bytes([byte; 32]) }
+    }
+
+    fn now() -> (Instant, UnixMillis) {
+        (Instant::now(), UnixMillis(1))
+    }
+
+    #[test]
+    fn rule_25_nothing_is_proved_before_a_comparison_and_an_audit() {
+        let ledger = Ledger::default();
+        assert_eq!(ledger.holding(PEER, true, &key(1)), Holding::Unproved);
+        ledger.compared(PEER, Incarnation::ZERO, Comparison::default(), now());
+        assert_eq!(ledger.holding(PEER, true, &key(1)), Holding::Unproved);
+        ledger.audited(PEER);
+        assert_eq!(ledger.holding(PEER, true, &key(1)), Holding::Proved);
+        assert_eq!(ledger.holding(PEER, false, &key(1)), Holding::No);
+    }
+
+    #[test]
+    fn a_replacement_starts_from_nothing() {
+        let ledger = Ledger::default();
+        ledger.compared(PEER, Incarnation::ZERO, Comparison::default(), now());
+        ledger.audited(PEER);
+        ledger.seen(PEER, Incarnation::from_bytes([1; 16]));
+        assert_eq!(ledger.holding(PEER, true, &key(1)), Holding::Unproved);
+        let missing = Comparison { missing: HashSet::from([key(1)]), ..Comparison::default() };
+        ledger.compared(PEER, Incarnation::from_bytes([1; 16]), missing, now());
+        ledger.audited(PEER);
+        assert_eq!(ledger.holding(PEER, true, &key(1)), Holding::No);
+        assert_eq!(ledger.holding(PEER, true, &key(2)), Holding::Proved);
+        ledger.acknowledged(PEER, true, [key(1)]);
+        assert_eq!(ledger.holding(PEER, true, &key(1)), Holding::Proved);
+    }
+}

@@ -1,0 +1,127 @@
+//! Paying debts: records that were acknowledged without a copy that their policy asks for (the node was away, or the
+//! bucket queues) are sent as soon as it answers. The debts themselves are in the log and survive a restart; their age is
+//! the recovery point that is reported.
+use super::{
+    fetch,
+    lane::LaneKind,
+    send::{Purpose, copy_to},
+};
+use crate::{limits, node::Node};
+use afar_model::{
+    layout::NodeIndex,
+    record::{Record, RecordKey},
+    units::UnixMillis,
+};
+use afar_store::Owed;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// What still has to reach others.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pending {
+    /// Records.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Since when the oldest waits; zero if none does.
+    pub oldest: UnixMillis,
+}
+
+/// Pays what can be paid, again and again.
+pub async fn run(node: Arc<Node>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(limits::OUTBOX_EVERY)).await.is_some() {
+        let summary = node.store.owed_summary().unwrap_or_default();
+        node.pending.store(Arc::new(Pending {
+            records: summary.iter().map(|owed| owed.records).sum(),
+            bytes: summary.iter().map(|owed| owed.bytes).sum(),
+            oldest: summary.iter().map(|owed| owed.oldest).min().unwrap_or_default(),
+        }));
+        let creditors: Vec<NodeIndex> = summary.iter().filter_map(|owed| node.layout.node_named(&owed.to)).collect();
+        for creditor in creditors.into_iter().filter(|n| node.can_store(*n)) {
+            if stop.run_until_cancelled(pay(&node, creditor)).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+async fn pay(node: &Arc<Node>, creditor: NodeIndex) {
+    let name = node.layout.node_name(creditor).to_owned();
+    loop {
+        let debts = node.store.owed(Some(&name), None, limits::OUTBOX_BATCH).unwrap_or_default();
+        if debts.is_empty() {
+            return;
+        }
+        let paid = send(node, creditor, &debts).await;
+        let progress = !paid.is_empty();
+        node.ledger.acknowledged(creditor, true, paid.iter().copied());
+        node.store.pay(&name, paid);
+        if !progress {
+            return;
+        }
+    }
+}
+
+/// Sends what is owed and answers what has arrived durably, or can never be paid.
+async fn send(node: &Arc<Node>, creditor: NodeIndex, debts: &[Owed]) -> Vec<RecordKey> {
+    let mut settled = Vec::new();
+    let mut batch: Vec<Record> = Vec::new();
+    for debt in debts {
+        match fetch::read_here(node, debt.key).await {
+            Ok(Some(record)) => batch.push(record),
+            // Not here any more: whoever has it is found by anti-entropy.
+            Ok(None) => settled.push(debt.key),
+            Err(error) => tracing::warn!(%error, "a debt cannot be paid from here"),
+        }
+        if batch.iter().map(|record| record.body().len()).sum::<usize>() >= limits::PULL_BYTES {
+            settled.extend(flush(node, creditor, &mut batch).await);
+        }
+    }
+    settled.extend(flush(node, creditor, &mut batch).await);
+    settled
+}
+
+async fn flush(node: &Arc<Node>, creditor: NodeIndex, batch: &mut Vec<Record>) -> Vec<RecordKey> {
+    let records = std::mem::take(batch);
+    let mut sent = Vec::new();
+    for group in group(&records) {
+        match copy_to(node, creditor, group, Purpose::Repair, LaneKind::Bulk(1)).await {
+            Ok(_) => sent.extend(group.iter().map(Record::key)),
+            Err(error) => {
+                tracing::debug!(%error, "a debt stays");
+                break;
+            }
+        }
+    }
+    sent
+}
+
+/// Records in messages: as many as fit one.
+pub fn group(records: &[Record]) -> Vec<&[Record]> {
+    let mut groups = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (index, record) in records.iter().enumerate() {
+        if index > start && bytes + record.body().len() > afar_model::limits::RECORD_BYTES_MAX {
+            groups.extend(records.get(start..index));
+            (start, bytes) = (index, 0);
+        }
+        bytes += record.body().len();
+    }
+    groups.extend(records.get(start..).filter(|rest| !rest.is_empty()));
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use afar_model::{id::BucketId, record::RecordKind};
+
+    #[test]
+    fn groups_fit_a_message_and_lose_nothing() {
+        let record = |bytes: usize| Record::new(RecordKind::Chunk, BucketId::SYSTEM, vec![0; bytes].into());
+        let records: Vec<Record> = [1 << 20, 1 << 20, 1, 2 << 20, 5, 6].into_iter().map(record).collect();
+        let groups: Vec<usize> = group(&records).iter().map(|group| group.len()).collect();
+        assert_eq!(groups, [2, 1, 1, 2]);
+        assert!(group(&[]).is_empty());
+    }
+}

@@ -1,0 +1,354 @@
+//! Anti-entropy, plain form: two nodes compare what they hold id by id, and each pulls what it is assigned and lacks.
+//!
+//! Replication is set union, so this heals whatever went wrong before: a node that was away, a disk that was replaced, a
+//! copy that rotted, a coordinator that died between two copies. It is also where the evidence comes from: a finished
+//! comparison is what the ledger builds its "proved" on. Cost grows with the number of records; the contract does not
+//! depend on that, and a cleverer comparison may replace this one.
+use super::{
+    fetch,
+    lane::LaneKind,
+    ledger::Comparison,
+    outbox,
+    send::{Purpose, copy_to},
+};
+use crate::{cluster::peers::ChannelKind, limits, node::Node};
+use afar_model::{
+    id::{BootId, Incarnation, RecordId},
+    layout::NodeIndex,
+    placement::Partition,
+    record::{Record, RecordKey, RecordKind, VersionEntry},
+};
+use afar_proto::{convert, limits::PAGE_MAX, v1};
+use afar_store::{AppendClass, IdEntry, IdRange, VersionCursor, VersionRow};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Instant,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Compares with one peer for as long as the node runs: when it comes up, when something happened, and now and then.
+pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
+    let mut changes = node.peers.changes();
+    let mut poked = node.pokes();
+    loop {
+        let mut pause = limits::RECONCILE_RETRY;
+        let mut compared: Compared = None;
+        if node.peers.usable(peer) {
+            let round = Round { node: &node, peer, found: Comparison::default() };
+            match stop.run_until_cancelled(round.run()).await {
+                None => return,
+                Some(Ok(())) => {
+                    pause = limits::RECONCILE_EVERY;
+                    compared = node.peers.view(peer).map(|view| (view.incarnation, view.boot));
+                }
+                Some(Err(error)) => tracing::debug!(peer = node.layout.node_name(peer), error, "comparison broken off"),
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+            _ = poked.changed() => tokio::time::sleep(limits::RECONCILE_SOON).await,
+            () = another(&node, peer, &compared, &mut changes) => {}
+        }
+    }
+}
+
+/// Which disks and which run of the peer were compared.
+type Compared = Option<(Option<Incarnation>, Option<BootId>)>;
+
+/// Waits until the peer is usable as another run than before.
+async fn another(node: &Node, peer: NodeIndex, before: &Compared, changes: &mut watch::Receiver<u64>) {
+    loop {
+        if changes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        let now: Compared = node.peers.view(peer).map(|view| (view.incarnation, view.boot));
+        if node.peers.usable(peer) && now != *before {
+            return;
+        }
+    }
+}
+
+struct Round<'a> {
+    node: &'a Arc<Node>,
+    peer: NodeIndex,
+    found: Comparison,
+}
+
+impl Round<'_> {
+    async fn run(mut self) -> Result<(), String> {
+        let view = self.node.peers.view(self.peer).ok_or("no such peer")?;
+        let incarnation = view.incarnation.ok_or("the peer has not said who it is")?;
+        self.node.ledger.seen(self.peer, incarnation);
+        let begun = (Instant::now(), self.node.now());
+        let complete = self.records().await? & self.versions().await?;
+        self.push_missing(view.catching_up).await;
+        let unchanged = self.node.peers.view(self.peer).is_some_and(|now| now.incarnation == Some(incarnation));
+        if !unchanged {
+            return Err("the peer became another during the comparison".into());
+        }
+        self.node.ledger.compared(self.peer, incarnation, self.found, begun);
+        if complete {
+            self.node.compared_with(self.peer);
+        }
+        Ok(())
+    }
+
+    /// Chunks, manifests and settings. Answers whether everything that this node should have is here now.
+    async fn records(&mut self) -> Result<bool, String> {
+        let mut after: Option<RecordKey> = None;
+        let mut complete = true;
+        loop {
+            let (theirs, more) = self.their_ids(after).await?;
+            let end = if more { theirs.last().map(|entry| entry.key) } else { None };
+            let ours = self.our_ids(after, end).await?;
+            let our_set: HashSet<RecordKey> = ours.iter().map(|entry| entry.key).collect();
+            let their_set: HashSet<RecordKey> = theirs.iter().map(|entry| entry.key).collect();
+            let mut wanted = Vec::new();
+            for entry in &theirs {
+                let (mine, held) = (self.assigned(self.node.me, entry), our_set.contains(&entry.key));
+                if mine && !held {
+                    wanted.push((entry.key, entry.length));
+                } else if held && !self.assigned(self.peer, entry) {
+                    self.extra(entry.key);
+                }
+            }
+            for entry in ours.iter().filter(|entry| !their_set.contains(&entry.key)) {
+                if self.assigned(self.peer, entry) {
+                    self.missing(entry.key);
+                }
+            }
+            complete &= self.pull(&wanted).await?;
+            match end {
+                Some(end) => after = Some(end),
+                None => return Ok(complete),
+            }
+        }
+    }
+
+    fn assigned(&self, node: NodeIndex, entry: &IdEntry) -> bool {
+        self.node.is_assigned(node, &entry.key, Partition::of_record(&entry.key.id, self.node.layout.partitions()))
+    }
+
+    fn missing(&mut self, key: RecordKey) {
+        if self.found.missing.len() < limits::LEDGER_EXCEPTIONS {
+            self.found.missing.insert(key);
+        } else {
+            self.found.overflow = true;
+        }
+    }
+
+    fn extra(&mut self, key: RecordKey) {
+        if self.found.extra.len() < limits::LEDGER_EXCEPTIONS {
+            self.found.extra.insert(key);
+        }
+    }
+
+    async fn their_ids(&self, after: Option<RecordKey>) -> Result<(Vec<IdEntry>, bool), String> {
+        let mut client = fetch::peer(self.node, self.peer, ChannelKind::Bulk(1)).ok_or("no such peer")?;
+        let request = v1::IdsRequest {
+            first: 0,
+            last: self.node.layout.partitions().saturating_sub(1),
+            after: after.map(v1::RecordKey::from),
+            limit: PAGE_MAX as u32,
+        };
+        let reply = client
+            .ids(fetch::with_deadline(request, limits::FETCH_DEADLINE))
+            .await
+            .map_err(|status| status.message().to_owned())?
+            .into_inner();
+        let entry = |held: &v1::HeldRecord| {
+            let key = RecordKey { bucket: convert::id("bucket", &held.bucket).ok()?, id: convert::id("id", &held.id).ok()? };
+            let kind = u8::try_from(held.kind).ok().and_then(RecordKind::from_u8)?;
+            Some(IdEntry { key, kind, length: held.length })
+        };
+        let entries: Option<Vec<IdEntry>> = reply.records.iter().map(entry).collect();
+        Ok((entries.ok_or("the peer's answer is malformed")?, reply.more))
+    }
+
+    /// This node's own ids from `after` up to `end`, both as in [`afar_store::Store::ids`].
+    async fn our_ids(&self, after: Option<RecordKey>, end: Option<RecordKey>) -> Result<Vec<IdEntry>, String> {
+        let node = Arc::clone(self.node);
+        let read = move || {
+            let order = |key: &RecordKey| (key.id, key.bucket);
+            let (mut ids, mut from) = (Vec::new(), after);
+            loop {
+                let page = node.store.ids(IdRange::ALL, from.as_ref(), &PLACED_BY_ID, PAGE_MAX).map_err(|error| error.to_string())?;
+                let full = page.len() >= PAGE_MAX;
+                from = page.last().map(|entry| entry.key);
+                let before = page.len();
+                ids.extend(page.into_iter().filter(|entry| end.is_none_or(|end| order(&entry.key) <= order(&end))));
+                let beyond = from.zip(end).is_some_and(|(from, end)| order(&from) > order(&end));
+                if !full || before == 0 || beyond {
+                    return Ok(ids);
+                }
+            }
+        };
+        self.node.lifecycle.blocking("ids", read).await.unwrap_or_else(|| Err("reading ids failed".into()))
+    }
+
+    /// Fetches records from the peer and stores them. Answers whether all of them are here now.
+    async fn pull(&self, wanted: &[(RecordKey, u32)]) -> Result<bool, String> {
+        let mut complete = true;
+        for batch in batches(wanted) {
+            let records = fetch::fetch_from(self.node, self.peer, &batch, ChannelKind::Bulk(1)).await?;
+            let good: Vec<Record> = records.into_iter().flatten().collect();
+            if good.len() < batch.len() {
+                complete = false;
+                let got: HashSet<RecordKey> = good.iter().map(Record::key).collect();
+                self.node.ledger.own_missing_add(batch.iter().copied().filter(|key| !got.contains(key)));
+            }
+            self.node.store.commit(AppendClass::Repair, good.clone()).await.map_err(|error| error.to_string())?;
+            self.node.after_storing(good.iter());
+        }
+        Ok(complete)
+    }
+
+    /// Versions, in the order of the views; whoever knows one to be settled tells the other.
+    async fn versions(&mut self) -> Result<bool, String> {
+        let mut after: Option<VersionCursor> = None;
+        let mut complete = true;
+        loop {
+            let (theirs, more) = self.their_versions(after.as_ref()).await?;
+            let end = if more { theirs.last().map(VersionRow::cursor) } else { None };
+            let ours = self.our_versions(after.clone(), end.clone()).await?;
+            let by_key = |rows: &[VersionRow]| -> HashMap<RecordKey, VersionEntry> {
+                rows.iter().map(|row| (name(row), row.entry.clone())).collect()
+            };
+            let (our_map, their_map) = (by_key(&ours), by_key(&theirs));
+            let (mut wanted, mut settled) = (Vec::new(), Vec::new());
+            for row in &theirs {
+                let held = our_map.get(&name(row));
+                if held.is_none() && self.version_assigned(self.node.me, row) {
+                    wanted.push((name(row), 1024));
+                } else if held.is_some() && !self.version_assigned(self.peer, row) {
+                    self.extra(name(row));
+                }
+                if row.entry.settled && held.is_none_or(|held| !held.settled) {
+                    settled.push((row.bucket, row.key.clone(), row.entry.stamp, row.entry.id));
+                }
+            }
+            for row in ours.iter().filter(|row| !their_map.contains_key(&name(row))) {
+                if self.version_assigned(self.peer, row) {
+                    self.missing(name(row));
+                }
+            }
+            complete &= self.pull(&wanted).await?;
+            self.node.store.settle(settled);
+            match end {
+                Some(end) => after = Some(end),
+                None => return Ok(complete),
+            }
+        }
+    }
+
+    fn version_assigned(&self, node: NodeIndex, row: &VersionRow) -> bool {
+        self.node.buckets.get(&row.bucket).is_some_and(|bucket| {
+            let assigned = bucket.assigned(&self.node.layout, bucket.version_partition(&row.key));
+            assigned.contains(&node)
+        })
+    }
+
+    async fn their_versions(&self, after: Option<&VersionCursor>) -> Result<(Vec<VersionRow>, bool), String> {
+        let mut client = fetch::peer(self.node, self.peer, ChannelKind::Bulk(1)).ok_or("no such peer")?;
+        let request = v1::VersionIdsRequest {
+            after_bucket: after.map(|after| convert::bytes(after.bucket.as_bytes())).unwrap_or_default(),
+            after_key: after.map(|after| after.key.clone()).unwrap_or_default(),
+            after_stamp: after.map(|after| after.stamp.as_u64()).unwrap_or_default(),
+            after_id: after.map(|after| convert::bytes(after.id.as_bytes())).unwrap_or_default(),
+            limit: PAGE_MAX as u32,
+        };
+        let reply = client
+            .version_ids(fetch::with_deadline(request, limits::FETCH_DEADLINE))
+            .await
+            .map_err(|status| status.message().to_owned())?
+            .into_inner();
+        let row = |version: v1::KeyedVersion| {
+            let entry = VersionEntry::try_from(&version.entry?).ok()?;
+            Some(VersionRow { bucket: convert::id("bucket", &version.bucket).ok()?, key: version.key, entry })
+        };
+        let rows: Option<Vec<VersionRow>> = reply.versions.into_iter().map(row).collect();
+        Ok((rows.ok_or("the peer's answer is malformed")?, reply.more))
+    }
+
+    async fn our_versions(&self, after: Option<VersionCursor>, end: Option<VersionCursor>) -> Result<Vec<VersionRow>, String> {
+        let node = Arc::clone(self.node);
+        let read = move || {
+            let (mut rows, mut from) = (Vec::new(), after);
+            loop {
+                let page = node.store.version_ids(from.as_ref(), PAGE_MAX).map_err(|error| error.to_string())?;
+                let full = page.len() >= PAGE_MAX;
+                let last = page.last().map(VersionRow::cursor);
+                rows.extend(page.into_iter().filter(|row| end.as_ref().is_none_or(|end| order(&row.cursor()) <= order(end))));
+                let beyond = last.as_ref().zip(end.as_ref()).is_some_and(|(last, end)| order(last) > order(end));
+                if !full || last.is_none() || beyond {
+                    return Ok(rows);
+                }
+                from = last;
+            }
+        };
+        self.node.lifecycle.blocking("versions", read).await.unwrap_or_else(|| Err("reading versions failed".into()))
+    }
+
+    /// What the peer lacked when its ids were read may have arrived since: it is asked once more. What it still lacks is
+    /// sent, unless it is catching up and pulls for itself.
+    async fn push_missing(&mut self, catching_up: bool) {
+        let keys: Vec<RecordKey> = self.found.missing.iter().copied().collect();
+        for batch in keys.chunks(limits::PROVE_BATCH) {
+            let Some(held) = fetch::prove_at(self.node, self.peer, batch).await else { return };
+            let lacking: Vec<RecordKey> = batch.iter().zip(&held).filter(|(_, held)| !**held).map(|(key, _)| *key).collect();
+            for (key, held) in batch.iter().zip(held) {
+                if held {
+                    self.found.missing.remove(key);
+                }
+            }
+            if !catching_up {
+                self.push(&lacking).await;
+            }
+        }
+    }
+
+    async fn push(&mut self, keys: &[RecordKey]) {
+        for key in keys {
+            let Ok(Some(record)) = fetch::read_here(self.node, *key).await else { continue };
+            for group in outbox::group(std::slice::from_ref(&record)) {
+                match copy_to(self.node, self.peer, group, Purpose::Repair, LaneKind::Bulk(1)).await {
+                    Ok(_) => {
+                        self.found.missing.remove(key);
+                    }
+                    Err(error) => return tracing::debug!(%error, "a missing copy stays missing"),
+                }
+            }
+        }
+    }
+}
+
+/// Kinds that are placed by their id, or held by everybody.
+const PLACED_BY_ID: [RecordKind; 3] = [RecordKind::Chunk, RecordKind::Manifest, RecordKind::Setting];
+
+fn name(row: &VersionRow) -> RecordKey {
+    RecordKey { bucket: row.bucket, id: row.entry.id }
+}
+
+/// The order of the views: newest versions first.
+fn order(cursor: &VersionCursor) -> (afar_model::id::BucketId, &str, std::cmp::Reverse<afar_model::hlc::Stamp>, RecordId) {
+    (cursor.bucket, cursor.key.as_str(), std::cmp::Reverse(cursor.stamp), cursor.id)
+}
+
+fn batches(wanted: &[(RecordKey, u32)]) -> Vec<Vec<RecordKey>> {
+    let mut batches: Vec<Vec<RecordKey>> = Vec::new();
+    let mut bytes = usize::MAX;
+    for (key, length) in wanted {
+        bytes = bytes.saturating_add(*length as usize);
+        match batches.last_mut().filter(|batch| bytes <= limits::PULL_BYTES && batch.len() < limits::PULL_RECORDS) {
+            Some(batch) => batch.push(*key),
+            None => {
+                batches.push(vec![*key]);
+                bytes = *length as usize;
+            }
+        }
+    }
+    batches
+}

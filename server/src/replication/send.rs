@@ -1,0 +1,120 @@
+//! One record set to one node, this one or a peer, durable when it returns: the step that every write is made of.
+use super::{
+    lane::{LaneError, LaneKind},
+    receive,
+};
+use crate::{cluster::peers::ChannelKind, node::Node};
+use afar_model::{
+    hlc::Stamp,
+    id::BucketId,
+    layout::NodeIndex,
+    record::{Record, VersionEntry},
+};
+use afar_proto::{convert, v1};
+use afar_store::AppendClass;
+use std::sync::Arc;
+
+/// For what a copy is made: decides how full a disk may get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A client's new data, on an assigned node.
+    Client,
+    /// A client's new data, on a node that stands in.
+    Hint,
+    /// Restoring copies.
+    Repair,
+}
+
+impl Purpose {
+    /// As in the message.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Hint => "hint",
+            Self::Repair => "repair",
+        }
+    }
+
+    /// As the log's marks know it.
+    pub const fn class(self) -> AppendClass {
+        match self {
+            Self::Client => AppendClass::Client,
+            Self::Hint | Self::Repair => AppendClass::Repair,
+        }
+    }
+}
+
+/// A durable copy of one record, and what its holder knew of its key.
+#[derive(Debug, Clone)]
+pub struct Copied {
+    /// Whether a verified copy was there already.
+    pub deduplicated: bool,
+    /// For a version: the newest stamp that the holder knows for the key.
+    pub newest_stamp: Stamp,
+    /// For a version: another version of the same put.
+    pub same_upload: Option<VersionEntry>,
+    /// For a new bucket: another bucket of the same name.
+    pub same_name: Option<BucketId>,
+}
+
+/// Why there is no durable copy there.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{node}: {error}")]
+pub struct NotCopied {
+    /// The node's name.
+    pub node: String,
+    /// What it said, or what went wrong.
+    pub error: LaneError,
+}
+
+impl NotCopied {
+    /// Whether the node said that it has no room.
+    pub fn is_full(&self) -> bool {
+        matches!(&self.error, LaneError::Refused { reason, .. } if reason == "full")
+    }
+}
+
+/// Stores records on a node, durably.
+///
+/// # Errors
+/// If the node does not say that all of them are durable. They may be there all the same.
+pub async fn copy_to(
+    node: &Arc<Node>,
+    to: NodeIndex,
+    records: &[Record],
+    purpose: Purpose,
+    kind: LaneKind,
+) -> Result<Vec<Copied>, NotCopied> {
+    let failed = |error| NotCopied { node: node.layout.node_name(to).to_owned(), error };
+    if to == node.me {
+        return receive::store_here(node, records.to_vec(), purpose).await.map_err(failed);
+    }
+    let lane = node.lanes.to(to, kind).ok_or_else(|| failed(LaneError::Unreachable("no such peer".into())))?;
+    let wire = records.iter().map(v1::Record::from).collect();
+    let stored = lane.store(wire, true, purpose.name(), node.layout.version()).await.map_err(failed)?;
+    stored.records.iter().zip(records).map(|(stored, record)| checked(stored, record).map_err(failed)).collect()
+}
+
+/// The peer must name the record that was sent and call it durable: anything else is not an acknowledgement.
+fn checked(stored: &v1::StoredRecord, record: &Record) -> Result<Copied, LaneError> {
+    if &stored.id[..] != record.id().as_bytes() {
+        return Err(LaneError::Unreachable("the peer hashed other bytes than were sent".into()));
+    }
+    if !stored.durable {
+        return Err(LaneError::Unreachable("the peer has written but not synced".into()));
+    }
+    Ok(Copied {
+        deduplicated: stored.deduplicated,
+        newest_stamp: Stamp::from_u64(stored.newest_stamp),
+        same_upload: stored.same_upload.as_ref().and_then(|entry| VersionEntry::try_from(entry).ok()),
+        same_name: stored.same_name.as_ref().and_then(|id| convert::id("same_name", id).ok()),
+    })
+}
+
+/// The channel kind that fits a lane.
+pub const fn channel_of(kind: LaneKind) -> ChannelKind {
+    match kind {
+        LaneKind::Small => ChannelKind::Control,
+        LaneKind::Bulk(n) => ChannelKind::Bulk(n),
+    }
+}
