@@ -1,0 +1,94 @@
+//! A client without manners: raw messages, for what the real one would never send.
+use crate::cluster::Cluster;
+use afar_proto::v1::{self, PutEnd, PutHeader, PutPiece, PutRequest, objects_client::ObjectsClient, put_piece::Piece};
+use bytes::Bytes;
+use std::time::Duration;
+use tonic::{
+    Request, Status,
+    metadata::MetadataValue,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+
+/// A runtime for a test's own requests.
+///
+/// # Panics
+/// If the system gives no threads.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+}
+
+/// A connection to a node, with the cluster's authority; with a node's certificate if named.
+///
+/// # Errors
+/// If it does not come about.
+pub async fn connect(cluster: &Cluster, node: &str, as_node: Option<&str>) -> Result<Channel, tonic::transport::Error> {
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(cluster.authority()));
+    if let Some(name) = as_node {
+        let folder = cluster.node(name).folder();
+        let read = |file: &str| std::fs::read(folder.join(file)).expect("a node's bundle");
+        tls = tls.identity(Identity::from_pem(read("node.crt"), read("node.key")));
+    }
+    let endpoint = Endpoint::from_shared(cluster.node(node).endpoint()).expect("a URI");
+    endpoint.tls_config(tls)?.connect_timeout(Duration::from_secs(10)).connect().await
+}
+
+/// Adds the cluster's administrator's key.
+///
+/// # Panics
+/// Never: keys are plain text.
+pub fn signed<T>(cluster: &Cluster, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let (id, secret) = cluster.key();
+    let value: MetadataValue<_> = format!("Bearer {id}.{secret}").parse().expect("plain text");
+    request.metadata_mut().insert("authorization", value);
+    request
+}
+
+/// Objects at a node.
+///
+/// # Errors
+/// If there is no connection.
+pub async fn objects(cluster: &Cluster, node: &str) -> Result<ObjectsClient<Channel>, tonic::transport::Error> {
+    let most = afar_proto::limits::MESSAGE_BYTES_MAX;
+    Ok(ObjectsClient::new(connect(cluster, node, None).await?).max_decoding_message_size(most).max_encoding_message_size(most))
+}
+
+/// The beginning of a put.
+pub fn header(bucket: &str, key: &str, upload: [u8; 16]) -> PutRequest {
+    let header = PutHeader { bucket: bucket.into(), key: key.into(), upload: Bytes::copy_from_slice(&upload), ..PutHeader::default() };
+    PutRequest { header: Some(header), ..PutRequest::default() }
+}
+
+/// Some of a put's bytes.
+pub fn piece(bytes: &[u8]) -> PutRequest {
+    let piece = PutPiece { piece: Some(Piece::Data(Bytes::copy_from_slice(bytes))) };
+    PutRequest { pieces: vec![piece], ..PutRequest::default() }
+}
+
+/// The end of a put, with whatever digest and size one likes to claim.
+pub fn end(object: [u8; 32], size: u64) -> PutRequest {
+    PutRequest { end: Some(PutEnd { object: Bytes::copy_from_slice(&object), size }), ..PutRequest::default() }
+}
+
+/// Everything that a proper put sends.
+pub fn whole(bucket: &str, key: &str, upload: [u8; 16], content: &[u8]) -> Vec<PutRequest> {
+    let mut messages = vec![header(bucket, key, upload)];
+    messages.extend(content.chunks(afar_model::limits::CHUNK_BYTES).map(piece));
+    messages.push(end(*blake3::hash(content).as_bytes(), content.len() as u64));
+    messages
+}
+
+/// Sends these messages as one put.
+///
+/// # Errors
+/// What the node says.
+pub async fn put(cluster: &Cluster, node: &str, messages: Vec<PutRequest>) -> Result<v1::PutReply, Status> {
+    let mut objects = objects(cluster, node).await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let reply = objects.put(signed(cluster, futures_util::stream::iter(messages))).await?;
+    Ok(reply.into_inner())
+}
+
+/// The exit code that an error carries.
+pub fn exit(status: &Status) -> Option<u8> {
+    status.metadata().get(afar_proto::EXIT_METADATA)?.to_str().ok()?.parse().ok()
+}

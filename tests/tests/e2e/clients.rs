@@ -1,0 +1,176 @@
+//! Clients that lie, stall, vanish, or repeat themselves.
+use crate::common::{Known, MIB};
+use afar_proto::v1::{PutRequest, StatRequest};
+use afar_tests::{cluster::Cluster, data, wire};
+use tonic::Code;
+
+#[test]
+fn a_client_that_lies_about_its_content_stores_nothing() {
+    let cluster = Cluster::two();
+    cluster.bucket("lies", &[]);
+    let mut chance = data::chance(data::seed());
+    let content = data::bytes(&mut chance, 2 * MIB + 100);
+    let digest = *blake3::hash(&content).as_bytes();
+    let begun = |key: &str| vec![wire::header("lies", key, [7; 16])];
+    let pieces = || content.chunks(MIB).map(wire::piece);
+    let cases: Vec<(&str, Vec<PutRequest>)> = vec![
+        ("hash", begun("hash").into_iter().chain(pieces()).chain([wire::end([9; 32], content.len() as u64)]).collect()),
+        ("longer", begun("longer").into_iter().chain(pieces()).chain([wire::end(digest, content.len() as u64 + 1)]).collect()),
+        ("shorter", begun("shorter").into_iter().chain(pieces()).chain([wire::end(digest, 1)]).collect()),
+        ("no-end", begun("no-end").into_iter().chain(pieces()).collect()),
+        ("no-header", pieces().chain([wire::end(digest, content.len() as u64)]).collect()),
+        ("nothing", vec![]),
+        (
+            "short-piece",
+            begun("short-piece")
+                .into_iter()
+                .chain(content.chunks(1000).map(wire::piece))
+                .chain([wire::end(digest, content.len() as u64)])
+                .collect(),
+        ),
+        (
+            "empty-piece",
+            begun("empty-piece")
+                .into_iter()
+                .chain([wire::piece(b"")])
+                .chain(pieces())
+                .chain([wire::end(digest, content.len() as u64)])
+                .collect(),
+        ),
+        (
+            "two-headers",
+            begun("two-headers")
+                .into_iter()
+                .chain(begun("other"))
+                .chain(pieces())
+                .chain([wire::end(digest, content.len() as u64)])
+                .collect(),
+        ),
+        (
+            "after-the-end",
+            begun("after-the-end").into_iter().chain(pieces()).chain([wire::end(digest, content.len() as u64)]).chain(pieces()).collect(),
+        ),
+        (
+            "no-key",
+            [wire::header("lies", "", [7; 16])].into_iter().chain(pieces()).chain([wire::end(digest, content.len() as u64)]).collect(),
+        ),
+        (
+            "long-key",
+            [wire::header("lies", &"k".repeat(1025), [7; 16])]
+                .into_iter()
+                .chain(pieces())
+                .chain([wire::end(digest, content.len() as u64)])
+                .collect(),
+        ),
+        (
+            "nul-key",
+            [wire::header("lies", "a\0b", [7; 16])].into_iter().chain(pieces()).chain([wire::end(digest, content.len() as u64)]).collect(),
+        ),
+    ];
+    wire::runtime().block_on(async {
+        for (case, messages) in cases {
+            let refused = wire::put(&cluster, "strasbourg", messages).await;
+            let status = refused.expect_err(case);
+            assert!(!matches!(status.code(), Code::Internal | Code::Unknown), "{case}: {status}");
+            let mut objects = wire::objects(&cluster, "strasbourg").await.unwrap();
+            let stat = StatRequest { bucket: "lies".into(), key: case.into(), ..StatRequest::default() };
+            let missing = objects.stat(wire::signed(&cluster, stat)).await.expect_err(case);
+            assert_eq!(missing.code(), Code::NotFound, "{case}: {missing}");
+        }
+    });
+    assert!(cluster.afar().ok(&["ls", "-r", "lies"]).stdout.is_empty());
+    Known::put(&cluster.afar(), &mut chance, "lies/honest", 100);
+}
+
+#[test]
+fn a_client_that_vanishes_halfway_leaves_nothing_to_see() {
+    let cluster = Cluster::two();
+    cluster.bucket("gone", &[]);
+    let mut chance = data::chance(data::seed());
+    let content = data::bytes(&mut chance, 4 * MIB);
+    wire::runtime().block_on(async {
+        let mut stalled = Vec::new();
+        for number in 0_u8..8 {
+            // Some stall with the connection open, some break it off.
+            let (sender, receiver) = tokio::sync::mpsc::channel(8);
+            let mut objects = wire::objects(&cluster, "strasbourg").await.unwrap();
+            let request = wire::signed(&cluster, tokio_stream::wrappers::ReceiverStream::new(receiver));
+            let put = tokio::spawn(async move { objects.put(request).await.map(|_| ()) });
+            sender.send(wire::header("gone", &format!("{number}"), [number; 16])).await.unwrap();
+            sender.send(wire::piece(&content[..MIB])).await.unwrap();
+            if number % 2 == 0 {
+                put.abort();
+            } else {
+                stalled.push((sender, put));
+            }
+        }
+        // Others are served meanwhile.
+        let mut chance = data::chance(1);
+        let cluster = &cluster;
+        tokio::task::block_in_place(|| {
+            Known::put(&cluster.afar(), &mut chance, "gone/other", 3 * MIB).must_be_at(&cluster.afar());
+            for number in 0..8 {
+                cluster.afar().run(&["cat", &format!("gone/{number}")]).expect(10);
+            }
+        });
+    });
+}
+
+#[test]
+fn rule_5_a_repeated_put_is_the_same_version_at_any_node() {
+    let cluster = Cluster::three();
+    cluster.bucket("repeated", &[]);
+    let mut chance = data::chance(data::seed());
+    for length in [500, 100_000, 2 * MIB + 1] {
+        let content = data::bytes(&mut chance, length);
+        let key = length.to_string();
+        let upload = length.to_le_bytes().repeat(2).try_into().unwrap();
+        wire::runtime().block_on(async {
+            let mut versions = Vec::new();
+            for node in ["strasbourg", "warsaw", "roubaix", "strasbourg"] {
+                let reply = wire::put(&cluster, node, wire::whole("repeated", &key, upload, &content)).await;
+                versions.push(reply.unwrap_or_else(|status| panic!("{node}: {status}")).version);
+            }
+            versions.dedup();
+            assert_eq!(versions.len(), 1, "{length} bytes: {versions:?}");
+        });
+        let listed = cluster.afar().ok(&["ls", "-r", "--versions", &format!("repeated/{key}")]);
+        assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().filter(|line| line.contains(&key)).count(), 1, "{listed}");
+    }
+}
+
+#[test]
+fn rule_5_repeats_at_once_are_one_version() {
+    let cluster = Cluster::two();
+    cluster.bucket("race", &[]);
+    let mut chance = data::chance(data::seed());
+    let content = data::bytes(&mut chance, 300_000);
+    wire::runtime().block_on(async {
+        let put = |node: &'static str| wire::put(&cluster, node, wire::whole("race", "a", [3; 16], &content));
+        let (a, b, c) = tokio::join!(put("strasbourg"), put("warsaw"), put("strasbourg"));
+        let versions: Vec<_> = [a, b, c].into_iter().filter_map(|reply| reply.ok()).map(|reply| reply.version).collect();
+        eprintln!("{} of 3 were acknowledged", versions.len());
+        assert!(versions.windows(2).all(|pair| pair[0] == pair[1]), "{versions:?}");
+    });
+    let known = Known { at: "race/a".into(), content };
+    known.must_be_at(&cluster.afar_at(&["strasbourg"]));
+    known.must_be_at(&cluster.afar_at(&["warsaw"]));
+}
+
+#[test]
+fn rule_4_the_last_of_many_writers_is_current_everywhere() {
+    let cluster = Cluster::three();
+    cluster.bucket("hot", &[]);
+    let mut chance = data::chance(data::seed());
+    let contents: Vec<Vec<u8>> = (0..12).map(|_| data::bytes(&mut chance, 2_000)).collect();
+    std::thread::scope(|scope| {
+        for (number, content) in contents.iter().enumerate() {
+            let afar = cluster.afar_at(&[["strasbourg", "roubaix", "warsaw"][number % 3]]);
+            scope.spawn(move || crate::common::put_bytes(&afar, content, "hot/key"));
+        }
+    });
+    let last = Known::put(&cluster.afar_at(&["roubaix"]), &mut chance, "hot/key", 2_000);
+    for node in cluster.nodes() {
+        last.must_be_at(&cluster.afar_at(&[node.name()]));
+    }
+}

@@ -1,0 +1,71 @@
+//! What most tests say.
+use afar_tests::{
+    cluster::Cluster,
+    command::{Afar, Ran},
+    data,
+};
+use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
+use std::path::Path;
+
+/// One MiB, the size of a chunk.
+pub const MIB: usize = 1 << 20;
+
+/// Puts a file, which must succeed.
+#[track_caller]
+pub fn put(afar: &Afar, file: &Path, to: &str) -> Value {
+    try_put(afar, file, to).expect(0).json()
+}
+
+/// Puts a file.
+pub fn try_put(afar: &Afar, file: &Path, to: &str) -> Ran {
+    afar.run(&["put".as_ref(), "--json".as_ref(), file.as_os_str(), to.as_ref()])
+}
+
+/// Puts these bytes from standard input, which must succeed.
+#[track_caller]
+pub fn put_bytes(afar: &Afar, content: &[u8], to: &str) -> Value {
+    try_put_bytes(afar, content, to).expect(0).json()
+}
+
+/// Puts these bytes from standard input.
+pub fn try_put_bytes(afar: &Afar, content: &[u8], to: &str) -> Ran {
+    afar.run_with_input(&["put", "--json", "-", to], content)
+}
+
+/// Reads an object, which must succeed.
+#[track_caller]
+pub fn read(afar: &Afar, from: &str) -> Vec<u8> {
+    afar.ok(&["cat", from]).stdout
+}
+
+/// An object that was put, to be looked at later.
+#[derive(Debug, Clone)]
+pub struct Known {
+    /// `BUCKET/KEY`
+    pub at: String,
+    /// Its content.
+    pub content: Vec<u8>,
+}
+
+impl Known {
+    /// Puts fresh content.
+    #[track_caller]
+    pub fn put(afar: &Afar, chance: &mut ChaCha8Rng, at: &str, length: usize) -> Self {
+        let content = data::bytes(chance, length);
+        put_bytes(afar, &content, at);
+        Self { at: at.to_owned(), content }
+    }
+
+    /// It is there, and it is it.
+    #[track_caller]
+    pub fn must_be_at(&self, afar: &Afar) {
+        let ran = afar.run(&["cat", &self.at]).expect(0);
+        assert!(ran.stdout == self.content, "{} differs: {} bytes of {}", self.at, ran.stdout.len(), self.content.len());
+    }
+}
+
+/// Whole chunks of an object that a node's disk holds.
+pub fn chunks_on_disk(cluster: &Cluster, node: &str, content: &[u8]) -> usize {
+    content.chunks(MIB).filter(|chunk| !afar_tests::disks::find(&cluster.node(node).data(), chunk).is_empty()).count()
+}

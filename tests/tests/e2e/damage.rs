@@ -1,0 +1,256 @@
+//! Disks that lie, people who copy files about, peers that answer wrong bytes.
+use crate::common::{Known, MIB, put_bytes, read};
+use afar_tests::{
+    cluster::{Cluster, Setup, TWO},
+    data,
+    disks::{self, find},
+    liar::Liar,
+    limits::SETTLE_MAX,
+    wait::until,
+};
+use std::fs;
+
+/// A repair shows when the good bytes stand again in the node's segments, somewhere.
+#[track_caller]
+fn wait_repaired(cluster: &Cluster, node: &str, chunk: &[u8]) {
+    until("the copy is whole again", SETTLE_MAX, || {
+        let found = find(&cluster.node(node).data(), chunk).len();
+        if found > 0 { Ok(()) } else { Err(cluster.status().to_string()) }
+    });
+}
+
+#[test]
+fn a_flipped_bit_is_never_served_and_is_repaired() {
+    let mut cluster = Cluster::two();
+    cluster.bucket("bits", &[]);
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    let large = Known::put(&afar, &mut chance, "bits/large", 3 * MIB);
+    let small = Known::put(&afar, &mut chance, "bits/small", 3_000);
+    let chunk = &large.content[MIB..2 * MIB];
+    for (bytes, at) in [(chunk, MIB as u64 - 5), (&small.content[..], 7)] {
+        let places = find(&cluster.node("strasbourg").data(), bytes);
+        assert_eq!(places.len(), 1);
+        disks::flip(&places[0], at);
+    }
+    for name in ["strasbourg", "warsaw"] {
+        large.must_be_at(&cluster.afar_at(&[name]));
+        small.must_be_at(&cluster.afar_at(&[name]));
+    }
+    wait_repaired(&cluster, "strasbourg", chunk);
+    wait_repaired(&cluster, "strasbourg", &small.content);
+    cluster.wait_state("safe");
+    // After the next start as well: the bad copy is remembered to be bad.
+    cluster.node_mut("strasbourg").kill();
+    cluster.node_mut("strasbourg").start();
+    cluster.wait_formed();
+    cluster.node_mut("warsaw").kill();
+    // Two sites, so that one alone may answer: the other could not have acknowledged without it.
+    let alone = cluster.afar_at(&["strasbourg"]);
+    until("from its own copy", SETTLE_MAX, || {
+        let ran = alone.run(&["cat", &large.at]);
+        if ran.code == 0 && ran.stdout == large.content { Ok(()) } else { Err(ran.to_string()) }
+    });
+}
+
+#[test]
+fn rule_6_a_damaged_copy_does_not_count_as_already_there() {
+    let mut cluster = Cluster::two();
+    cluster.bucket("again", &[]);
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    let object = Known::put(&afar, &mut chance, "again/a", 2 * MIB);
+    for name in ["strasbourg", "warsaw"] {
+        let places = find(&cluster.node(name).data(), &object.content[..MIB]);
+        cluster.node_mut(name).kill();
+        disks::flip(&places[0], 12345);
+        cluster.node_mut(name).start();
+    }
+    cluster.wait_formed();
+    // Both copies of a chunk are bad now. That is a loss, and no put of the same content may hide it.
+    put_bytes(&cluster.afar(), &object.content, "again/b");
+    for name in ["strasbourg", "warsaw"] {
+        assert!(!find(&cluster.node(name).data(), &object.content[..MIB]).is_empty(), "{name} has a good copy of what was acknowledged");
+    }
+    Known { at: "again/b".into(), ..object }.must_be_at(&cluster.afar());
+}
+
+#[test]
+fn when_every_copy_is_bad_the_answer_is_an_integrity_failure() {
+    let mut cluster = Cluster::two();
+    cluster.bucket("bad", &[]);
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    let object = Known::put(&afar, &mut chance, "bad/a", 2 * MIB);
+    for name in ["strasbourg", "warsaw"] {
+        let places = find(&cluster.node(name).data(), &object.content[..MIB]);
+        cluster.node_mut(name).kill();
+        disks::flip(&places[0], 1);
+        cluster.node_mut(name).start();
+    }
+    cluster.wait_formed();
+    let target = cluster.scratch().join("target");
+    let target_name = target.display().to_string();
+    cluster.afar().run(&["get", "bad/a", &target_name]).expect(4);
+    assert!(!target.exists(), "no wrong bytes are left behind");
+    let ran = cluster.afar().run(&["cat", "bad/a"]).expect(4);
+    assert!(object.content.starts_with(&ran.stdout), "nothing false was printed");
+    until("and the status says so", SETTLE_MAX, || {
+        let ran = cluster.afar().run(&["status", "--json"]);
+        if ran.code == 4 && ran.json()["state"] == "lost" { Ok(()) } else { Err(ran.to_string()) }
+    });
+}
+
+#[test]
+fn two_records_in_each_others_place_are_both_found() {
+    let mut cluster = Cluster::two();
+    cluster.bucket("swapped", &[]);
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    let object = Known::put(&afar, &mut chance, "swapped/a", 4 * MIB);
+    let data = cluster.node("strasbourg").data();
+    cluster.node_mut("strasbourg").kill();
+    let places: Vec<_> = [1, 2].map(|n| find(&data, &object.content[n * MIB..(n + 1) * MIB]).remove(0)).to_vec();
+    disks::swap(&places[0], &places[1], MIB as u64);
+    cluster.node_mut("strasbourg").start();
+    cluster.wait_formed();
+    cluster.node_mut("warsaw").kill();
+    let alone = cluster.afar_at(&["strasbourg"]);
+    until("both are found", SETTLE_MAX, || {
+        let ran = alone.run(&["cat", &object.at]);
+        if ran.code == 0 && ran.stdout == object.content { Ok(()) } else { Err(ran.to_string()) }
+    });
+}
+
+#[test]
+fn a_segment_of_another_node_is_not_ours() {
+    let mut cluster = Cluster::two();
+    cluster.bucket("copied", &[]);
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    let object = Known::put(&afar, &mut chance, "copied/a", 2 * MIB);
+    cluster.node_mut("warsaw").kill();
+    let theirs = disks::segments(&cluster.node("strasbourg").data()).pop().unwrap();
+    // The next number after the last of Warsaw's own.
+    let last = disks::segments(&cluster.node("warsaw").data()).pop().unwrap();
+    let stem = last.file_stem().unwrap().to_str().unwrap();
+    let next = u64::from_str_radix(stem, 16).unwrap() + 1;
+    let name = format!("{next:0width$x}.afar", width = stem.len());
+    fs::copy(&theirs, last.with_file_name(&name)).unwrap();
+    cluster.node_mut("warsaw").start();
+    cluster.wait_formed();
+    object.must_be_at(&cluster.afar_at(&["warsaw"]));
+    let after = Known::put(&cluster.afar(), &mut chance, "copied/b", 2 * MIB);
+    after.must_be_at(&cluster.afar_at(&["warsaw"]));
+    assert!(cluster.node("warsaw").log().contains(&name), "it says what it found: {}", cluster.node("warsaw").log_end());
+}
+
+#[test]
+fn rule_6_what_a_truncated_segment_lost_is_stored_again() {
+    let mut cluster = Cluster::two();
+    cluster.bucket("cut", &[]);
+    let mut chance = data::chance(data::seed());
+    let before = Known::put(&cluster.afar(), &mut chance, "cut/before", 100_000);
+    let object = Known::put(&cluster.afar(), &mut chance, "cut/a", 3 * MIB);
+    let place = find(&cluster.node("warsaw").data(), &object.content[MIB..2 * MIB]).remove(0);
+    cluster.node_mut("warsaw").kill();
+    disks::truncate(&disks::Place { offset: place.offset + 1000, ..place });
+    cluster.node_mut("warsaw").start();
+    cluster.wait_formed();
+    put_bytes(&cluster.afar(), &object.content, "cut/b");
+    cluster.node_mut("strasbourg").burn();
+    let alone = cluster.afar_at(&["warsaw"]);
+    let again = Known { at: "cut/b".into(), ..object };
+    for known in [&before, &again] {
+        until("from Warsaw alone", SETTLE_MAX, || {
+            let ran = alone.run(&["cat", &known.at]);
+            if ran.code == 0 && ran.stdout == known.content { Ok(()) } else { Err(ran.to_string()) }
+        });
+    }
+}
+
+#[test]
+fn a_peer_that_answers_wrong_bytes_is_not_believed() {
+    let mut cluster = Setup::of(&TWO).start();
+    cluster.bucket("liar", &[]);
+    let mut chance = data::chance(data::seed());
+    let object = Known::put(&cluster.afar(), &mut chance, "liar/a", 2 * MIB);
+    let liar = Liar::between(&cluster, "strasbourg", "warsaw");
+    let place = find(&cluster.node("strasbourg").data(), &object.content[..MIB]).remove(0);
+    let strasbourg = cluster.node_mut("strasbourg");
+    strasbourg.kill();
+    disks::flip(&place, 77);
+    strasbourg.redirect("warsaw", liar.address());
+    strasbourg.start();
+    let at_strasbourg = cluster.afar_at(&["strasbourg"]);
+    until("it asks the liar", SETTLE_MAX, || {
+        let ran = at_strasbourg.run(&["cat", "liar/a"]);
+        assert_ne!(ran.code, 0, "there is no good copy that Strasbourg could reach");
+        assert!(object.content.starts_with(&ran.stdout), "wrong bytes were served");
+        if liar.lies() > 0 { Ok(()) } else { Err(ran.to_string()) }
+    });
+    assert!(find(&cluster.node("strasbourg").data(), &object.content[..MIB]).is_empty());
+    let honest = cluster.node("warsaw").address();
+    let strasbourg = cluster.node_mut("strasbourg");
+    strasbourg.kill();
+    strasbourg.redirect("warsaw", honest);
+    strasbourg.start();
+    until("an honest peer heals it", SETTLE_MAX, || {
+        let ran = at_strasbourg.run(&["cat", "liar/a"]);
+        if ran.code == 0 { Ok(()) } else { Err(ran.to_string()) }
+    });
+    assert!(read(&at_strasbourg, "liar/a") == object.content);
+}
+
+#[test]
+fn rule_19_a_directory_of_another_node_is_refused() {
+    let mut cluster = Cluster::two();
+    cluster.node_mut("strasbourg").kill();
+    cluster.node_mut("warsaw").kill();
+    let (ours, theirs) = (cluster.node("strasbourg").data(), cluster.node("warsaw").data());
+    let aside = ours.with_file_name("aside");
+    fs::rename(&ours, &aside).unwrap();
+    fs::rename(&theirs, &ours).unwrap();
+    let strasbourg = cluster.node_mut("strasbourg");
+    strasbourg.spawn();
+    assert_ne!(strasbourg.wait_ended(), 0);
+    assert!(strasbourg.log().contains("warsaw"), "it says whose it is: {}", strasbourg.log_end());
+}
+
+#[test]
+fn rule_19_a_known_directory_that_is_missing_is_a_failed_disk() {
+    let mut cluster = Cluster::two();
+    cluster.bucket("disk", &[]);
+    let mut chance = data::chance(data::seed());
+    let object = Known::put(&cluster.afar(), &mut chance, "disk/a", 100_000);
+    let node = cluster.node_mut("warsaw");
+    node.kill();
+    fs::remove_dir_all(node.data()).unwrap();
+    node.spawn();
+    // It ends and says why, or serves and says that its disk failed. It never makes an empty one anew.
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let ended = node.ended();
+    assert!(!node.data().join("segments").exists(), "made anew: {}", node.log_end());
+    assert_ne!(ended, Some(0));
+    let status = cluster.afar().run(&["status", "--json"]);
+    assert_ne!(status.code, 0, "{status}");
+    // Told to, it does, and heals.
+    let node = cluster.node_mut("warsaw");
+    node.kill();
+    node.arguments(&["--init-dirs"]);
+    node.start();
+    cluster.wait_state("safe");
+    cluster.node_mut("strasbourg").kill();
+    until("from the new disk", SETTLE_MAX, || {
+        let ran = cluster.afar_at(&["warsaw"]).run(&["cat", "disk/a"]);
+        if ran.code == 0 && ran.stdout == object.content { Ok(()) } else { Err(ran.to_string()) }
+    });
+}
+
+#[test]
+fn rule_19_two_processes_never_share_a_directory() {
+    let cluster = Cluster::two();
+    let second = std::process::Command::new(afar_tests::programs::afard())
+        .arg("--config")
+        .arg(cluster.node("warsaw").folder().join("afard.toml"))
+        .output()
+        .unwrap();
+    assert!(!second.status.success());
+    let text = String::from_utf8_lossy(&second.stderr);
+    assert!(text.contains("in use"), "{text}");
+}

@@ -1,0 +1,127 @@
+//! Far means far: what is refused and why, what is queued and how it shows, what stays inside a policy.
+use crate::common::{Known, MIB, chunks_on_disk, put_bytes, try_put_bytes};
+use afar_tests::{
+    cluster::{Cluster, ROUBAIX, STRASBOURG, Setup, THREE},
+    data,
+    limits::SETTLE_MAX,
+    wait::until,
+};
+
+#[test]
+fn a_write_that_cannot_be_far_is_refused_and_says_why() {
+    let mut cluster = Cluster::three();
+    cluster.bucket("far", &[]);
+    cluster.node_mut("warsaw").kill();
+    let afar = cluster.afar_at(&["strasbourg", "roubaix"]);
+    let refused = try_put_bytes(&afar, b"cannot be far", "far/a").expect_one_of(&[5, 14]);
+    let text = refused.text();
+    for word in ["strasbourg", "roubaix", "warsaw", "405.8", "700"] {
+        assert!(text.contains(word), "the refusal should name {word:?}: {text}");
+    }
+    afar.run(&["cat", "far/a"]).expect(10);
+}
+
+#[test]
+fn a_policy_that_no_layout_of_these_sites_can_keep_is_refused_with_the_distances() {
+    let cluster = Cluster::three();
+    let refused = cluster.afar().run(&["bucket", "create", "moon", "--min-distance-km", "1300"]);
+    assert_ne!(refused.code, 0, "{refused}");
+    assert!(refused.text().contains("1024.8") || refused.text().contains("1247.9"), "{refused}");
+}
+
+#[test]
+fn a_write_goes_to_those_who_can_be_far_when_home_is_down() {
+    let mut cluster = Cluster::three();
+    cluster.bucket("home", &["--home", "strasbourg"]);
+    let mut chance = data::chance(data::seed());
+    cluster.node_mut("strasbourg").kill();
+    let afar = cluster.afar_at(&["roubaix", "warsaw"]);
+    let content = data::bytes(&mut chance, 3 * MIB);
+    let stored = put_bytes(&afar, &content, "home/a");
+    let mut sites: Vec<&str> = stored["sites"].as_array().unwrap().iter().filter_map(|site| site.as_str()).collect();
+    sites.sort_unstable();
+    assert_eq!(sites, ["roubaix", "warsaw"]);
+    // Handed over: once home is back it holds what it should have held all the time.
+    cluster.node_mut("strasbourg").start();
+    until("handed over", SETTLE_MAX, || {
+        let here = chunks_on_disk(&cluster, "strasbourg", &content);
+        if here == 3 { Ok(()) } else { Err(format!("{here} of 3 chunks")) }
+    });
+    cluster.wait_state("safe");
+}
+
+#[test]
+fn rule_8_a_queued_write_says_so_counts_as_at_risk_and_becomes_safe() {
+    let mut cluster = Cluster::three();
+    cluster.bucket("queued", &["--degraded-writes", "queue"]);
+    let mut chance = data::chance(data::seed());
+    cluster.node_mut("warsaw").kill();
+    let afar = cluster.afar_at(&["strasbourg", "roubaix"]);
+    let content = data::bytes(&mut chance, 2 * MIB);
+    let stored = try_put_bytes(&afar, &content, "queued/a").expect(5).json();
+    assert_eq!(stored["durability"], "local", "{stored}");
+    Known { at: "queued/a".into(), content: content.clone() }.must_be_at(&afar);
+
+    let status = until("it counts as at risk", SETTLE_MAX, || {
+        let ran = afar.run(&["status", "--json"]);
+        let status = ran.json();
+        if status["objects"]["at_risk"] == 1 && status["replication"]["pending_records"].as_u64() > Some(0) {
+            Ok(ran)
+        } else {
+            Err(status.to_string())
+        }
+    });
+    assert_eq!(status.code, 5);
+    assert_eq!(status.json()["state"], "at_risk");
+
+    cluster.node_mut("warsaw").start();
+    cluster.wait_state("safe");
+    // And that is no mere claim.
+    cluster.node_mut("strasbourg").burn();
+    Known { at: "queued/a".into(), content }.must_be_at(&cluster.afar_at(&["warsaw", "roubaix"]));
+}
+
+#[test]
+fn rule_8_what_a_dead_site_had_only_queued_is_never_green() {
+    let mut cluster = Cluster::three();
+    cluster.bucket("queued", &["--degraded-writes", "queue"]);
+    cluster.node_mut("warsaw").kill();
+    cluster.node_mut("roubaix").kill();
+    let stored = try_put_bytes(&cluster.afar_at(&["strasbourg"]), b"only here", "queued/a");
+    cluster.node_mut("roubaix").start();
+    if stored.code == 0 || stored.code == 5 {
+        cluster.node_mut("strasbourg").burn();
+        cluster.node_mut("warsaw").start();
+        let status = cluster.afar_at(&["roubaix", "warsaw"]).run(&["status", "--json"]);
+        assert_ne!(status.code, 0, "{status}");
+        assert_ne!(status.json()["state"], "safe");
+    }
+}
+
+#[test]
+fn rule_7_a_coordinator_that_may_hold_nothing_holds_nothing() {
+    let cluster = Setup::of(&THREE).set("policy.min_distance_km", 400).start();
+    cluster.bucket("french", &["--min-distance-km", "400", "--country", "FR"]);
+    let mut chance = data::chance(data::seed());
+    let warsaw = cluster.afar_at(&["warsaw"]);
+    let content = data::bytes(&mut chance, 3 * MIB);
+    let stored = put_bytes(&warsaw, &content, "french/a");
+    assert!(!stored["sites"].to_string().contains("warsaw"), "{stored}");
+    Known { at: "french/a".into(), content: content.clone() }.must_be_at(&warsaw);
+    assert_eq!(chunks_on_disk(&cluster, "warsaw", &content), 0, "relayed, not kept");
+    assert_eq!(chunks_on_disk(&cluster, "strasbourg", &content), 3);
+    assert_eq!(chunks_on_disk(&cluster, "roubaix", &content), 3);
+}
+
+#[test]
+fn rule_9_two_sites_that_are_too_near_never_acknowledge() {
+    let cluster = Setup::of(&[STRASBOURG, ROUBAIX, afar_tests::cluster::WARSAW]).make();
+    drop(cluster); // the three can be made; these two alone cannot, and that is said before anything starts
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("near").display().to_string();
+    let arguments = ["cluster", "init", &root, "--name", "near", "--site", "s=48.5734,7.7521,FR", "--site", "r=50.6927,3.1778,FR"];
+    let nodes = ["--node", "s@s=127.0.0.1:7700", "--node", "r@r=127.0.0.1:7701"];
+    let refused = afar_tests::command::Afar::new(folder.path(), []).run(&[&arguments[..], &nodes[..]].concat()).expect(2);
+    assert!(refused.text().contains("405.8"), "{refused}");
+    assert!(!std::path::Path::new(&root).join("nodes").exists(), "nothing is left behind");
+}

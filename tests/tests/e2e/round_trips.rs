@@ -1,0 +1,151 @@
+//! What goes in comes out.
+use crate::common::{Known, MIB, put, put_bytes, read, try_put_bytes};
+use afar_proto::v1::GetRequest;
+use afar_tests::{cluster::Cluster, data, wire};
+use std::fs;
+
+/// The edges: nothing, inline or not, one chunk or more, many.
+const SIZES: [usize; 11] = [0, 1, (64 << 10) - 1, 64 << 10, (64 << 10) + 1, MIB - 1, MIB, MIB + 1, 5 * MIB + 3, 40 * MIB, 300 * MIB];
+
+#[test]
+fn every_size_comes_back_through_every_node() {
+    let cluster = Cluster::three();
+    cluster.bucket("sizes", &[]);
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    // The largest is more than 256 chunks, so its version names manifests; it is worth its seconds once a day, not every time.
+    let largest = if std::env::var_os("AFAR_TEST_LARGE").is_some() { SIZES.len() } else { SIZES.len() - 1 };
+    for (number, size) in SIZES.into_iter().take(largest).enumerate() {
+        let content = data::bytes(&mut chance, size);
+        let file = cluster.file("original", &content);
+        let at = format!("sizes/dir/{size}");
+        let stored = put(&afar, &file, &at);
+        assert_eq!(stored["id"], data::b3sum(&content), "the id is what b3sum prints");
+        assert_eq!((&stored["bucket"], &stored["key"]), (&"sizes".into(), &format!("dir/{size}").into()));
+        assert_eq!(stored["size"], size);
+        assert!(stored["durability"] == "far" || stored["durability"] == "full", "{stored}");
+        assert!(stored["distance_km"].as_f64().unwrap() >= 700.0, "{stored}");
+        assert!(stored["sites"].as_array().unwrap().len() >= 2, "{stored}");
+        assert_eq!(stored["version"].as_str().unwrap().len(), 64);
+
+        for node in cluster.nodes() {
+            let copy = cluster.scratch().join("copy");
+            let copy_name = copy.display().to_string();
+            cluster.afar_at(&[node.name()]).ok(&["get", &at, &copy_name]);
+            assert!(fs::read(&copy).unwrap() == content, "{size} bytes through {}", node.name());
+        }
+        let by_id = format!("sizes@{}", data::b3sum(&content));
+        assert!(read(&afar, &by_id) == content, "{size} bytes by id");
+        let stat = afar.ok(&["stat", "--json", &at]).json();
+        assert_eq!((&stat["size"], &stat["id"]), (&size.into(), &stored["id"]));
+        let listed = String::from_utf8(afar.ok(&["ls", "-r", "sizes"]).stdout).unwrap();
+        assert_eq!(listed.lines().filter(|line| line.contains("dir/")).count(), number + 1, "{listed}");
+    }
+}
+
+#[test]
+fn a_range_comes_in_pieces_that_can_be_verified() {
+    let cluster = Cluster::two();
+    cluster.bucket("ranges", &[]);
+    let mut chance = data::chance(data::seed());
+    let object = Known::put(&cluster.afar(), &mut chance, "ranges/a", 3 * MIB + 17);
+    let size = object.content.len() as u64;
+    let mib = MIB as u64;
+    let ranges = [(0, 1), (0, size), (mib - 1, 2), (mib, mib), (2 * mib + 5, 7), (size - 1, 1), (3 * mib, 17), (size - 1, 100)];
+    wire::runtime().block_on(async {
+        let mut objects = wire::objects(&cluster, "warsaw").await.unwrap();
+        for (offset, length) in ranges {
+            let request = GetRequest { bucket: "ranges".into(), key: "a".into(), offset, length: Some(length), ..GetRequest::default() };
+            let mut replies = objects.get(wire::signed(&cluster, request)).await.unwrap().into_inner();
+            let mut got = vec![None; object.content.len()];
+            while let Some(reply) = replies.message().await.unwrap() {
+                let Some(piece) = reply.piece else { continue };
+                if let Some(id) = &piece.id {
+                    assert_eq!(&id[..], blake3::hash(&piece.data).as_bytes(), "{offset}+{length}");
+                }
+                for (at, byte) in piece.data.iter().enumerate() {
+                    got[piece.offset as usize + at] = Some(*byte);
+                }
+            }
+            let wanted = offset as usize..(offset + length).min(size) as usize;
+            let expected: Vec<Option<u8>> = object.content[wanted.clone()].iter().copied().map(Some).collect();
+            assert!(got[wanted] == expected[..], "{offset}+{length}");
+        }
+    });
+}
+
+#[test]
+fn objects_are_listed_copied_and_removed() {
+    let cluster = Cluster::three();
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    cluster.bucket("things", &[]);
+    let old = data::bytes(&mut chance, 70_000);
+    put_bytes(&afar, &old, "things/a/one");
+    let first = Known::put(&afar, &mut chance, "things/a/one", 100);
+    let second = Known::put(&afar, &mut chance, "things/b/two", 2 * MIB);
+    first.must_be_at(&afar);
+
+    afar.ok(&["cp", "things/b/two", "things/c/three"]);
+    Known { at: "things/c/three".into(), ..second.clone() }.must_be_at(&afar);
+    let listed = String::from_utf8(afar.ok(&["ls", "-r", "things"]).stdout).unwrap();
+    for key in ["a/one", "b/two", "c/three"] {
+        assert!(listed.contains(key), "{listed}");
+    }
+    let versions = String::from_utf8(afar.ok(&["ls", "-r", "--versions", "things/a/"]).stdout).unwrap();
+    assert_eq!(versions.lines().filter(|line| line.contains("one")).count(), 2, "what is overwritten stays: {versions}");
+
+    afar.ok(&["rm", "things/a/one"]);
+    afar.run(&["cat", "things/a/one"]).expect(10);
+    afar.run(&["stat", "things/a/one"]).expect(10);
+    afar.run(&["rm", "things/a/one"]).expect(10);
+    afar.ok(&["rm", "-f", "things/a/one"]);
+    for node in cluster.nodes() {
+        let at_node = cluster.afar_at(&[node.name()]);
+        let listed = String::from_utf8(at_node.ok(&["ls", "-r", "things"]).stdout).unwrap();
+        assert!(!listed.contains("a/one") && listed.contains("b/two"), "at {}: {listed}", node.name());
+        second.must_be_at(&at_node);
+    }
+    afar.run(&["rm", "things/none"]).expect(10);
+    afar.run(&["cat", "nowhere/none"]).expect(10);
+    try_put_bytes(&afar, b"x", "nowhere/none").expect(10);
+}
+
+#[test]
+fn several_files_are_put_and_one_that_cannot_be_read_is_told() {
+    let cluster = Cluster::two();
+    cluster.bucket("several", &[]);
+    let afar = cluster.afar();
+    let (a, b) = (cluster.file("a", b"first"), cluster.file("b", b"second"));
+    let missing = cluster.scratch().join("missing");
+    let names = [&a, &b, &missing].map(|path| path.display().to_string());
+    let whole = afar.ok(&["put", "--json", &names[0], &names[1], "several/dir/"]);
+    assert!(whole.json_lines().len() >= 3, "one line each and a summary: {whole}");
+    afar.run(&["put", "--json", &names[0], &names[1], &names[2], "several/again/"]).expect(3);
+    assert_eq!(read(&afar, "several/dir/a"), b"first");
+    assert_eq!(read(&afar, "several/again/b"), b"second");
+}
+
+#[test]
+fn the_same_content_again_is_a_success_that_moves_nothing() {
+    let cluster = Cluster::two();
+    cluster.bucket("twice", &[]);
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    let object = Known::put(&afar, &mut chance, "twice/a", 5 * MIB);
+    let again = put_bytes(&afar, &object.content, "twice/b");
+    assert_eq!(again["deduplicated_bytes"], object.content.len(), "{again}");
+    for node in cluster.nodes() {
+        let places = afar_tests::disks::find(&node.data(), &object.content[..MIB]);
+        assert_eq!(places.len(), 1, "{} keeps one copy", node.name());
+    }
+    object.must_be_at(&afar);
+}
+
+#[test]
+fn buckets_do_not_share_content() {
+    let cluster = Cluster::two();
+    cluster.bucket("mine", &[]);
+    cluster.bucket("theirs", &[]);
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    let object = Known::put(&afar, &mut chance, "mine/a", 2 * MIB);
+    let other = put_bytes(&afar, &object.content, "theirs/a");
+    assert_eq!(other["deduplicated_bytes"], 0, "else a tenant could probe for another's content: {other}");
+}

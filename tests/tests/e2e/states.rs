@@ -1,0 +1,107 @@
+//! What the status says is true, and unknown is never green (rule 25).
+use crate::common::{Known, MIB};
+use afar_tests::{
+    cluster::{Cluster, Setup, THREE, check, node_state},
+    data,
+    limits::SETTLE_MAX,
+    wait::until,
+};
+
+#[test]
+fn the_status_counts_what_there_is() {
+    let cluster = Cluster::three();
+    cluster.bucket("counted", &[]);
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    for number in 0..5 {
+        Known::put(&afar, &mut chance, &format!("counted/{number}"), 100_000);
+    }
+    Known::put(&afar, &mut chance, "counted/0", 50_000);
+    let status = until("all is counted", SETTLE_MAX, || {
+        let status = cluster.status();
+        if status["objects"]["total"] == 5 && status["objects"]["safe"] == 5 { Ok(status) } else { Err(status.to_string()) }
+    });
+    assert_eq!(status["state"], "safe");
+    assert_eq!(status["bytes"]["total"], 450_000);
+    assert_eq!(status["versions"]["total"], 6);
+    assert_eq!(status["replication"]["pending_records"], 0);
+    assert_eq!(status["sites"].as_array().unwrap().len(), 3);
+    for name in ["strasbourg", "roubaix", "warsaw"] {
+        assert_eq!(node_state(&status, name).as_deref(), Some("up"));
+    }
+    afar.run(&["status", "--check"]).expect(0);
+}
+
+#[test]
+fn rule_25_an_empty_cluster_is_safe_only_when_everybody_says_so() {
+    let mut cluster = Cluster::three();
+    cluster.bucket("empty", &[]);
+    cluster.wait_state("safe");
+    cluster.node_mut("strasbourg").kill();
+    cluster.node_mut("warsaw").kill();
+    let afar = cluster.afar();
+    until("unknown is not green", SETTLE_MAX, || {
+        let ran = afar.run(&["status", "--json"]);
+        if ran.code == 5 && ran.json()["state"] != "safe" { Ok(()) } else { Err(ran.to_string()) }
+    });
+    cluster.node_mut("roubaix").kill();
+    afar.run(&["status", "--json"]).expect(14);
+    afar.run(&["status", "--check"]).expect(3);
+}
+
+#[test]
+fn rule_25_a_lost_copy_shows_as_soon_as_its_site_is_gone() {
+    let mut cluster = Cluster::three();
+    cluster.bucket("shown", &[]);
+    let mut chance = data::chance(data::seed());
+    Known::put(&cluster.afar(), &mut chance, "shown/a", 2 * MIB);
+    cluster.wait_state("safe");
+    cluster.node_mut("warsaw").burn();
+    let afar = cluster.afar();
+    until("not safe any more", SETTLE_MAX, || {
+        let ran = afar.run(&["status", "--json"]);
+        if ran.code == 5 && ran.json()["objects"]["safe"] == 0 { Ok(()) } else { Err(ran.to_string()) }
+    });
+    cluster.node_mut("warsaw").start();
+    cluster.wait_state("safe");
+}
+
+#[test]
+fn a_clock_that_is_an_hour_off_refuses_writes_and_is_told() {
+    let mut cluster = Setup::of(&THREE).set("testing.enabled", true).make();
+    cluster.node_mut("roubaix").environment("AFAR_TEST_CLOCK_OFFSET_MS", "3600000");
+    cluster.start_all();
+    cluster.wait_formed();
+    cluster.bucket("timed", &[]);
+    let mut chance = data::chance(data::seed());
+    // The other two are a far pair, and go on.
+    let object = Known::put(&cluster.afar_at(&["strasbourg"]), &mut chance, "timed/a", 100_000);
+    object.must_be_at(&cluster.afar_at(&["warsaw"]));
+    until("rule 4: the one that is off refuses", SETTLE_MAX, || {
+        let ran = cluster.afar_at(&["roubaix"]).run_with_input(&["put", "--json", "-", "timed/b"], b"x");
+        if ran.code != 0 && ran.text().contains("clock") { Ok(()) } else { Err(ran.to_string()) }
+    });
+    until("the status says so", SETTLE_MAX, || {
+        let status = cluster.status();
+        match check(&status, "clock") {
+            Some(check) if check["state"] != "ok" => Ok(()),
+            _ => Err(status.to_string()),
+        }
+    });
+}
+
+#[test]
+fn rule_4_a_clock_that_is_minutes_behind_still_makes_the_current_version() {
+    let mut cluster = Setup::of(&THREE).set("testing.enabled", true).make();
+    cluster.node_mut("warsaw").environment("AFAR_TEST_CLOCK_OFFSET_MS", "-200000");
+    cluster.start_all();
+    cluster.wait_formed();
+    cluster.bucket("timed", &[]);
+    let mut chance = data::chance(data::seed());
+    for _ in 0..3 {
+        Known::put(&cluster.afar_at(&["strasbourg"]), &mut chance, "timed/a", 1000);
+        let last = Known::put(&cluster.afar_at(&["warsaw"]), &mut chance, "timed/a", 1000);
+        for node in cluster.nodes() {
+            last.must_be_at(&cluster.afar_at(&[node.name()]));
+        }
+    }
+}
