@@ -409,7 +409,7 @@ impl Directory {
             return Ok(Some((found, record)));
         }
         self.quarantine(key, place, &why);
-        Err(ReadError::Corrupt { key: *key, why })
+        Err(ReadError::Corrupt { key: *key, kind: place.kind, why })
     }
 
     fn find_by_scan(&self, key: &RecordKey, place: &Place) -> Option<(UnixMillis, Record)> {
@@ -622,8 +622,10 @@ impl Known for Directory {
 
     fn describe(&self, key: &RecordKey, place: &Place) -> Option<VersionInfo> {
         let active = self.active.lock();
-        if active.sequence == place.segment {
-            return active.builder.describe(place.offset);
+        if active.sequence == place.segment
+            && let Some(info) = active.builder.describe(place.offset)
+        {
+            return Some(info);
         }
         drop(active);
         let footer = self.footer(place.segment).ok()?;

@@ -460,9 +460,9 @@ pub fn compare(directory: &Directory, counters: &BTreeMap<u64, Counters>, end: P
         let said = match segment.trailer() {
             Some(trailer) if segment.sequence < end.segment || end.offset >= trailer.footer_offset => (trailer.count, trailer.sum),
             _ if segment.sequence < end.segment => continue, // unsealed and not active: known by scan only
-            _ if segment.sequence == end.segment => {
+            _ if segment.sequence == end.segment && end.offset > 0 => {
                 let active = directory.active.lock();
-                if active.sequence != segment.sequence {
+                if active.sequence != segment.sequence || active.builder.len() == 0 {
                     continue;
                 }
                 active.builder.totals_before(end.offset)

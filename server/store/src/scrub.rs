@@ -163,13 +163,10 @@ impl Directory {
 
     /// Whether the log removes a record after this place.
     fn removed_after(&self, key: &afar_model::record::RecordKey, segment: u64, offset: u64) -> bool {
-        let later: Vec<u64> = self.segments.read().range(segment..).map(|(sequence, _)| *sequence).collect();
-        let active = self.active.lock();
-        let in_active = active.builder.entries().iter().any(|entry| entry.key == *key && entry.kind == Kind::Tombstone);
-        let active_sequence = active.sequence;
-        drop(active);
+        let later: Vec<u64> = self.segments.read().range(segment..).filter(|(_, later)| later.trailer().is_some()).map(|(sequence, _)| *sequence).collect();
+        let in_active = self.active.lock().builder.entries().iter().any(|entry| entry.key == *key && entry.kind == Kind::Tombstone);
         in_active
-            || later.into_iter().filter(|sequence| *sequence != active_sequence).any(|sequence| {
+            || later.into_iter().any(|sequence| {
                 let last = self.footer(sequence).ok().and_then(|footer| footer.last(key).ok().flatten());
                 last.is_some_and(|last| last.kind == Kind::Tombstone && (sequence, last.offset) > (segment, offset))
             })

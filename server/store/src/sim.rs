@@ -43,6 +43,8 @@ pub struct Faults {
     pub short_writes: Option<usize>,
     /// Files can be neither made nor replaced: not even a marker can be left.
     pub no_new_files: bool,
+    /// After this many further changes (writes, syncs, entries) the process is dead: nothing that it does has an effect.
+    pub dies_after: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -126,6 +128,7 @@ impl SimDisk {
         let mut state = self.state.lock();
         state.generation += 1;
         state.locks.clear();
+        state.faults = Faults::default();
         let mut inodes: Vec<u64> = state.files.keys().copied().collect();
         inodes.sort_unstable(); // the order of a hash map would not repeat
         for inode in inodes {
@@ -159,6 +162,11 @@ impl SimDisk {
     /// Changes the size of the disk.
     pub fn set_capacity(&self, capacity: u64) {
         self.state.lock().capacity = capacity;
+    }
+
+    /// Whether the process died of [`Faults::dies_after`].
+    pub fn is_dead(&self) -> bool {
+        self.state.lock().faults.dies_after == Some(0)
     }
 
     /// Syncs of files so far.
@@ -287,12 +295,23 @@ impl Drop for SimLock {
     }
 }
 
+/// As [`with`], for what changes something on disk: what a process can die before.
+fn change<T>(state: &Mutex<State>, generation: u64, work: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+    with(state, generation, |state| {
+        if State::due(&mut state.faults.dies_after) { Err(io::Error::other("this process is dead")) } else { work(state) }
+    })
+}
+
 fn with<T>(state: &Mutex<State>, generation: u64, work: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
     let mut state = state.lock();
     if state.generation == generation { work(&mut state) } else { Err(io::Error::other("this process is dead")) }
 }
 
 impl SimFile {
+    fn change<T>(&self, work: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+        change(&self.state, self.generation, work)
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
         with(&self.state, self.generation, work)
     }
@@ -305,7 +324,7 @@ fn not_found<T>(found: Option<T>) -> io::Result<T> {
 impl DiskFile for SimFile {
     fn write_at(&self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let mut bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
-        self.with(|state| {
+        self.change(|state| {
             if State::due(&mut state.faults.write_fails_after) {
                 return Err(io::Error::other("simulated write error"));
             }
@@ -338,7 +357,7 @@ impl DiskFile for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.with(|state| {
+        self.change(|state| {
             state.syncs += 1;
             let fails = State::due(&mut state.faults.sync_fails_after);
             let file = not_found(state.files.get_mut(&self.inode))?;
@@ -353,7 +372,7 @@ impl DiskFile for SimFile {
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        self.with(|state| {
+        self.change(|state| {
             let file = not_found(state.files.get_mut(&self.inode))?;
             file.live.resize(length as usize, 0);
             file.doubtful.push(Change::Length(length));
@@ -385,6 +404,10 @@ impl DiskFile for SimFile {
 }
 
 impl SimHandle {
+    fn change<T>(&self, work: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+        change(&self.state, self.generation, work)
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
         with(&self.state, self.generation, work)
     }
@@ -396,7 +419,7 @@ impl SimHandle {
 
 impl Disk for SimHandle {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let inode = self.with(|state| {
+        let inode = self.change(|state| {
             let (parent, _) = split(path)?;
             not_found(state.live.get(&parent))?;
             match state.find(path) {
@@ -432,7 +455,7 @@ impl Disk for SimHandle {
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        self.with(|state| {
+        self.change(|state| {
             if State::due(&mut state.faults.sync_fails_after) {
                 return Err(io::Error::other("simulated sync error"));
             }
@@ -446,7 +469,7 @@ impl Disk for SimHandle {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.with(|state| {
+        self.change(|state| {
             let inode = not_found(state.find(from))?;
             let ((directory, old), (other, new)) = (split(from)?, split(to)?);
             if directory != other {
@@ -458,7 +481,7 @@ impl Disk for SimHandle {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.with(|state| {
+        self.change(|state| {
             not_found(state.find(path))?;
             let (directory, name) = split(path)?;
             state.change(directory, vec![(name, None)]);

@@ -521,6 +521,8 @@ pub enum ReadError {
     Corrupt {
         /// The record.
         key: RecordKey,
+        /// What it is: a version that is gone from the views may make absence look real.
+        kind: RecordKind,
         /// What was wrong.
         why: String,
     },

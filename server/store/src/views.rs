@@ -163,9 +163,11 @@ impl Directory {
         let active_sequence = active.sequence;
         drop(active);
         let segments: Vec<_> = self.segments.read().values().cloned().collect();
-        for segment in segments.into_iter().filter(|segment| segment.sequence != active_sequence) {
-            if segment.trailer().is_some_and(|trailer| trailer.kinds & setting.bit() == 0) {
-                continue;
+        for segment in segments {
+            match segment.trailer() {
+                Some(trailer) if trailer.kinds & setting.bit() == 0 => continue,
+                None if segment.sequence == active_sequence => continue,
+                _ => {}
             }
             let Ok(footer) = self.footer(segment.sequence) else { continue };
             let lines = footer.lines(0, footer.len()).unwrap_or_default();

@@ -518,8 +518,8 @@ impl Writer {
     /// How many entries go into the present segment, sealing the last and beginning a new one first if none do.
     fn make_room(&mut self, first: u64, entries: &[Entry]) -> Result<usize, AppendError> {
         let noted = self.directory.active.lock().builder.len();
-        let full = self.offset + first > self.directory.settings.segment_bytes && noted > 0;
-        if self.file.is_none() || full || noted >= limits::SEGMENT_RECORDS_MAX {
+        let full = noted > 0 && self.offset + first > self.directory.settings.segment_bytes || noted >= limits::SEGMENT_RECORDS_MAX;
+        if self.file.is_none() || full {
             self.roll()?;
         }
         let mut end = self.offset;
@@ -628,8 +628,8 @@ impl Writer {
 
     fn seal(&mut self) -> Result<(), AppendError> {
         let (Some(file), Some(segment)) = (self.file.clone(), self.segment.clone()) else { return Ok(()) };
-        let builder = std::mem::take(&mut self.directory.active.lock().builder);
-        let sealed = seal(&*file, self.directory.salt, &builder, self.offset, self.directory.now());
+        // What the segment holds stays known from memory until the next one is begun.
+        let sealed = seal(&*file, self.directory.salt, &self.directory.active.lock().builder, self.offset, self.directory.now());
         match sealed {
             Ok((trailer, length)) => {
                 segment.seal(trailer, length);
@@ -638,10 +638,7 @@ impl Writer {
                 self.segment = None;
                 Ok(())
             }
-            Err(error) => {
-                self.directory.active.lock().builder = builder;
-                Err(self.write_failed(&*file, self.offset, &error))
-            }
+            Err(error) => Err(self.write_failed(&*file, self.offset, &error)),
         }
     }
 

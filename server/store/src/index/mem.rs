@@ -68,6 +68,24 @@ impl MemIndexes {
         }
     }
 
+    /// What is flushed now, to be put back later: an index that is older than it should be.
+    pub fn snapshot(&self) -> HashMap<PathBuf, BTreeMap<Vec<u8>, Vec<u8>>> {
+        self.by_directory.lock().iter().map(|(path, index)| (path.clone(), index.flushed.lock().clone())).collect()
+    }
+
+    /// Flushes every index, as sled does now and then by itself.
+    pub fn flush_all(&self) {
+        for index in self.by_directory.lock().values() {
+            let _ = index.flush();
+        }
+    }
+
+    /// Puts an older image in place.
+    pub fn restore(&self, image: HashMap<PathBuf, BTreeMap<Vec<u8>, Vec<u8>>>) {
+        let fresh = |rows: Rows| Arc::new(MemIndex { live: RwLock::new(rows.clone()), flushed: Mutex::new(rows) });
+        *self.by_directory.lock() = image.into_iter().map(|(path, rows)| (path, fresh(rows))).collect();
+    }
+
     /// Somebody deletes `index/`.
     pub fn forget(&self) {
         self.by_directory.lock().clear();
