@@ -1,0 +1,37 @@
+//! `afar cp`: within the cluster; no byte of the object passes through here.
+use super::Session;
+use crate::{
+    error::Error,
+    names::{Place, Wanted, What},
+};
+use afar_model::policy::Durability;
+use clap::Args;
+use std::time::Instant;
+
+/// Copy an object within the cluster
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// BUCKET/KEY
+    from: String,
+    /// BUCKET/KEY, BUCKET or BUCKET/PREFIX/
+    to: String,
+    /// Copy this version
+    #[arg(long, value_name = "ID")]
+    version: Option<afar_model::id::RecordId>,
+}
+
+pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, Error> {
+    let from = Wanted { version: arguments.version, ..arguments.from.parse()? };
+    let What::Key(key) = &from.what else {
+        return Err(Error::usage("a copy needs a key to copy from").hint("write BUCKET/KEY; `afar stat BUCKET@ID` shows the key"));
+    };
+    let to: Place = arguments.to.parse()?;
+    let name = key.rsplit('/').next().unwrap_or(key);
+    let target = if to.is_folder() { format!("{}{name}", to.path) } else { to.path.clone() };
+    afar_model::record::check_key(&target).map_err(|error| Error::usage(format!("{}: {error}", arguments.to)))?;
+    let begun = Instant::now();
+    let stored = session.client()?.copy(&from, &to.bucket, &target, None).await?;
+    let took = begun.elapsed();
+    session.out.either(|| super::stored_json(&stored, took), || super::stored_words(&stored, took))?;
+    Ok(if stored.durability == Durability::Local { 5 } else { 0 })
+}

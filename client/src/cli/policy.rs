@@ -1,0 +1,187 @@
+//! A policy as flags: for `bucket create` and `cluster init`.
+use crate::error::Error;
+use afar_model::{
+    policy::{DegradedWrites, Durability, Policy, VerifyDistance},
+    units::Metres,
+};
+use clap::{Args, ValueEnum};
+
+/// What acknowledges a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// Copies at far-apart sites.
+    Far,
+    /// Every copy of the policy.
+    Full,
+}
+
+/// What to do about refuted distances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Verify {
+    /// The pair does not count as far.
+    Enforce,
+    /// It counts, and is reported.
+    Warn,
+    /// It counts.
+    Off,
+}
+
+/// What to do with writes that cannot be far away now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Degraded {
+    /// Refuse them.
+    Refuse,
+    /// Acknowledge them as local, and say so.
+    Queue,
+}
+
+/// How data are kept.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Policy")]
+pub struct PolicyFlags {
+    /// Copies at distinct sites [default: 2]
+    #[arg(long, value_name = "N")]
+    copies: Option<u8>,
+    /// How many of them are pairwise far apart [default: 2]
+    #[arg(long, value_name = "N")]
+    far_copies: Option<u8>,
+    /// What far means, in kilometres [default: 700]
+    #[arg(long, value_name = "KM")]
+    min_distance_km: Option<u64>,
+    /// Site that holds a copy if it may
+    #[arg(long, value_name = "SITE")]
+    home: Option<String>,
+    /// What acknowledges a write [default: far]
+    #[arg(long, value_enum)]
+    level: Option<Level>,
+    /// Countries that may hold a copy [default: any]
+    #[arg(long, value_name = "CC,..", value_delimiter = ',')]
+    countries: Vec<String>,
+    /// Most copies at one provider's sites [default: any]
+    #[arg(long, value_name = "N")]
+    max_copies_per_provider: Option<u8>,
+    /// About sites that are nearer than claimed [default: enforce]
+    #[arg(long, value_enum, value_name = "HOW")]
+    verify_distance: Option<Verify>,
+    /// About writes that cannot be far now [default: refuse]
+    #[arg(long, value_enum, value_name = "HOW")]
+    degraded_writes: Option<Degraded>,
+}
+
+impl PolicyFlags {
+    /// Whether any flag was given.
+    pub fn given(&self) -> bool {
+        let Self { copies, far_copies, min_distance_km, home, level, countries, max_copies_per_provider, verify_distance, degraded_writes } =
+            self;
+        copies.is_some()
+            || far_copies.is_some()
+            || min_distance_km.is_some()
+            || home.is_some()
+            || level.is_some()
+            || !countries.is_empty()
+            || max_copies_per_provider.is_some()
+            || verify_distance.is_some()
+            || degraded_writes.is_some()
+    }
+
+    /// The default with what was given changed.
+    ///
+    /// # Errors
+    /// If that makes no sense whatever the layout.
+    pub fn policy(&self) -> Result<Policy, Error> {
+        let default = Policy::default();
+        let copies = self.copies.unwrap_or(default.copies);
+        let policy = Policy {
+            copies,
+            // One copy cannot be two far ones: with fewer copies than the default, all are far.
+            far_copies: self.far_copies.unwrap_or(default.far_copies.min(copies)),
+            min_distance: self.min_distance_km.map_or(default.min_distance, Metres::from_km),
+            level: match self.level {
+                Some(Level::Full) => Durability::Full,
+                Some(Level::Far) | None => Durability::Far,
+            },
+            home: self.home.clone(),
+            countries: self.countries.iter().map(|country| country.to_ascii_uppercase()).collect(),
+            max_copies_per_provider: self.max_copies_per_provider.unwrap_or_default(),
+            verify_distance: match self.verify_distance {
+                Some(Verify::Warn) => VerifyDistance::Warn,
+                Some(Verify::Off) => VerifyDistance::Off,
+                Some(Verify::Enforce) | None => VerifyDistance::Enforce,
+            },
+            degraded_writes: match self.degraded_writes {
+                Some(Degraded::Queue) => DegradedWrites::Queue,
+                Some(Degraded::Refuse) | None => DegradedWrites::Refuse,
+            },
+        };
+        policy.check().map_err(|error| Error::usage(error.to_string()))?;
+        Ok(policy)
+    }
+}
+
+/// `2 copies, 2 of them at least 700.0 km apart, home strasbourg`.
+pub fn words(policy: &Policy) -> String {
+    let mut words = format!("{} copies, {} of them at least {} apart", policy.copies, policy.far_copies, policy.min_distance);
+    if let Some(home) = &policy.home {
+        words.push_str(&format!(", home {home}"));
+    }
+    if policy.level == Durability::Full {
+        words.push_str(", acknowledged when full");
+    }
+    if !policy.countries.is_empty() {
+        words.push_str(&format!(", only in {}", policy.countries.join(" ")));
+    }
+    if policy.max_copies_per_provider > 0 {
+        words.push_str(&format!(", at most {} at one provider", policy.max_copies_per_provider));
+    }
+    match policy.verify_distance {
+        VerifyDistance::Enforce => {}
+        VerifyDistance::Warn => words.push_str(", distances only warned about"),
+        VerifyDistance::Off => words.push_str(", distances not verified"),
+    }
+    if policy.degraded_writes == DegradedWrites::Queue {
+        words.push_str(", queues writes that cannot be far");
+    }
+    words
+}
+
+/// A policy in JSON.
+pub fn json(policy: &Policy) -> serde_json::Value {
+    let wire = afar_proto::v1::Policy::from(policy);
+    serde_json::json!({
+        "copies": policy.copies,
+        "far_copies": policy.far_copies,
+        "min_distance_km": policy.min_distance.km(),
+        "level": wire.level,
+        "home": policy.home,
+        "countries": policy.countries,
+        "max_copies_per_provider": policy.max_copies_per_provider,
+        "verify_distance": wire.verify_distance,
+        "degraded_writes": wire.degraded_writes,
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_flag_is_the_default_policy() {
+        assert_eq!(PolicyFlags::default().policy().unwrap(), Policy::default());
+        assert!(!PolicyFlags::default().given());
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for flags in [
+            PolicyFlags { copies: Some(0), ..PolicyFlags::default() },
+            PolicyFlags { far_copies: Some(3), ..PolicyFlags::default() },
+            PolicyFlags { min_distance_km: Some(30_000), ..PolicyFlags::default() },
+            PolicyFlags { countries: vec!["France".into()], ..PolicyFlags::default() },
+        ] {
+            assert!(flags.given());
+            assert_eq!(flags.policy().unwrap_err().kind(), crate::error::Kind::Usage);
+        }
+        assert_eq!(PolicyFlags { copies: Some(1), ..PolicyFlags::default() }.policy().unwrap().far_copies, 1);
+    }
+}

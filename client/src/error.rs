@@ -1,0 +1,303 @@
+//! What can go wrong, sorted by what a caller may do about it. Every kind has its exit code in the contract of the command
+//! line, so that a script and a Rust program learn the same.
+//!
+//! A message says what failed and why; the hint says what to do. Neither ever holds a secret.
+use afar_proto::{EXIT_METADATA, MAYBE_METADATA};
+use std::{error::Error as _, fmt};
+use tonic::{Code, Status};
+
+/// What a caller may do about an error; the numbers are the exit codes of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// It failed, for a reason that none of the others names (1).
+    Failed,
+    /// What was asked for or configured makes no sense (2).
+    Usage,
+    /// Done, but for some files that could not be read (3).
+    Incomplete,
+    /// Bytes are not what their hash says (4).
+    Integrity,
+    /// Stored or found, but below the durability policy (5).
+    BelowPolicy,
+    /// No such bucket or object (10).
+    NotFound,
+    /// Somebody else is at it, or the node has too much to do (11).
+    Busy,
+    /// The access key, or the node's certificate, is not accepted (12).
+    Authentication,
+    /// Quota or space is used up (13).
+    Space,
+    /// Nobody who could answer was reached: retry later (14).
+    Unreachable,
+    /// Retention, append-only or missing rights forbid it (15).
+    Denied,
+    /// Whoever read our output has gone (0: it has had all that it wanted).
+    OutputClosed,
+}
+
+impl Kind {
+    /// The exit code of the contract.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::OutputClosed => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Incomplete => 3,
+            Self::Integrity => 4,
+            Self::BelowPolicy => 5,
+            Self::NotFound => 10,
+            Self::Busy => 11,
+            Self::Authentication => 12,
+            Self::Space => 13,
+            Self::Unreachable => 14,
+            Self::Denied => 15,
+        }
+    }
+
+    /// The kind of an exit code; what is not in the contract is a failure.
+    pub const fn from_exit_code(code: u8) -> Self {
+        match code {
+            2 => Self::Usage,
+            3 => Self::Incomplete,
+            4 => Self::Integrity,
+            5 => Self::BelowPolicy,
+            10 => Self::NotFound,
+            11 => Self::Busy,
+            12 => Self::Authentication,
+            13 => Self::Space,
+            14 => Self::Unreachable,
+            15 => Self::Denied,
+            _ => Self::Failed,
+        }
+    }
+
+    /// A stable name for scripts.
+    pub const fn id(self) -> &'static str {
+        match self {
+            Self::OutputClosed => "E_OUTPUT_CLOSED",
+            Self::Failed => "E_FAILED",
+            Self::Usage => "E_USAGE",
+            Self::Incomplete => "E_INCOMPLETE",
+            Self::Integrity => "E_INTEGRITY",
+            Self::BelowPolicy => "E_BELOW_POLICY",
+            Self::NotFound => "E_NOT_FOUND",
+            Self::Busy => "E_BUSY",
+            Self::Authentication => "E_AUTHENTICATION",
+            Self::Space => "E_SPACE",
+            Self::Unreachable => "E_UNREACHABLE",
+            Self::Denied => "E_DENIED",
+        }
+    }
+
+    /// Whether another endpoint, or the same one later, may do better. An answer of 10 is final.
+    pub const fn is_worth_another_try(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Busy)
+    }
+}
+
+/// What failed, why, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Error {
+    kind: Kind,
+    message: String,
+    hint: Option<String>,
+    maybe: bool,
+    connection: bool,
+}
+
+impl Error {
+    /// Of a kind, with what failed and why.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None, maybe: false, connection: false }
+    }
+
+    /// [`Kind::Usage`].
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, message)
+    }
+
+    /// A file or the network of this machine: [`Kind::Failed`].
+    pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
+        Self::new(Kind::Failed, format!("{what}: {error}"))
+    }
+
+    /// The way to a node failed, no node spoke.
+    pub(crate) fn connection(kind: Kind, message: impl Into<String>) -> Self {
+        Self { connection: true, ..Self::new(kind, message) }
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Says before the message what was being done.
+    #[must_use]
+    pub fn during(mut self, what: impl fmt::Display) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    /// Says that the write may still take effect later.
+    #[must_use]
+    pub fn maybe(mut self) -> Self {
+        self.maybe = true;
+        self
+    }
+
+    /// What a caller may do about it.
+    pub const fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// What failed and why.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What to do.
+    pub fn what_to_do(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// Whether the write that failed may still take effect later.
+    pub const fn may_still_happen(&self) -> bool {
+        self.maybe
+    }
+
+    /// Whether the way to a node failed, rather than the node answering.
+    pub(crate) const fn is_connection(&self) -> bool {
+        self.connection
+    }
+
+    /// Whether another endpoint may do better: the connection failed, or the answer was 14 or 11.
+    pub(crate) const fn is_worth_another_door(&self) -> bool {
+        self.connection || self.kind.is_worth_another_try()
+    }
+
+    /// What a node, or the way to it, answered. An answer carries its exit code; a broken connection carries the transport's
+    /// error as its source and no exit code, and is [`Kind::Unreachable`].
+    pub fn from_status(endpoint: &str, status: &Status) -> Self {
+        let answered = status.metadata().get(EXIT_METADATA).and_then(|code| code.to_str().ok()?.parse::<u8>().ok());
+        let maybe = status.metadata().get(MAYBE_METADATA).is_some_and(|value| value.as_bytes() == b"1");
+        let (kind, message) = match answered {
+            Some(code) => (Kind::from_exit_code(code), status.message().to_owned()),
+            None if is_transport(status) => return Self::from_transport(endpoint, status),
+            None => (kind_of_code(status.code()), status.message().to_owned()),
+        };
+        let message = if message.is_empty() { format!("{endpoint} answered {:?} without a reason", status.code()) } else { message };
+        let error = Self { kind, message, hint: hint_for(kind).map(str::to_owned), maybe, connection: false };
+        if kind == Kind::Unreachable { error.during(endpoint) } else { error }
+    }
+
+    fn from_transport(endpoint: &str, status: &Status) -> Self {
+        let chain = chain(status);
+        if chain.contains("invalid peer certificate") {
+            return Self::connection(Kind::Authentication, format!("{endpoint} is not who it should be: {}", innermost(status))).hint(
+                "check that the CA file (AFAR_CA_FILE) is this cluster's ca.crt and that the endpoint's name is in the node's certificate",
+            );
+        }
+        Self::connection(Kind::Unreachable, format!("{endpoint} cannot be reached: {}", innermost(status)))
+            .hint("check that the node runs and that the endpoint (AFAR_ENDPOINT) is right; retry later")
+    }
+}
+
+/// Whether no node spoke: the way to it failed.
+fn is_transport(status: &Status) -> bool {
+    status.source().is_some() || status.message().starts_with("h2 protocol error") || status.message() == "transport error"
+}
+
+fn kind_of_code(code: Code) -> Kind {
+    match code {
+        Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => Kind::Usage,
+        Code::NotFound => Kind::NotFound,
+        Code::Aborted | Code::ResourceExhausted => Kind::Busy,
+        Code::Unauthenticated => Kind::Authentication,
+        Code::PermissionDenied => Kind::Denied,
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Kind::Unreachable,
+        Code::DataLoss => Kind::Integrity,
+        Code::FailedPrecondition => Kind::BelowPolicy,
+        _ => Kind::Failed,
+    }
+}
+
+const fn hint_for(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::NotFound => Some("`afar ls` shows buckets, `afar ls BUCKET` shows keys; a bucket is made by `afar bucket create`"),
+        Kind::Busy => Some("retry later"),
+        Kind::Authentication => {
+            Some("check AFAR_ACCESS_KEY_ID and AFAR_SECRET_ACCESS_KEY; `afar key ls` (as an administrator) shows what exists")
+        }
+        Kind::Space => Some("free space or add capacity; `afar status` shows which node is full"),
+        Kind::Unreachable => Some("retry later; `afar status` shows which nodes answer"),
+        Kind::Denied => Some("use a key with that right; `afar key ls` (as an administrator) shows what each may do"),
+        Kind::BelowPolicy => {
+            Some("`afar status` shows which sites answer; a bucket with --degraded-writes queue accepts such writes and says so")
+        }
+        Kind::Integrity => Some("do not use these bytes; `afar status` shows the cluster's state"),
+        _ => None,
+    }
+}
+
+fn chain(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut next = status.source();
+    while let Some(error) = next {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        next = error.source();
+    }
+    text
+}
+
+/// The last word of a chain of errors is the one that helps: "Connection refused", not "transport error".
+fn innermost(status: &Status) -> String {
+    let Some(mut error) = status.source() else { return status.message().to_owned() };
+    while let Some(next) = error.source() {
+        error = next;
+    }
+    error.to_string()
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_exit_code_of_the_contract_round_trips() {
+        for code in [1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15] {
+            assert_eq!(Kind::from_exit_code(code).exit_code(), code);
+        }
+        assert_eq!(Kind::from_exit_code(99), Kind::Failed);
+    }
+
+    #[test]
+    fn a_nodes_exit_code_wins_over_the_grpc_code() {
+        let mut status = Status::new(Code::Internal, "full");
+        status.metadata_mut().insert(EXIT_METADATA, "13".parse().unwrap());
+        status.metadata_mut().insert(MAYBE_METADATA, "1".parse().unwrap());
+        let error = Error::from_status("https://a:1", &status);
+        assert_eq!((error.kind(), error.may_still_happen()), (Kind::Space, true));
+    }
+
+    #[test]
+    fn without_an_exit_code_the_grpc_code_decides() {
+        for (code, kind) in
+            [(Code::NotFound, Kind::NotFound), (Code::Unavailable, Kind::Unreachable), (Code::Unauthenticated, Kind::Authentication)]
+        {
+            assert_eq!(Error::from_status("e", &Status::new(code, "x")).kind(), kind);
+        }
+    }
+}

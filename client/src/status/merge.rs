@@ -1,0 +1,676 @@
+//! What the answers of nodes amount to: one pure function, [`merge`].
+//!
+//! Rules: of each shard of each bucket the survey of the lowest-ranked node counts that answered, made a complete survey and
+//! is not catching up. What nobody proved is unknown, and unknown is never green: a shard without a reporter, a survey that
+//! is stale, a survey made so soon after a silent node was last heard that it may still count that node's copies, and zero
+//! objects that not every node confirms.
+use super::fetch::Answer;
+use crate::limits;
+use afar_model::{
+    geo::{self, Coordinates, Physics},
+    limits::AUDIT_WITHIN,
+    state::State,
+    units::{Metres, UnixMillis},
+};
+use afar_proto::v1;
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+/// Counts by state; the field names are those of `afar status --json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Counts {
+    pub total: u64,
+    pub safe: u64,
+    pub degraded: u64,
+    pub unknown: u64,
+    pub at_risk: u64,
+    pub lost: u64,
+}
+
+impl Counts {
+    fn add(&mut self, more: &v1::StateCounts) {
+        self.total = self.total.saturating_add(more.total);
+        self.safe = self.safe.saturating_add(more.safe);
+        self.degraded = self.degraded.saturating_add(more.degraded);
+        self.unknown = self.unknown.saturating_add(more.unknown);
+        self.at_risk = self.at_risk.saturating_add(more.at_risk);
+        self.lost = self.lost.saturating_add(more.lost);
+    }
+
+    /// The worst state with a count; `None` if there is nothing.
+    fn worst(&self) -> Option<State> {
+        let counts = [
+            (self.lost, State::Lost),
+            (self.at_risk, State::AtRisk),
+            (self.unknown, State::Unknown),
+            (self.degraded, State::Degraded),
+            (self.safe, State::Safe),
+        ];
+        counts.into_iter().find(|(count, _)| *count > 0).map(|(_, state)| state)
+    }
+}
+
+/// What has been acknowledged but not yet brought everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Replication {
+    /// Records that some node still owes to another.
+    pub pending_records: u64,
+    /// Their bytes.
+    pub pending_bytes: u64,
+    /// The age of the oldest.
+    pub oldest_pending_seconds: u64,
+}
+
+/// A site and its nodes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SiteStatus {
+    /// Its name.
+    pub name: String,
+    /// Degrees north.
+    pub latitude: f64,
+    /// Degrees east.
+    pub longitude: f64,
+    /// ISO 3166-1 alpha-2.
+    pub country: String,
+    /// Whose it is.
+    pub provider: String,
+    /// "up", "suspect", "down" or "lost".
+    pub state: String,
+    /// Its nodes.
+    pub nodes: Vec<NodeSummary>,
+}
+
+/// A node, as it says itself or as its peers see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NodeSummary {
+    /// Its name.
+    pub name: String,
+    /// "up", "suspect", "down", "lost", "draining", "read_only" or "catching_up".
+    pub state: String,
+    /// Of its program; `None` if it did not answer.
+    pub version: Option<String>,
+    /// Its share.
+    pub capacity_bytes: u64,
+    /// `None` if it did not answer.
+    pub used_bytes: Option<u64>,
+    /// `None` if it did not answer.
+    pub oldest_unverified_seconds: Option<u64>,
+    /// Where it is reached.
+    pub endpoint: String,
+    /// Whether it answered us.
+    pub answered: bool,
+}
+
+/// Something that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CheckResult {
+    /// What was looked at.
+    pub name: String,
+    /// By which node; `None`: by comparing nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// "ok", "warning", "critical" or "unknown".
+    pub state: String,
+    /// What was found.
+    pub detail: String,
+}
+
+/// The state of a cluster: what `afar status --json` prints.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClusterStatus {
+    /// The worst of all.
+    pub state: State,
+    /// Of the newest layout seen.
+    pub layout_version: u64,
+    /// When the answers were merged (Unix milliseconds).
+    #[serde(skip)]
+    pub at: UnixMillis,
+    /// Current versions.
+    pub objects: Counts,
+    /// Their logical bytes.
+    pub bytes: Counts,
+    /// All versions.
+    pub versions: Counts,
+    /// Buckets that nodes know.
+    pub buckets: u64,
+    /// What is on its way.
+    pub replication: Replication,
+    /// Sites, in the layout's order.
+    pub sites: Vec<SiteStatus>,
+    /// What was looked at, the worst first.
+    pub checks: Vec<CheckResult>,
+}
+
+/// Whether claimed distances are held against measured round trips in every bucket, as far as the caller knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DistanceCheck {
+    /// Some bucket enforces or warns, or it is not known.
+    On,
+    /// Every bucket has `verify_distance = "off"`.
+    Off,
+}
+
+/// Merges answers. `None` if no node answered.
+pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck) -> Option<ClusterStatus> {
+    let nodes = by_name(answers);
+    let newest = nodes.values().max_by_key(|node| node.layout_version)?;
+    let survey = survey(&nodes, newest, now);
+    let sites: Vec<SiteStatus> = newest.sites.iter().map(|site| site_status(site, newest, &nodes)).collect();
+    let mut checks = vec![survey.check.clone(), layout_check(&nodes), physics_check(newest, &nodes, distance_check), clock_check(&nodes)];
+    checks.push(nodes_check(&sites, answers));
+    for node in nodes.values() {
+        checks.extend(node.checks.iter().map(|check| CheckResult {
+            name: check.name.clone(),
+            node: Some(node.node.clone()),
+            state: check.state.clone(),
+            detail: check.detail.clone(),
+        }));
+    }
+    checks.sort_by_key(|check| std::cmp::Reverse(severity(&check.state)));
+    Some(ClusterStatus {
+        state: survey.state,
+        layout_version: newest.layout_version,
+        at: now,
+        objects: survey.objects,
+        bytes: survey.bytes,
+        versions: survey.versions,
+        buckets: nodes.values().map(|node| node.buckets).max().unwrap_or_default(),
+        replication: replication(&nodes, newest),
+        sites,
+        checks,
+    })
+}
+
+fn by_name(answers: &[Answer]) -> BTreeMap<&str, &v1::NodeStatus> {
+    answers.iter().filter_map(|answer| answer.outcome.as_ref().ok()).map(|status| (status.node.as_str(), status)).collect()
+}
+
+/// What a node that is not assigned a shard gives as its rank: the shard exists, and somebody else counts it.
+const NO_REPORTER: u32 = u32::MAX;
+
+struct Survey {
+    state: State,
+    objects: Counts,
+    bytes: Counts,
+    versions: Counts,
+    check: CheckResult,
+}
+
+fn survey(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus, now: UnixMillis) -> Survey {
+    let mut doubts: BTreeSet<String> = BTreeSet::new();
+    let mut chosen: BTreeMap<(&[u8], u32), (&v1::NodeStatus, &v1::ShardSurvey)> = BTreeMap::new();
+    for node in nodes.values().filter(|node| node.state != "catching_up") {
+        for found in node.surveys.iter().filter(|found| found.rank != NO_REPORTER) {
+            let better = |(other, theirs): &(&v1::NodeStatus, &v1::ShardSurvey)| {
+                // A complete survey counts more than a partial one; then the lower rank.
+                (!node.survey_complete, found.rank) < (!other.survey_complete, theirs.rank)
+            };
+            let slot = (found.bucket.as_ref(), found.shard);
+            if chosen.get(&slot).is_none_or(better) {
+                chosen.insert(slot, (node, found));
+            }
+        }
+    }
+    let (mut objects, mut bytes, mut versions) = (Counts::default(), Counts::default(), Counts::default());
+    for (node, found) in chosen.values() {
+        for (sum, counts) in [(&mut objects, &found.objects), (&mut bytes, &found.bytes), (&mut versions, &found.versions)] {
+            if let Some(counts) = counts {
+                sum.add(counts);
+            }
+        }
+        doubts.extend(doubts_about(node, nodes, newest, now));
+    }
+    let reported: BTreeSet<&[u8]> = chosen.keys().map(|(bucket, _)| *bucket).collect();
+    let known = nodes.values().map(|node| node.buckets).max().unwrap_or_default();
+    if (reported.len() as u64) < known {
+        doubts.insert(format!("{} of {known} buckets have a reporter", reported.len()));
+    }
+    let all: BTreeSet<(&[u8], u32)> =
+        nodes.values().flat_map(|node| &node.surveys).map(|found| (found.bucket.as_ref(), found.shard)).collect();
+    let without = all.iter().filter(|shard| !chosen.contains_key(*shard)).count();
+    if without > 0 {
+        doubts.insert(format!("{without} of {} shards have no reporter that answers", all.len()));
+    }
+    if objects.total == 0 {
+        doubts.extend(doubts_about_nothing(nodes, newest));
+    }
+    let proved = if doubts.is_empty() { State::Safe } else { State::Unknown };
+    let worst = [objects.worst(), versions.worst()].into_iter().flatten().max().unwrap_or(State::Safe);
+    let detail =
+        if doubts.is_empty() { "every shard has a complete survey".to_owned() } else { doubts.into_iter().collect::<Vec<_>>().join("; ") };
+    let check = check("survey", if proved == State::Safe { "ok" } else { "unknown" }, detail);
+    Survey { state: worst.max(proved), objects, bytes, versions, check }
+}
+
+/// Why a node's survey proves nothing about now.
+fn doubts_about(node: &v1::NodeStatus, nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus, now: UnixMillis) -> Vec<String> {
+    let mut doubts = Vec::new();
+    if !node.survey_complete || node.surveyed_at == 0 {
+        doubts.push(format!("{}'s survey is not complete", node.node));
+    }
+    let surveyed = UnixMillis(node.surveyed_at);
+    if node.surveyed_at > 0 && now.since(surveyed) > limits::SURVEY_STALE {
+        doubts.push(format!("{}'s survey is {} s old", node.node, now.since(surveyed).as_secs()));
+    }
+    for silent in newest.nodes.iter().filter(|other| !nodes.contains_key(other.name.as_str())) {
+        let heard = UnixMillis(last_heard(&silent.name, nodes));
+        if heard.0 > 0 && surveyed < UnixMillis(heard.0.saturating_add(AUDIT_WITHIN.as_millis() as u64)) {
+            doubts.push(format!("{} does not answer, and what it last proved may still be counted", silent.name));
+        }
+    }
+    doubts
+}
+
+fn last_heard(name: &str, nodes: &BTreeMap<&str, &v1::NodeStatus>) -> u64 {
+    views(name, nodes).map(|view| view.last_heard).max().unwrap_or_default()
+}
+
+fn views<'a>(name: &'a str, nodes: &'a BTreeMap<&str, &v1::NodeStatus>) -> impl Iterator<Item = &'a v1::PeerView> {
+    nodes.values().flat_map(|node| &node.peers).filter(move |view| view.node == name)
+}
+
+/// Zero objects are proved only by everybody: zero of zero that nobody proved is unknown.
+fn doubts_about_nothing(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus) -> Option<String> {
+    let silent = newest.nodes.iter().filter(|node| {
+        !nodes
+            .get(node.name.as_str())
+            .is_some_and(|status| status.survey_complete && status.surveyed_at > 0 && status.state != "catching_up")
+    });
+    let names: Vec<&str> = silent.map(|node| node.name.as_str()).collect();
+    (!names.is_empty()).then(|| format!("no objects, but that is not proved by {}", names.join(", ")))
+}
+
+fn site_status(site: &v1::SiteInfo, newest: &v1::NodeStatus, nodes: &BTreeMap<&str, &v1::NodeStatus>) -> SiteStatus {
+    let summaries: Vec<NodeSummary> =
+        newest.nodes.iter().filter(|node| node.site == site.name).map(|node| node_summary(node, nodes)).collect();
+    SiteStatus {
+        name: site.name.clone(),
+        latitude: site.latitude,
+        longitude: site.longitude,
+        country: site.country.clone(),
+        provider: site.provider.clone(),
+        state: site_state(&summaries).to_owned(),
+        nodes: summaries,
+    }
+}
+
+/// A site is as alive as its most alive node.
+fn site_state(nodes: &[NodeSummary]) -> &'static str {
+    let any = |states: &[&str]| nodes.iter().any(|node| states.contains(&node.state.as_str()));
+    if any(&["up", "draining", "read_only", "catching_up"]) {
+        "up"
+    } else if any(&["suspect"]) {
+        "suspect"
+    } else if !nodes.is_empty() && nodes.iter().all(|node| node.state == "lost") {
+        "lost"
+    } else {
+        "down"
+    }
+}
+
+fn node_summary(node: &v1::NodeInfo, nodes: &BTreeMap<&str, &v1::NodeStatus>) -> NodeSummary {
+    let status = nodes.get(node.name.as_str());
+    let state = match status {
+        Some(status) => status.state.as_str(),
+        None => seen_by_peers(&node.name, nodes),
+    };
+    NodeSummary {
+        name: node.name.clone(),
+        state: state.to_owned(),
+        version: status.map(|status| status.version.clone()),
+        capacity_bytes: status.map(|status| status.capacity_bytes).filter(|bytes| *bytes > 0).unwrap_or(node.capacity_bytes),
+        used_bytes: status.map(|status| status.used_bytes),
+        oldest_unverified_seconds: status.map(|status| status.oldest_unverified_seconds),
+        endpoint: node.endpoint.clone(),
+        answered: status.is_some(),
+    }
+}
+
+/// A node that does not answer us is never up, whatever its peers say: one who hears it makes it suspect.
+fn seen_by_peers(name: &str, nodes: &BTreeMap<&str, &v1::NodeStatus>) -> &'static str {
+    let states: Vec<&str> = views(name, nodes).map(|view| view.state.as_str()).collect();
+    if states.contains(&"lost") {
+        "lost"
+    } else if states.iter().any(|state| matches!(*state, "up" | "catching_up" | "suspect")) {
+        "suspect"
+    } else {
+        "down"
+    }
+}
+
+/// What answering nodes owe, and what silent ones owed when their peers last heard of it.
+fn replication(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus) -> Replication {
+    let mut sum = Replication::default();
+    for outbox in nodes.values().filter_map(|node| node.outbox) {
+        sum.pending_records += outbox.pending_records;
+        sum.pending_bytes += outbox.pending_bytes;
+        sum.oldest_pending_seconds = sum.oldest_pending_seconds.max(outbox.oldest_pending_seconds);
+    }
+    for silent in newest.nodes.iter().filter(|node| !nodes.contains_key(node.name.as_str())) {
+        if let Some(view) = views(&silent.name, nodes).max_by_key(|view| view.last_heard) {
+            sum.pending_records += view.pending_records;
+            sum.pending_bytes += view.pending_bytes;
+        }
+    }
+    sum
+}
+
+fn check(name: &str, state: &str, detail: impl Into<String>) -> CheckResult {
+    CheckResult { name: name.into(), node: None, state: state.into(), detail: detail.into() }
+}
+
+fn severity(state: &str) -> u8 {
+    match state {
+        "critical" => 3,
+        "warning" => 2,
+        "ok" => 0,
+        _ => 1,
+    }
+}
+
+fn nodes_check(sites: &[SiteStatus], answers: &[Answer]) -> CheckResult {
+    let all = sites.iter().flat_map(|site| &site.nodes);
+    let silent: Vec<String> = all
+        .clone()
+        .filter(|node| !node.answered)
+        .map(|node| {
+            let why = answers.iter().find(|answer| answer.endpoint == node.endpoint).and_then(|answer| answer.outcome.as_ref().err());
+            why.map_or_else(|| format!("{} does not answer", node.name), |why| format!("{}: {why}", node.name))
+        })
+        .collect();
+    let count = all.count();
+    if silent.is_empty() {
+        check("nodes", "ok", format!("{count} of {count} answer"))
+    } else {
+        check("nodes", "warning", format!("{} of {count} answer; {}", count - silent.len(), silent.join("; ")))
+    }
+}
+
+fn layout_check(nodes: &BTreeMap<&str, &v1::NodeStatus>) -> CheckResult {
+    let mut camps: BTreeMap<(u64, &[u8]), Vec<&str>> = BTreeMap::new();
+    for node in nodes.values() {
+        camps.entry((node.layout_version, node.layout_digest.as_ref())).or_default().push(&node.node);
+    }
+    if camps.len() <= 1 {
+        return check("layout_agreement", "ok", "all that answer have the same layout");
+    }
+    let camps: Vec<String> = camps.iter().map(|((version, _), names)| format!("version {version}: {}", names.join(", "))).collect();
+    check("layout_agreement", "critical", format!("nodes disagree about the layout ({})", camps.join("; ")))
+}
+
+/// A round trip shorter than light needs refutes a claimed distance.
+fn physics_check(newest: &v1::NodeStatus, nodes: &BTreeMap<&str, &v1::NodeStatus>, enforced: DistanceCheck) -> CheckResult {
+    let name = "distance_physics";
+    let mut least: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for node in nodes.values() {
+        for view in node.peers.iter().filter(|view| view.min_round_trip_micros > 0) {
+            let Some(other) = newest.nodes.iter().find(|other| other.name == view.node) else { continue };
+            let pair = (node.site.as_str().min(&other.site), node.site.as_str().max(&other.site));
+            let entry = least.entry(pair).or_insert(u64::MAX);
+            *entry = (*entry).min(view.min_round_trip_micros);
+        }
+    }
+    let (mut refuted, mut suspicious) = (Vec::new(), Vec::new());
+    for ((a, b), micros) in least.iter().filter(|((a, b), _)| a != b) {
+        let Some(claimed) = claimed(newest, a, b) else { continue };
+        let finding = format!("{a}-{b}: {claimed} claimed, {:.2} ms round trip", *micros as f64 / 1000.0);
+        match geo::judge(claimed, Duration::from_micros(*micros)) {
+            Physics::Refuted => refuted.push(finding),
+            Physics::Suspicious => suspicious.push(finding),
+            Physics::Possible => {}
+        }
+    }
+    match (refuted.is_empty(), suspicious.is_empty(), enforced) {
+        (true, true, _) if least.is_empty() => check(name, "unknown", "no round trip has been measured yet"),
+        (true, true, _) => check(name, "ok", "no measured round trip speaks against a claimed distance"),
+        (_, _, DistanceCheck::Off) => {
+            refuted.append(&mut suspicious);
+            check(name, "ok", format!("not enforced (verify_distance is off in every bucket): {}", refuted.join("; ")))
+        }
+        (false, _, DistanceCheck::On) => check(name, "critical", format!("faster than light: {}", refuted.join("; "))),
+        (true, false, DistanceCheck::On) => check(name, "warning", format!("faster than light in fibre: {}", suspicious.join("; "))),
+    }
+}
+
+fn claimed(newest: &v1::NodeStatus, a: &str, b: &str) -> Option<Metres> {
+    let site = |name: &str| newest.sites.iter().find(|site| site.name == name);
+    let (a, b) = (site(a)?, site(b)?);
+    let point = |site: &v1::SiteInfo| Coordinates::new(site.latitude, site.longitude).ok();
+    let uncertainty = Metres(a.uncertainty_metres.saturating_add(b.uncertainty_metres));
+    Some(point(a)?.distance(&point(b)?).saturating_sub(uncertainty))
+}
+
+fn clock_check(nodes: &BTreeMap<&str, &v1::NodeStatus>) -> CheckResult {
+    let views = nodes.values().flat_map(|node| node.peers.iter().map(|view| (node.node.as_str(), view)));
+    let worst = views.filter(|(_, view)| view.state == "up").max_by_key(|(_, view)| view.clock_offset_millis.unsigned_abs());
+    let Some((node, view)) = worst else { return check("clock_skew", "unknown", "no two nodes have compared clocks") };
+    let off = Duration::from_millis(view.clock_offset_millis.unsigned_abs());
+    let state = if off > limits::CLOCK_SKEW_MAX {
+        "critical"
+    } else if off > limits::CLOCK_SKEW_MAX / 10 {
+        "warning"
+    } else {
+        "ok"
+    };
+    check("clock_skew", state, format!("at most {} ms, between {node} and {}", off.as_millis(), view.node))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::error::{Error, Kind};
+
+    const NOW: UnixMillis = UnixMillis(1_000_000_000);
+
+    fn counts(safe: u64, unknown: u64, lost: u64) -> Option<v1::StateCounts> {
+        Some(v1::StateCounts { total: safe + unknown + lost, safe, unknown, lost, ..v1::StateCounts::default() })
+    }
+
+    fn shards(rank: u32, per_shard: Option<v1::StateCounts>) -> Vec<v1::ShardSurvey> {
+        let one =
+            |shard| v1::ShardSurvey { bucket: vec![7; 32].into(), shard, objects: per_shard, bytes: per_shard, versions: per_shard, rank };
+        (0..16).map(one).collect()
+    }
+
+    /// Three sites far apart, a node at each.
+    fn node(name: &str, rank: u32, per_shard: Option<v1::StateCounts>) -> v1::NodeStatus {
+        let site = |name: &str, latitude, longitude| v1::SiteInfo {
+            name: name.into(),
+            latitude,
+            longitude,
+            country: "FR".into(),
+            ..v1::SiteInfo::default()
+        };
+        let info = |name: &str| v1::NodeInfo {
+            name: name.into(),
+            site: name.into(),
+            capacity_bytes: 1 << 40,
+            endpoint: format!("https://{name}:7700"),
+        };
+        let peer = |other: &str| v1::PeerView {
+            node: other.into(),
+            state: "up".into(),
+            last_heard: NOW.0 - 500,
+            min_round_trip_micros: 30_000,
+            ..v1::PeerView::default()
+        };
+        let all = ["strasbourg", "roubaix", "warsaw"];
+        v1::NodeStatus {
+            node: name.into(),
+            site: name.into(),
+            version: "0.1.0".into(),
+            layout_version: 1,
+            layout_digest: vec![1; 32].into(),
+            state: "up".into(),
+            sites: vec![site("strasbourg", 48.5734, 7.7521), site("roubaix", 50.6927, 3.1778), site("warsaw", 52.2297, 21.0122)],
+            nodes: all.iter().map(|name| info(name)).collect(),
+            peers: all.iter().filter(|other| **other != name).map(|other| peer(other)).collect(),
+            surveys: per_shard.map_or_else(Vec::new, |counts| shards(rank, Some(counts))),
+            surveyed_at: NOW.0 - 1000,
+            survey_complete: true,
+            buckets: 1,
+            ..v1::NodeStatus::default()
+        }
+    }
+
+    fn answers(nodes: Vec<v1::NodeStatus>) -> Vec<Answer> {
+        nodes.into_iter().map(|node| Answer { endpoint: format!("https://{}:7700", node.node), outcome: Ok(node) }).collect()
+    }
+
+    fn merged(nodes: Vec<v1::NodeStatus>) -> ClusterStatus {
+        merge(&answers(nodes), NOW, DistanceCheck::On).unwrap()
+    }
+
+    fn three(per_shard: Option<v1::StateCounts>) -> Vec<v1::NodeStatus> {
+        vec![node("strasbourg", 0, per_shard), node("warsaw", 1, per_shard), node("roubaix", NO_REPORTER, counts(0, 0, 0))]
+    }
+
+    fn find<'a>(status: &'a ClusterStatus, name: &str) -> &'a CheckResult {
+        status.checks.iter().find(|check| check.name == name).unwrap()
+    }
+
+    #[test]
+    fn all_proved_is_safe_and_counted_once() {
+        let status = merged(three(counts(2, 0, 0)));
+        assert_eq!((status.state, status.objects.total, status.objects.safe), (State::Safe, 32, 32));
+        assert_eq!(status.sites.iter().map(|site| site.state.as_str()).collect::<Vec<_>>(), ["up"; 3]);
+    }
+
+    #[test]
+    fn the_lowest_rank_that_answered_and_is_not_catching_up_counts() {
+        let mut nodes = three(counts(2, 0, 0));
+        nodes[0].surveys = shards(0, counts(0, 0, 2));
+        assert_eq!(merged(nodes.clone()).state, State::Lost);
+        nodes[0].state = "catching_up".into();
+        assert_eq!(merged(nodes).state, State::Safe, "who catches up reports nothing");
+    }
+
+    #[test]
+    fn rule_25_what_nobody_reports_is_unknown() {
+        let mut nodes = three(counts(2, 0, 0));
+        for node in nodes.iter_mut().take(2) {
+            node.surveys.retain(|survey| survey.shard != 3);
+        }
+        assert_eq!(merged(nodes).state, State::Unknown, "one shard that exists has no reporter");
+        let mut nodes = three(counts(2, 0, 0));
+        nodes[2].buckets = 2;
+        assert_eq!(merged(nodes).state, State::Unknown, "a bucket without a reporter");
+        assert_eq!(merged(three(None)).state, State::Unknown, "zero of one bucket");
+    }
+
+    #[test]
+    fn rule_25_zero_objects_are_safe_only_if_everybody_proved_them() {
+        assert_eq!(merged(three(counts(0, 0, 0))).state, State::Safe);
+        let mut nodes = three(counts(0, 0, 0));
+        nodes.pop();
+        assert_eq!(merged(nodes).state, State::Unknown);
+        let mut nodes = three(counts(0, 0, 0));
+        nodes[1].survey_complete = false;
+        assert_eq!(merged(nodes).state, State::Unknown);
+        let mut nodes = three(None);
+        for node in &mut nodes {
+            node.buckets = 0;
+        }
+        assert_eq!(merged(nodes).state, State::Safe, "no buckets, and all say so");
+    }
+
+    #[test]
+    fn rule_25_a_stale_survey_proves_nothing() {
+        let mut nodes = three(counts(2, 0, 0));
+        for node in &mut nodes {
+            node.surveyed_at = NOW.0 - 400_000;
+        }
+        assert_eq!(merged(nodes).state, State::Unknown);
+    }
+
+    #[test]
+    fn rule_25_a_node_that_just_fell_silent_may_still_be_counted_and_is_doubted() {
+        let mut nodes = three(counts(2, 0, 0));
+        nodes.remove(0);
+        let status = merged(nodes.clone());
+        assert_eq!(status.state, State::Unknown);
+        assert_eq!(status.sites[0].nodes[0].state, "suspect");
+        for node in &mut nodes {
+            for peer in node.peers.iter_mut().filter(|peer| peer.node == "strasbourg") {
+                peer.last_heard = NOW.0 - 100_000;
+                peer.state = "down".into();
+            }
+        }
+        let status = merged(nodes);
+        assert_eq!(status.state, State::Safe, "long gone, and a survey since says that all is well without it");
+        assert_eq!((status.sites[0].state.as_str(), status.sites[0].nodes[0].used_bytes), ("down", None));
+    }
+
+    #[test]
+    fn nobody_answers() {
+        let silent = Answer { endpoint: "https://a:1".into(), outcome: Err(Error::new(Kind::Unreachable, "no")) };
+        assert_eq!(merge(&[silent], NOW, DistanceCheck::On), None);
+    }
+
+    #[test]
+    fn layouts_clocks_and_distances_are_compared() {
+        let mut nodes = three(counts(2, 0, 0));
+        nodes[1].layout_digest = vec![2; 32].into();
+        nodes[0].peers[0].min_round_trip_micros = 400;
+        nodes[0].peers[1].clock_offset_millis = -400_000;
+        let status = merged(nodes.clone());
+        for name in ["layout_agreement", "distance_physics", "clock_skew"] {
+            assert_eq!(find(&status, name).state, "critical", "{name}");
+        }
+        assert_eq!(status.checks.first().map(|check| check.state.as_str()), Some("critical"));
+        let trial = merge(&answers(nodes), NOW, DistanceCheck::Off).unwrap();
+        assert_eq!(find(&trial, "distance_physics").state, "ok");
+    }
+
+    #[test]
+    fn what_is_pending_counts_the_silent_too() {
+        let mut nodes = three(counts(2, 0, 0));
+        nodes[1].outbox = Some(v1::Outbox { pending_records: 2, pending_bytes: 20, oldest_pending_seconds: 7 });
+        nodes.remove(0);
+        for peer in nodes[1].peers.iter_mut().filter(|peer| peer.node == "strasbourg") {
+            (peer.pending_records, peer.pending_bytes) = (1, 5);
+            peer.last_heard = NOW.0;
+        }
+        let pending = merged(nodes).replication;
+        assert_eq!(pending, Replication { pending_records: 3, pending_bytes: 25, oldest_pending_seconds: 7 });
+    }
+
+    #[test]
+    fn the_json_has_what_the_contract_names() {
+        let json = serde_json::to_value(merged(three(counts(2, 0, 0)))).unwrap();
+        for path in [
+            "/state",
+            "/layout_version",
+            "/objects/total",
+            "/objects/at_risk",
+            "/bytes/safe",
+            "/versions/lost",
+            "/replication/pending_records",
+            "/replication/pending_bytes",
+            "/replication/oldest_pending_seconds",
+            "/sites/0/name",
+            "/sites/0/latitude",
+            "/sites/0/longitude",
+            "/sites/0/country",
+            "/sites/0/provider",
+            "/sites/0/state",
+            "/sites/0/nodes/0/name",
+            "/sites/0/nodes/0/state",
+            "/sites/0/nodes/0/version",
+            "/sites/0/nodes/0/capacity_bytes",
+            "/sites/0/nodes/0/used_bytes",
+            "/sites/0/nodes/0/oldest_unverified_seconds",
+            "/checks/0/name",
+            "/checks/0/state",
+            "/checks/0/detail",
+        ] {
+            assert!(json.pointer(path).is_some(), "{path}");
+        }
+        assert_eq!(json["state"], "safe");
+    }
+}

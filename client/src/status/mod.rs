@@ -1,0 +1,8 @@
+//! The state of a cluster: what each node says of itself, asked of every node directly ([`fetch`]), and what that amounts to
+//! ([`merge`], pure).
+pub mod fetch;
+
+pub mod merge;
+
+pub use fetch::{Answer, gather};
+pub use merge::{ClusterStatus, merge};
