@@ -95,7 +95,7 @@ fn a_way_that_is_cut_in_one_direction_acknowledges_nothing_falsely() {
 fn a_far_site_that_stalls_stalls_only_its_own_writers_and_memory_stays_flat() {
     let cluster = three();
     cluster.bucket("far", &[]);
-    cluster.bucket("near", &["--min-distance-km", "400", "--country", "FR"]);
+    cluster.bucket("near", &["--min-distance-km", "400", "--countries", "FR"]);
     let mut chance = data::chance(data::seed());
     let strasbourg = cluster.afar_at(&["strasbourg"]);
     let content = data::bytes(&mut chance, 32 * MIB);

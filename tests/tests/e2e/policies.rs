@@ -101,7 +101,7 @@ fn rule_8_what_a_dead_site_had_only_queued_is_never_green() {
 #[test]
 fn rule_7_a_coordinator_that_may_hold_nothing_holds_nothing() {
     let cluster = Setup::of(&THREE).set("policy.min_distance_km", 400).start();
-    cluster.bucket("french", &["--min-distance-km", "400", "--country", "FR"]);
+    cluster.bucket("french", &["--min-distance-km", "400", "--countries", "FR"]);
     let mut chance = data::chance(data::seed());
     let warsaw = cluster.afar_at(&["warsaw"]);
     let content = data::bytes(&mut chance, 3 * MIB);
