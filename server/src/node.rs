@@ -130,7 +130,9 @@ impl StartError {
         match self {
             Self::Identity(_) | Self::Peers(_) => 2,
             Self::Store(OpenError::Locked { .. }) => 11,
-            Self::Store(OpenError::NoDirectory | OpenError::NotInitialised { .. } | OpenError::Foreign { .. } | OpenError::NotEmpty { .. }) => 2,
+            Self::Store(
+                OpenError::NoDirectory | OpenError::NotInitialised { .. } | OpenError::Foreign { .. } | OpenError::NotEmpty { .. },
+            ) => 2,
             Self::File { error, .. } | Self::Memory(MemoryError::Io { error, .. }) if error.kind() == io::ErrorKind::StorageFull => 13,
             _ => 1,
         }
@@ -251,7 +253,7 @@ impl Node {
             connections: self.config.limits.connections,
             peer_window: bulk_window(self.config.limits.transfer, others),
         };
-        door.serve(listener, grpc::client_routes(self).await, grpc::peer_routes(self).await)
+        door.serve(listener, grpc::client_routes(self), grpc::peer_routes(self))
     }
 
     /// Work that goes on by itself until the node ends.

@@ -40,7 +40,8 @@ impl Address {
         let authority = uri.authority().filter(|authority| plain && !authority.as_str().contains('@')).ok_or_else(bad)?;
         let port = match authority.port() {
             Some(port) => port.as_str().parse().ok().filter(|port| *port != 0).ok_or_else(bad)?,
-            None => limits::PORT_DEFAULT,
+            None if authority.as_str() == authority.host() => limits::PORT_DEFAULT,
+            None => return Err(bad()),
         };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         if ServerName::try_from(host.clone()).is_err() {

@@ -328,3 +328,7 @@ fn client_config(
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -16,3 +16,6 @@ pub mod connect;
 pub mod peers;
 
 pub mod keyring;
+
+#[cfg(test)]
+pub(crate) mod testing;

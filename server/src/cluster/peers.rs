@@ -732,41 +732,4 @@ fn judge_pairs(layout: &Layout, round_trips: &[(SiteIndex, Duration)]) -> Vec<Pa
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-    use afar_model::layout::examples;
-
-    #[test]
-    fn physics_refutes_pairs_seen_from_here_and_over_here() {
-        let layout = examples::three_sites().unwrap();
-        let (s, r, w) = (SiteIndex(0), SiteIndex(1), SiteIndex(2));
-        let verdicts = |r_ms: u64, w_ms: u64| -> Vec<Physics> {
-            let times = [(s, Duration::ZERO), (r, Duration::from_millis(r_ms)), (w, Duration::from_millis(w_ms))];
-            judge_pairs(&layout, &times).iter().map(|pair| pair.verdict).collect()
-        };
-        use Physics::{Possible, Refuted, Suspicious};
-        assert_eq!(verdicts(8, 20), [Possible, Possible, Possible]);
-        assert_eq!(verdicts(1, 1), [Refuted, Refuted, Refuted], "everything on one machine");
-        assert_eq!(verdicts(1, 8), [Refuted, Suspicious, Suspicious]);
-        let pairs: Vec<(SiteIndex, SiteIndex)> = judge_pairs(&layout, &[]).iter().map(|pair| (pair.a, pair.b)).collect();
-        assert_eq!(pairs, [(s, r), (s, w), (r, w)]);
-    }
-
-    #[test]
-    fn rule_19_a_heartbeat_is_checked_before_it_is_believed() {
-        let good = v1::NodeState {
-            node: "warsaw".into(),
-            incarnation: vec![1; 16].into(),
-            boot: vec![2; 16].into(),
-            protocol: afar_proto::PROTOCOL,
-            ..v1::NodeState::default()
-        };
-        assert!(check(&good, "warsaw").is_ok());
-        assert!(matches!(check(&good, "roubaix"), Err(HelloRefused::Malformed(_))));
-        assert!(check(&v1::NodeState { boot: vec![2; 15].into(), ..good.clone() }, "warsaw").is_err());
-        assert!(matches!(check(&v1::NodeState { protocol: 9, ..good.clone() }, "warsaw"), Err(HelloRefused::Protocol { theirs: 9, .. })));
-        let position = v1::LogPosition { directory: vec![1; 16].into(), segment: 1, offset: 2 };
-        let many = v1::NodeState { positions: vec![position; limits::POSITIONS_MAX + 1], ..good };
-        assert!(check(&many, "warsaw").is_err());
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use crate::{
 };
 use afar_model::{
     geo::Coordinates,
-    layout::{Layout, Node, NodeIndex, Site, is_name},
+    layout::{Layout, Node, NodeIndex, Site, is_country, is_name},
     limits as model_limits,
     placement::{Geography, Infeasible, Placement},
     policy::{DegradedWrites, Durability, Policy, VerifyDistance},
@@ -349,6 +349,9 @@ fn read_site(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<Si
     let line = section.own_line();
     section.finish(problems);
     let (name, country) = (name?, country?);
+    if !is_country(&country) {
+        problems.add(line, format!("site {name:?}: country {country:?} must be two capital letters as in ISO 3166-1, such as \"FR\""));
+    }
     let checked = Coordinates::new(latitude?, longitude?).map_err(|error| format!("site {name:?}: {error}"));
     let coordinates = problems.keep(line, checked)?;
     Some(Site { name, coordinates, uncertainty: Metres(uncertainty), country, provider })
@@ -376,3 +379,7 @@ fn test_clock_offset(problems: &mut Problems<'_>) -> i64 {
 fn check_name(name: &str) -> Result<(), String> {
     if is_name(name) { Ok(()) } else { Err("use 1 to 63 of a-z, 0-9 and '-', beginning with a letter or digit".into()) }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

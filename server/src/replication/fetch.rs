@@ -54,7 +54,10 @@ pub async fn read_here(node: &Arc<Node>, key: RecordKey) -> Result<Option<Record
     if let Err(error) = &read {
         tracing::warn!(%error, "a copy here is not good: asking the others, and mending it");
         node.ledger.own_missing_add([key]);
-        node.note_loss();
+        match error {
+            ReadError::Corrupt { kind: RecordKind::Version, .. } => node.note_loss(),
+            _ => node.poke(),
+        }
     }
     read.map(|found| found.map(|found| found.record))
 }

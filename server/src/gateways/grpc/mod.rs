@@ -28,12 +28,13 @@ use std::{
     task::{Context, Poll},
 };
 use tonic::{
-    Code, Status,
+    Code,
     body::Body,
     codegen::{InterceptedService, http},
     server::NamedService,
     service::Routes,
 };
+use tonic_health::pb::health_server::{Health, HealthServer};
 
 /// A service that refuses messages larger than the wire allows.
 macro_rules! bounded {
@@ -45,17 +46,14 @@ macro_rules! bounded {
 }
 
 /// What a client's connection reaches.
-pub async fn client_routes(node: &Arc<Node>) -> Routes {
-    let routes = Routes::new(health().await).add_service(NotForClients);
-    match reflection(node) {
-        Some(routed) => add_client_services(node, routed(routes)),
-        None => add_client_services(node, routes),
-    }
+pub fn client_routes(node: &Arc<Node>) -> Routes {
+    let routes = Routes::new(health()).add_service(NotForClients);
+    add_client_services(node, with_reflection(node, routes))
 }
 
 /// What a peer's connection reaches.
-pub async fn peer_routes(node: &Arc<Node>) -> Routes {
-    add_peer_services(node, Routes::new(health().await))
+pub fn peer_routes(node: &Arc<Node>) -> Routes {
+    add_peer_services(node, Routes::new(health()))
 }
 
 fn add_client_services(node: &Arc<Node>, routes: Routes) -> Routes {
@@ -70,19 +68,23 @@ fn add_peer_services(node: &Arc<Node>, routes: Routes) -> Routes {
 }
 
 /// The standard health service: open to everybody, for load balancers; says that the process serves, nothing about data.
-async fn health() -> tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health> {
-    let (reporter, service) = tonic_health::server::health_reporter();
-    reporter.set_serving::<v1::objects_server::ObjectsServer<Unused>>().await;
-    service
+fn health() -> HealthServer<impl Health> {
+    // The reporter starts out with the whole server, the empty name, as serving.
+    tonic_health::server::health_reporter().1
 }
 
 /// The standard reflection service, for those with an access key.
-fn reflection(node: &Arc<Node>) -> Option<impl FnOnce(Routes) -> Routes> {
+fn with_reflection(node: &Arc<Node>, routes: Routes) -> Routes {
     let built = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(afar_proto::FILE_DESCRIPTORS).build_v1();
-    let service = built.inspect_err(|error| tracing::error!(%error, "no reflection")).ok()?;
     let node = Arc::clone(node);
     let check = move |request: tonic::Request<()>| auth::from_metadata(request.metadata(), &node.keyring).map(|_| request);
-    Some(|routes: Routes| routes.add_service(InterceptedService::new(service, check)))
+    match built {
+        Ok(service) => routes.add_service(InterceptedService::new(service, check)),
+        Err(error) => {
+            tracing::error!(%error, "no reflection");
+            routes
+        }
+    }
 }
 
 /// Stands where clients would find the peer service.

@@ -1,0 +1,63 @@
+//! A certificate authority for tests, and what a node's folder holds.
+#![allow(clippy::unwrap_used)]
+use crate::cluster::identity::TlsFiles;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// How a node's certificate is to be.
+pub(crate) struct Wanted<'a> {
+    pub uri: &'a str,
+    pub host: &'a str,
+    /// Years of the validity's ends.
+    pub years: (i32, i32),
+}
+
+impl<'a> Wanted<'a> {
+    pub fn good(uri: &'a str) -> Self {
+        Self { uri, host: "127.0.0.1", years: (2020, 2199) }
+    }
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.not_after = rcgen::date_time_ymd(2199, 1, 1);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// Certificate and key.
+    pub fn issue(&self, wanted: &Wanted<'_>) -> (String, String) {
+        let mut params = CertificateParams::new(vec![wanted.host.to_owned()]).unwrap();
+        if !wanted.uri.is_empty() {
+            params.subject_alt_names.push(SanType::URI(wanted.uri.try_into().unwrap()));
+        }
+        params.not_before = rcgen::date_time_ymd(wanted.years.0, 1, 1);
+        params.not_after = rcgen::date_time_ymd(wanted.years.1, 1, 1);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// Writes a node's folder.
+    pub fn equip(&self, folder: &Path, wanted: &Wanted<'_>) -> TlsFiles {
+        let (certificate, key) = self.issue(wanted);
+        write_secret(&folder.join("node.key"), &key);
+        fs::write(folder.join("node.crt"), certificate).unwrap();
+        fs::write(folder.join("ca.crt"), self.pem()).unwrap();
+        TlsFiles { ca: folder.join("ca.crt"), certificate: folder.join("node.crt"), key: folder.join("node.key") }
+    }
+}
+
+pub(crate) fn write_secret(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}

@@ -1,0 +1,189 @@
+//! Every fault is named with its line, and all of them at once.
+use super::*;
+use crate::cluster::testing::write_secret;
+use std::fs;
+
+const GOOD: &str = r#"cluster = "demo"
+node = "strasbourg"
+listen = "127.0.0.1:7700"
+data = ["data"]
+state = "state"
+pid_file = "pid"
+[tls]
+ca = "ca.crt"
+certificate = "node.crt"
+key = "node.key"
+[secrets]
+cluster = "cluster.secret"
+admin_key = "admin.key"
+[limits]
+transfer = "256MiB"
+connections = 8
+[policy]
+copies = 2
+far_copies = 2
+min_distance_km = 700
+level = "far"
+home = "strasbourg"
+verify_distance = "off"
+[layout]
+version = 1
+partitions = 8192
+[[layout.sites]]
+name = "strasbourg"
+latitude = 48.5734
+longitude = 7.7521
+country = "FR"
+provider = "example"
+[[layout.sites]]
+name = "warsaw"
+latitude = 52.2297
+longitude = 21.0122
+uncertainty_m = 0
+country = "PL"
+[[layout.nodes]]
+name = "strasbourg"
+site = "strasbourg"
+endpoint = "https://127.0.0.1:7700"
+capacity = "1TiB"
+[[layout.nodes]]
+name = "warsaw"
+site = "warsaw"
+endpoint = "https://127.0.0.1:7702"
+capacity = 1_000_000
+"#;
+
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_secret(&folder.path().join("cluster.secret"), &format!("{}\n", "ab".repeat(32)));
+    write_secret(&folder.path().join("admin.key"), "access_key_id = \"AFAR1\"\nsecret_access_key = \"0123456789abcdef\"\n");
+    folder
+}
+
+fn problems_in(folder: &Path, text: &str) -> Vec<String> {
+    let path = folder.join("afard.toml");
+    fs::write(&path, text).unwrap();
+    let shorten = |problem: &String| problem.replace(&format!("{}/", folder.display()), "");
+    Config::load(&path).map_or_else(|error| error.problems.iter().map(shorten).collect(), |_| Vec::new())
+}
+
+#[track_caller]
+fn check(from: &str, to: &str, expected: &[&str]) {
+    assert!(GOOD.contains(from), "{from}");
+    assert_eq!(problems_in(folder().path(), &GOOD.replacen(from, to, 1)), expected);
+}
+
+#[test]
+fn a_good_file_is_read() {
+    let folder = folder();
+    let path = folder.path().join("afard.toml");
+    fs::write(&path, GOOD).unwrap();
+    let config = Config::load(&path).unwrap();
+    assert_eq!((config.me, config.host.as_str()), (NodeIndex(0), "127.0.0.1"));
+    assert_eq!(config.data, [folder.path().join("data")]);
+    assert_eq!(config.limits.transfer, 256 << 20);
+    assert_eq!(config.limits.index_cache, limits::INDEX_CACHE_DEFAULT);
+    assert_eq!((config.policy.min_distance, config.policy.verify_distance), (Metres(700_000), VerifyDistance::Off));
+    assert_eq!(config.layout.nodes()[0].capacity, 1 << 40);
+    assert_eq!(config.admin.access_key_id, "AFAR1");
+    assert_eq!(config.feasible(), Ok(()));
+    assert!(!format!("{config:?}").contains("0123456789abcdef"), "secrets do not print");
+}
+
+#[test]
+fn typing_mistakes_get_a_suggestion() {
+    check("pid_file", "pid_fiel", &["line 6: pid_fiel is not known: did you mean pid_file?"]);
+    check("copies = 2", "copys = 2", &["line 18: policy.copys is not known: did you mean copies?"]);
+    check(
+        "[limits]",
+        "[limits]\nfrobnicate = 1",
+        &["line 15: limits.frobnicate is not known: known are connections, index_cache, segment, transfer"],
+    );
+    check("country = \"FR\"", "contry = \"FR\"", &["line 27: layout.sites.country is missing: write country = \"…\"", "line 31: layout.sites.contry is not known: did you mean country?"]);
+}
+
+#[test]
+fn wrong_types_and_ranges_are_named() {
+    check("listen = \"127.0.0.1:7700\"", "listen = \"here\"", &["line 3: listen = \"here\": must be an IP address and a port, such as \"0.0.0.0:7700\""]);
+    check("data = [\"data\"]", "data = \"data\"", &["line 4: data = \"data\": must be a list of texts, such as [\"a\", \"b\"]"]);
+    check("data = [\"data\"]", "data = []", &["line 4: data = []: name at least one directory"]);
+    check("data = [\"data\"]", "data = [\"a\", \"a\"]", &["line 4: data names \"a\" twice: name each directory once"]);
+    check("transfer = \"256MiB\"", "transfer = \"1KiB\"", &["line 15: limits.transfer = \"1KiB\": must be a size from 16.0 MiB to 2.0 GiB, such as \"64MiB\""]);
+    check("connections = 8", "connections = -8", &["line 16: limits.connections = -8: must be a whole number from 1 to 4096"]);
+    check("copies = 2", "copies = \"two\"", &["line 18: policy.copies = \"two\": must be a whole number from 1 to 255"]);
+    check("level = \"far\"", "level = \"local\"", &["line 21: policy.level = \"local\": must be \"far\" or \"full\""]);
+    check("latitude = 48.5734", "latitude = nan", &["line 27: site \"strasbourg\": latitude NaN: must be a number from -90 to 90"]);
+    check("longitude = 7.7521", "longitude = 187.7521", &["line 27: site \"strasbourg\": longitude 187.7521: must be a number from -180 to 180"]);
+    check("[tls]", "tls = 3\n[tlsx]", &["line 7: tls = 3: must be a section: write [tls]", "line 8: tlsx is not known: did you mean tls?"]);
+}
+
+#[test]
+fn what_does_not_fit_together_is_named() {
+    check("node = \"strasbourg\"", "node = \"paris\"", &["line 2: node = \"paris\": the layout names no such node; it names strasbourg, warsaw"]);
+    check("home = \"strasbourg\"", "home = \"paris\"", &["line 17: policy.home = \"paris\": the layout names no such site; it names strasbourg, warsaw"]);
+    check("site = \"warsaw\"", "site = \"krakow\"", &["line 24: layout: node \"warsaw\" is at site \"krakow\", which the layout does not name; it names strasbourg, warsaw"]);
+    check("far_copies = 2", "far_copies = 3", &["line 17: policy: far_copies = 3: must be 1 to copies, which is 2"]);
+    check("7702\"", "7700\"", &["line 24: nodes \"strasbourg\" and \"warsaw\" have the same endpoint \"https://127.0.0.1:7700\": each has its own"]);
+    check(
+        "https://127.0.0.1:7702",
+        "127.0.0.1:7702",
+        &["line 47: node \"warsaw\": endpoint \"127.0.0.1:7702\": write https://HOST:PORT, such as https://node1.example:7700"],
+    );
+    check("name = \"warsaw\"", "name = \"strasbourg\"", &["line 24: layout: two sites are named \"strasbourg\": names must be unique", "line 24: layout: node \"warsaw\" is at site \"warsaw\", which the layout does not name; it names strasbourg, strasbourg"]);
+}
+
+#[test]
+fn all_problems_are_reported_at_once() {
+    let text = GOOD.replace("cluster = \"demo\"", "cluster = \"De mo\"").replace("FR", "France").replace("\"1TiB\"", "\"much\"").replace("state = \"state\"\n", "");
+    let found = problems_in(folder().path(), &text);
+    assert_eq!(found.len(), 4, "{found:#?}");
+    assert!(found[0].starts_with("state is missing"), "{found:#?}");
+    assert!(found[1].starts_with("line 1: cluster = \"De mo\": use 1 to 63"), "{found:#?}");
+    assert!(found[2].starts_with("line 26: site \"strasbourg\": country \"France\" must be two capital letters"), "{found:#?}");
+    assert!(found[3].starts_with("line 42: layout.nodes.capacity = \"much\""), "{found:#?}");
+}
+
+#[test]
+fn an_infeasible_policy_is_no_fault_but_is_explained() {
+    let folder = folder();
+    let path = folder.path().join("afard.toml");
+    fs::write(&path, GOOD.replace("min_distance_km = 700", "min_distance_km = 1100.5")).unwrap();
+    let why = Config::load(&path).unwrap().feasible().unwrap_err().to_string();
+    assert!(why.contains("strasbourg-warsaw 1024.8 km") && why.contains("lower min_distance"), "{why}");
+}
+
+#[test]
+fn files_that_are_too_large_truncated_garbled_or_empty_are_refused() {
+    let folder = folder();
+    let large = format!("{GOOD}\n# {}", "x".repeat(1 << 20));
+    let found = problems_in(folder.path(), &large);
+    assert!(found[0].ends_with("the most is 1048576: it was not read"), "{found:?}");
+    for cut in [1, 20, 100, GOOD.len() / 2] {
+        assert!(!problems_in(folder.path(), &GOOD[..cut]).is_empty(), "cut at {cut}");
+    }
+    let found = problems_in(folder.path(), "cluster = \"demo\nnode = 3");
+    assert!(found[0].starts_with("line 1: ") && found[0].ends_with("the file is damaged, truncated or not TOML"), "{found:?}");
+    assert!(problems_in(folder.path(), "").len() >= 7);
+    fs::write(folder.path().join("afard.toml"), [0xff, 0xfe]).unwrap();
+    assert_eq!(Config::load(&folder.path().join("afard.toml")).unwrap_err().problems, ["is not UTF-8 text"]);
+    assert!(Config::load(&folder.path().join("nowhere")).unwrap_err().to_string().contains("No such file"));
+}
+
+#[test]
+fn secrets_must_be_secret_and_whole() {
+    let at = |file: &str, text: &str, mode: u32| {
+        let folder = folder();
+        let path = folder.path().join(file);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        problems_in(folder.path(), GOOD).join("; ")
+    };
+    assert_eq!(
+        at("cluster.secret", &"ab".repeat(32), 0o644),
+        "line 12: cluster.secret: may be read by every user (mode 0644): chmod 600 it, and change the secret if others have logins here"
+    );
+    assert_eq!(at("cluster.secret", "abc", 0o600), "line 12: cluster.secret: must be 64 hexadecimal digits, the same on every node");
+    let found = at("admin.key", "access_key_id = \"A\"\nsecret_access_key = \"hush-hush\"\nmore = 1\n", 0o600);
+    assert!(found.starts_with("line 13: admin.key: unknown field `more`") && !found.contains("hush"), "{found}");
+    assert!(at("admin.key", "access_key_id = \"A\"\nsecret_access_key = \"short\"\n", 0o600).contains("at least 16 characters"));
+}
