@@ -1,7 +1,7 @@
 //! The node's program: arguments, log, runtime, signals. Everything else is in the library.
 use afard::{clock::Clock, config::Config, inspect, node::Node};
 use clap::{Args, Parser, Subcommand};
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 

@@ -99,42 +99,88 @@ fn typing_mistakes_get_a_suggestion() {
         "[limits]\nfrobnicate = 1",
         &["line 15: limits.frobnicate is not known: known are connections, index_cache, segment, transfer"],
     );
-    check("country = \"FR\"", "contry = \"FR\"", &["line 27: layout.sites.country is missing: write country = \"…\"", "line 31: layout.sites.contry is not known: did you mean country?"]);
+    check(
+        "country = \"FR\"",
+        "contry = \"FR\"",
+        &[
+            "line 27: layout.sites.country is missing: write country = \"…\"",
+            "line 31: layout.sites.contry is not known: did you mean country?",
+        ],
+    );
 }
 
 #[test]
 fn wrong_types_and_ranges_are_named() {
-    check("listen = \"127.0.0.1:7700\"", "listen = \"here\"", &["line 3: listen = \"here\": must be an IP address and a port, such as \"0.0.0.0:7700\""]);
+    check(
+        "listen = \"127.0.0.1:7700\"",
+        "listen = \"here\"",
+        &["line 3: listen = \"here\": must be an IP address and a port, such as \"0.0.0.0:7700\""],
+    );
     check("data = [\"data\"]", "data = \"data\"", &["line 4: data = \"data\": must be a list of texts, such as [\"a\", \"b\"]"]);
     check("data = [\"data\"]", "data = []", &["line 4: data = []: name at least one directory"]);
     check("data = [\"data\"]", "data = [\"a\", \"a\"]", &["line 4: data names \"a\" twice: name each directory once"]);
-    check("transfer = \"256MiB\"", "transfer = \"1KiB\"", &["line 15: limits.transfer = \"1KiB\": must be a size from 16.0 MiB to 2.0 GiB, such as \"64MiB\""]);
+    check(
+        "transfer = \"256MiB\"",
+        "transfer = \"1KiB\"",
+        &["line 15: limits.transfer = \"1KiB\": must be a size from 16.0 MiB to 2.0 GiB, such as \"64MiB\""],
+    );
     check("connections = 8", "connections = -8", &["line 16: limits.connections = -8: must be a whole number from 1 to 4096"]);
     check("copies = 2", "copies = \"two\"", &["line 18: policy.copies = \"two\": must be a whole number from 1 to 255"]);
     check("level = \"far\"", "level = \"local\"", &["line 21: policy.level = \"local\": must be \"far\" or \"full\""]);
     check("latitude = 48.5734", "latitude = nan", &["line 27: site \"strasbourg\": latitude NaN: must be a number from -90 to 90"]);
-    check("longitude = 7.7521", "longitude = 187.7521", &["line 27: site \"strasbourg\": longitude 187.7521: must be a number from -180 to 180"]);
+    check(
+        "longitude = 7.7521",
+        "longitude = 187.7521",
+        &["line 27: site \"strasbourg\": longitude 187.7521: must be a number from -180 to 180"],
+    );
     check("[tls]", "tls = 3\n[tlsx]", &["line 7: tls = 3: must be a section: write [tls]", "line 8: tlsx is not known: did you mean tls?"]);
 }
 
 #[test]
 fn what_does_not_fit_together_is_named() {
-    check("node = \"strasbourg\"", "node = \"paris\"", &["line 2: node = \"paris\": the layout names no such node; it names strasbourg, warsaw"]);
-    check("home = \"strasbourg\"", "home = \"paris\"", &["line 17: policy.home = \"paris\": the layout names no such site; it names strasbourg, warsaw"]);
-    check("site = \"warsaw\"", "site = \"krakow\"", &["line 24: layout: node \"warsaw\" is at site \"krakow\", which the layout does not name; it names strasbourg, warsaw"]);
+    check(
+        "node = \"strasbourg\"",
+        "node = \"paris\"",
+        &["line 2: node = \"paris\": the layout names no such node; it names strasbourg, warsaw"],
+    );
+    check(
+        "home = \"strasbourg\"",
+        "home = \"paris\"",
+        &["line 17: policy.home = \"paris\": the layout names no such site; it names strasbourg, warsaw"],
+    );
+    check(
+        "site = \"warsaw\"",
+        "site = \"krakow\"",
+        &["line 24: layout: node \"warsaw\" is at site \"krakow\", which the layout does not name; it names strasbourg, warsaw"],
+    );
     check("far_copies = 2", "far_copies = 3", &["line 17: policy: far_copies = 3: must be 1 to copies, which is 2"]);
-    check("7702\"", "7700\"", &["line 24: nodes \"strasbourg\" and \"warsaw\" have the same endpoint \"https://127.0.0.1:7700\": each has its own"]);
+    check(
+        "7702\"",
+        "7700\"",
+        &["line 24: nodes \"strasbourg\" and \"warsaw\" have the same endpoint \"https://127.0.0.1:7700\": each has its own"],
+    );
     check(
         "https://127.0.0.1:7702",
         "127.0.0.1:7702",
         &["line 47: node \"warsaw\": endpoint \"127.0.0.1:7702\": write https://HOST:PORT, such as https://node1.example:7700"],
     );
-    check("name = \"warsaw\"", "name = \"strasbourg\"", &["line 24: layout: two sites are named \"strasbourg\": names must be unique", "line 24: layout: node \"warsaw\" is at site \"warsaw\", which the layout does not name; it names strasbourg, strasbourg"]);
+    check(
+        "name = \"warsaw\"",
+        "name = \"strasbourg\"",
+        &[
+            "line 24: layout: two sites are named \"strasbourg\": names must be unique",
+            "line 24: layout: node \"warsaw\" is at site \"warsaw\", which the layout does not name; it names strasbourg, strasbourg",
+        ],
+    );
 }
 
 #[test]
 fn all_problems_are_reported_at_once() {
-    let text = GOOD.replace("cluster = \"demo\"", "cluster = \"De mo\"").replace("FR", "France").replace("\"1TiB\"", "\"much\"").replace("state = \"state\"\n", "");
+    let text = GOOD
+        .replace("cluster = \"demo\"", "cluster = \"De mo\"")
+        .replace("FR", "France")
+        .replace("\"1TiB\"", "\"much\"")
+        .replace("state = \"state\"\n", "");
     let found = problems_in(folder().path(), &text);
     assert_eq!(found.len(), 4, "{found:#?}");
     assert!(found[0].starts_with("state is missing"), "{found:#?}");

@@ -33,10 +33,7 @@ fn a_good_folder_makes_an_identity() {
 #[test]
 fn a_certificate_out_of_its_time_is_named() {
     let good = Wanted::good("afar://demo/warsaw");
-    check(
-        &Wanted { years: (2020, 2025), ..good },
-        "node.crt: expired 686 days ago: make a new certificate with the cluster's authority",
-    );
+    check(&Wanted { years: (2020, 2025), ..good }, "node.crt: expired 686 days ago: make a new certificate with the cluster's authority");
     check(
         &Wanted { years: (2027, 2199), ..Wanted::good("afar://demo/warsaw") },
         "node.crt: is not valid before 1045 hours from now: check this machine's clock, or make the certificate again",
@@ -45,8 +42,14 @@ fn a_certificate_out_of_its_time_is_named() {
 
 #[test]
 fn somebody_elses_certificate_is_named() {
-    check(&Wanted::good("afar://demo/roubaix"), "node.crt: names afar://demo/roubaix, and this is afar://demo/warsaw: use this node's own folder");
-    check(&Wanted::good("afar://other/warsaw"), "node.crt: names afar://other/warsaw, and this is afar://demo/warsaw: use this node's own folder");
+    check(
+        &Wanted::good("afar://demo/roubaix"),
+        "node.crt: names afar://demo/roubaix, and this is afar://demo/warsaw: use this node's own folder",
+    );
+    check(
+        &Wanted::good("afar://other/warsaw"),
+        "node.crt: names afar://other/warsaw, and this is afar://demo/warsaw: use this node's own folder",
+    );
     check(&Wanted::good(""), "node.crt: names no node (it has no URI name), and this is afar://demo/warsaw: use this node's own folder");
     check(
         &Wanted { host: "node.example", ..Wanted::good("afar://demo/warsaw") },
