@@ -84,6 +84,8 @@ pub const HELLO_DEADLINE: Duration = Duration::from_secs(2);
 pub const RETRY_MIN: Duration = Duration::from_millis(250);
 /// Greatest such pause: what a peer that returns waits at most (it also says hello itself).
 pub const RETRY_MAX: Duration = Duration::from_secs(2);
+/// Least pause between two heartbeats, however many connections end meanwhile.
+pub const POKE_PAUSE: Duration = Duration::from_millis(20);
 /// Missed heartbeats in a row after which a peer is down. One makes it suspect.
 pub const MISSED_MAX: u32 = 3;
 /// Refused connections in a row after which a peer is down: nobody listens there, so waiting longer tells nothing.

@@ -135,10 +135,7 @@ async fn serve(config: Config) -> ExitCode {
     let running = tokio::select! {
         started = &mut starting => match started {
             Ok(running) => running,
-            Err(error) => {
-                tracing::error!(%error, "the node does not start");
-                return complain(&error.to_string(), error.exit_code());
-            }
+            Err(error) => return complain(&error.to_string(), error.exit_code()),
         },
         _ = terminate.recv() => return ExitCode::from(TERMINATED),
         _ = interrupt.recv() => return ExitCode::from(INTERRUPTED),

@@ -200,7 +200,7 @@ impl Node {
         node.begin_alone();
         node.reload_settings().await;
         node.prepare();
-        let servers = node.open_doors(listener).await;
+        let servers = node.open_doors(listener);
         node.peers.start();
         node.start_background();
         node.write_pid()?;
@@ -244,7 +244,7 @@ impl Node {
         self.config.endpoints.get(usize::from(node.0)).cloned().unwrap_or_default()
     }
 
-    async fn open_doors(self: &Arc<Self>, listener: TcpListener) -> Servers {
+    fn open_doors(self: &Arc<Self>, listener: TcpListener) -> Servers {
         let others = self.layout.nodes().len().saturating_sub(1);
         let door = Door {
             identity: Arc::clone(&self.identity),

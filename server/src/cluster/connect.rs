@@ -10,7 +10,11 @@ use std::{
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::Notify,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -96,6 +100,7 @@ pub struct Connector {
     identity: Arc<Identity>,
     /// The last failure, for those who only see that a request failed; none while connected.
     last: Arc<Mutex<Option<ConnectError>>>,
+    ended: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -107,7 +112,12 @@ impl std::fmt::Debug for Connector {
 impl Connector {
     /// For the node of that name at that address.
     pub fn new(address: Address, node: impl Into<String>, identity: Arc<Identity>) -> Self {
-        Self { address, node: node.into(), identity, last: Arc::default() }
+        Self { address, node: node.into(), identity, last: Arc::default(), ended: Arc::default() }
+    }
+
+    /// Notified whenever a connection has ended: the first sign of a peer's death.
+    pub fn ended(&self) -> Arc<Notify> {
+        Arc::clone(&self.ended)
     }
 
     /// Why the last attempt failed, if it did.
@@ -160,7 +170,7 @@ impl Connector {
 }
 
 impl tower::Service<Uri> for Connector {
-    type Response = hyper_util::rt::TokioIo<TlsStream<TcpStream>>;
+    type Response = hyper_util::rt::TokioIo<Connection>;
     type Error = ConnectError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, ConnectError>> + Send>>;
 
@@ -173,8 +183,49 @@ impl tower::Service<Uri> for Connector {
         Box::pin(async move {
             let connected = connector.connect().await;
             *connector.last.lock() = connected.as_ref().err().cloned();
-            connected.map(hyper_util::rt::TokioIo::new)
+            connected.map(|stream| hyper_util::rt::TokioIo::new(Connection { stream, ended: connector.ended }))
         })
+    }
+}
+
+/// A connection that tells when it ends.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TlsStream<TcpStream>,
+    ended: Arc<Notify>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.ended.notify_one();
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -31,6 +31,14 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
+#[cfg(test)]
+impl TlsFiles {
+    /// As a node's folder holds them.
+    pub(crate) fn within(folder: &Path) -> Self {
+        Self { ca: folder.join("ca.crt"), certificate: folder.join("node.crt"), key: folder.join("node.key") }
+    }
+}
+
 /// Why the files make no identity: what, why, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {

@@ -196,7 +196,8 @@ struct Slot {
     bulk: Vec<Channel>,
     usable: AtomicBool,
     record: Mutex<Record>,
-    poke: Notify,
+    /// Asks for a heartbeat at once: a connection or a request has failed, or the peer was heard.
+    poke: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -316,10 +317,10 @@ impl Peers {
                 name: node.name.clone(),
                 control: channel(limits::CONTROL_WINDOW)?,
                 bulk: (0..limits::BULK_LANES).map(|_| channel(window)).collect::<Result<_, _>>()?,
+                poke: connector.ended(),
                 connector,
                 usable: AtomicBool::new(false),
                 record: Mutex::new(Record { remembered, ..Record::default() }),
-                poke: Notify::new(),
             }));
         }
         Ok(Arc::new(Self {
@@ -512,10 +513,15 @@ impl Peers {
                 () = self.say_hello(node, slot) => {}
             }
             let pause = jitter(slot.record.lock().pulse.pause());
+            let poked = async {
+                // Several connections end at once; and one that ends as soon as it is made must not keep us busy.
+                tokio::time::sleep(limits::POKE_PAUSE).await;
+                slot.poke.notified().await;
+            };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
-                () = slot.poke.notified() => {}
+                () = poked => {}
             }
         }
     }

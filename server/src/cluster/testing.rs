@@ -1,6 +1,5 @@
 //! A certificate authority for tests, and what a node's folder holds.
-#![allow(clippy::unwrap_used)]
-use crate::cluster::identity::TlsFiles;
+#![allow(clippy::unwrap_used, dead_code)]
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType};
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -47,13 +46,12 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// Writes a node's folder.
-    pub fn equip(&self, folder: &Path, wanted: &Wanted<'_>) -> TlsFiles {
+    /// Writes `ca.crt`, `node.crt` and `node.key` into a node's folder.
+    pub fn equip(&self, folder: &Path, wanted: &Wanted<'_>) {
         let (certificate, key) = self.issue(wanted);
         write_secret(&folder.join("node.key"), &key);
         fs::write(folder.join("node.crt"), certificate).unwrap();
         fs::write(folder.join("ca.crt"), self.pem()).unwrap();
-        TlsFiles { ca: folder.join("ca.crt"), certificate: folder.join("node.crt"), key: folder.join("node.key") }
     }
 }
 

@@ -125,6 +125,8 @@ impl Config {
     pub fn parse(path: &Path, text: &str) -> Result<Self, Vec<String>> {
         let table = toml::de::DeTable::parse(text).map_err(|error| vec![reader::syntax(text, &error)])?;
         let mut problems = Problems::new(text);
+        // What is remembered under a path must not depend on where the program was started.
+        let path = &std::path::absolute(path).map_err(|error| vec![error.to_string()])?;
         let config = read(path, Section::new(table.get_ref()), &mut problems);
         match (config, problems.into_list()) {
             (Some(config), problems) if problems.is_empty() => Ok(config),

@@ -12,7 +12,8 @@ fn load(files: &TlsFiles) -> Result<Identity, IdentityError> {
 #[track_caller]
 fn check(wanted: &Wanted<'_>, expected: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let files = Authority::new().equip(folder.path(), wanted);
+    Authority::new().equip(folder.path(), wanted);
+    let files = TlsFiles::within(folder.path());
     let message = load(&files).unwrap_err().to_string().replace(&format!("{}/", folder.path().display()), "");
     assert_eq!(message, expected);
 }
@@ -21,7 +22,8 @@ fn check(wanted: &Wanted<'_>, expected: &str) {
 fn a_good_folder_makes_an_identity() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new();
-    let identity = load(&authority.equip(folder.path(), &Wanted::good("afar://demo/warsaw"))).unwrap();
+    authority.equip(folder.path(), &Wanted::good("afar://demo/warsaw"));
+    let identity = load(&TlsFiles::within(folder.path())).unwrap();
     assert!(identity.days_left(NOW) > 60_000);
     let (other, _) = authority.issue(&Wanted::good("afar://demo/roubaix"));
     let other = CertificateDer::from_pem_slice(other.as_bytes()).unwrap();
@@ -60,7 +62,8 @@ fn somebody_elses_certificate_is_named() {
 #[test]
 fn a_foreign_authority_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let files = Authority::new().equip(folder.path(), &Wanted::good("afar://demo/warsaw"));
+    Authority::new().equip(folder.path(), &Wanted::good("afar://demo/warsaw"));
+    let files = TlsFiles::within(folder.path());
     fs::write(&files.ca, Authority::new().pem()).unwrap();
     assert!(matches!(load(&files), Err(IdentityError::ForeignAuthority { .. })), "{:?}", load(&files));
 }
@@ -69,7 +72,8 @@ fn a_foreign_authority_is_named() {
 fn a_key_of_another_certificate_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new();
-    let files = authority.equip(folder.path(), &Wanted::good("afar://demo/warsaw"));
+    authority.equip(folder.path(), &Wanted::good("afar://demo/warsaw"));
+    let files = TlsFiles::within(folder.path());
     write_secret(&files.key, &authority.issue(&Wanted::good("afar://demo/warsaw")).1);
     assert!(matches!(load(&files), Err(IdentityError::KeyMismatch { .. })), "{:?}", load(&files));
 }
@@ -78,7 +82,10 @@ fn a_key_of_another_certificate_is_named() {
 fn missing_swapped_garbled_and_readable_files_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new();
-    let fresh = || authority.equip(folder.path(), &Wanted::good("afar://demo/warsaw"));
+    let fresh = || {
+        authority.equip(folder.path(), &Wanted::good("afar://demo/warsaw"));
+        TlsFiles::within(folder.path())
+    };
     let why = |files: &TlsFiles| load(files).unwrap_err().to_string();
     let files = fresh();
     assert!(why(&TlsFiles { certificate: "/nowhere/node.crt".into(), ..files.clone() }).starts_with("/nowhere/node.crt: No such file"));

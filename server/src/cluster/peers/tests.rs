@@ -2,7 +2,7 @@
 use super::*;
 use crate::{
     cluster::{
-        identity::Expected,
+        identity::{Expected, TlsFiles},
         testing::{Authority, Wanted},
     },
     gateways::grpc::{listener::Door, meta},
@@ -83,7 +83,8 @@ impl World {
     fn identity(&self, name: &str) -> Arc<Identity> {
         let folder = tempfile::tempdir().unwrap();
         let uri = format!("afar://demo/{name}");
-        let files = self.authority.equip(folder.path(), &Wanted::good(&uri));
+        self.authority.equip(folder.path(), &Wanted::good(&uri));
+        let files = TlsFiles::within(folder.path());
         let expected = Expected { cluster: "demo", node: name, host: "127.0.0.1", now: Clock::new(0).now() };
         Arc::new(Identity::load(&files, expected).unwrap())
     }
