@@ -160,7 +160,15 @@ impl Commit {
     /// For a directory whose log was synced up to `durable`.
     pub fn new(disk: Arc<dyn Disk>, directory: PathBuf, segments: PathBuf, durable: Position) -> Self {
         let state = State { written: durable, durable, ..State::default() };
-        Self { disk, directory, segments, state: Mutex::new(state), wake: Condvar::new(), progress: Condvar::new(), syncs: AtomicU64::new(0) }
+        Self {
+            disk,
+            directory,
+            segments,
+            state: Mutex::new(state),
+            wake: Condvar::new(),
+            progress: Condvar::new(),
+            syncs: AtomicU64::new(0),
+        }
     }
 
     /// The writer goes on in this file. `fresh`: its directory entry is not durable yet.

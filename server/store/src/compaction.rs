@@ -51,7 +51,8 @@ impl Directory {
             let counted = counters.get(&segment.sequence).copied().unwrap_or_default();
             let (live, dead) = (counted.live_bytes.max(0).unsigned_abs(), counted.dead_bytes.max(0).unsigned_abs());
             // The oldest segment's tombstones bind nobody any more: once nothing lives there it can go.
-            let worth = dead > 0 && live * 100 <= (live + dead) * limits::COMPACT_LIVE_PERCENT_MAX || (live == 0 && oldest == Some(segment.sequence));
+            let worth = dead > 0 && live * 100 <= (live + dead) * limits::COMPACT_LIVE_PERCENT_MAX
+                || (live == 0 && oldest == Some(segment.sequence));
             worth.then_some(segment.length().saturating_sub(live))
         };
         let sealed = segments.values().filter(|segment| segment.trailer().is_some() && segment.sequence < durable.segment);
@@ -208,9 +209,11 @@ impl Directory {
 
     /// A payment matters as long as an older segment may hold its debt.
     fn payments_to_keep(&self, file: &dyn crate::disk::DiskFile, entry: &Entry, sequence: u64) -> Option<Local> {
-        let older_debts = self.segments.read().range(..sequence).any(|(_, segment)| {
-            segment.trailer().is_none_or(|trailer| trailer.kinds & Kind::Owed.bit() != 0)
-        });
+        let older_debts = self
+            .segments
+            .read()
+            .range(..sequence)
+            .any(|(_, segment)| segment.trailer().is_none_or(|trailer| trailer.kinds & Kind::Owed.bit() != 0));
         if !older_debts {
             return None;
         }

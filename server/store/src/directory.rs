@@ -308,9 +308,25 @@ impl Directory {
             }
         }
         let mut builder = FooterBuilder::default();
-        recovery::scan(&**file, segment.length(), Some(self.salt), |offset, header, body| note(&mut builder, offset, header, body))
-            .map_err(io::Error::other)?;
+        let scan =
+            recovery::scan(&**file, segment.length(), Some(self.salt), |offset, header, body| note(&mut builder, offset, header, body))
+                .map_err(io::Error::other)?;
+        if segment.trailer().is_some_and(|trailer| (trailer.count, trailer.sum) != (builder.totals.count, builder.totals.sum)) {
+            segment.set_scanned(builder.totals.count, builder.totals.sum);
+            self.report_damage(segment.sequence, scan.damaged.into_iter().chain(scan.torn));
+        }
         FooterView::in_memory(builder.encode().into())
+    }
+
+    /// Takes note of ranges that something acknowledged may have been in; of each once.
+    pub fn report_damage(&self, segment: u64, ranges: impl Iterator<Item = recovery::BadRange>) {
+        let mut damaged = self.damaged.lock();
+        for bad in ranges {
+            let range = DamagedRange { directory: self.id, segment, from: bad.from, to: bad.to, why: bad.why };
+            if !damaged.contains(&range) && damaged.len() < limits::DAMAGED_RANGES_MAX {
+                damaged.push(range);
+            }
+        }
     }
 
     /// Where a record is; an error if that cannot be said now.
@@ -343,9 +359,13 @@ impl Directory {
     /// `Some(None)`: removed there.
     fn locate_behind(&self, behind: &Behind, key: &RecordKey) -> Result<Option<Option<Place>>, String> {
         for part in &behind.parts {
-            let view = part.view.get_or_init(|| self.footer(part.sequence).inspect_err(|error| {
-                tracing::error!(directory = %self.path.display(), segment = part.sequence, %error, "segment cannot be read");
-            }).ok());
+            let view = part.view.get_or_init(|| {
+                self.footer(part.sequence)
+                    .inspect_err(|error| {
+                        tracing::error!(directory = %self.path.display(), segment = part.sequence, %error, "segment cannot be read");
+                    })
+                    .ok()
+            });
             let Some(view) = view else { return Err(format!("segment {:016x} cannot be read", part.sequence)) };
             if let Some(entry) = view.last(key).map_err(|error| error.to_string())? {
                 return Ok(Some(match entry.kind {
@@ -364,6 +384,8 @@ impl Directory {
         if deltas.rebuild.is_none() {
             tracing::error!(directory = %self.path.display(), why, "index is unusable: rebuilding it from the segments");
             deltas.rebuild = Some(why.to_owned());
+            // At once: nothing may be inferred from the views from now on.
+            self.deferring.store(true, Ordering::Release);
             self.deltas_wake.notify_all();
         }
     }

@@ -212,7 +212,8 @@ impl FooterView {
     fn open(source: Source) -> io::Result<Self> {
         let mut view = Self { source, buckets: Vec::new(), entries: 0, extras: 0 };
         let head = view.bytes(0, HEAD)?;
-        let number = |at: usize| head.get(at..at + 4).and_then(|bytes| bytes.first_chunk().copied()).map(u32::from_le_bytes).ok_or_else(malformed);
+        let number =
+            |at: usize| head.get(at..at + 4).and_then(|bytes| bytes.first_chunk().copied()).map(u32::from_le_bytes).ok_or_else(malformed);
         let (entries, buckets, extras) = (number(0)? as usize, number(4)? as usize, number(8)? as usize);
         if buckets > entries {
             return Err(malformed());
@@ -389,7 +390,13 @@ mod tests {
 
     #[test]
     fn descriptions_come_back() {
-        let info = VersionInfo { key: "k".repeat(1024), stamp: Stamp::from_u64(9), upload: afar_model::id::UploadId::ZERO, object: None, inline: false };
+        let info = VersionInfo {
+            key: "k".repeat(1024),
+            stamp: Stamp::from_u64(9),
+            upload: afar_model::id::UploadId::ZERO,
+            object: None,
+            inline: false,
+        };
         let mut builder = FooterBuilder::default();
         let header = RecordHeader { kind: Kind::Public(RecordKind::Version), length: 1, key: key(1), received: UnixMillis(5) };
         builder.add_public(&header, 128, Some(&info));

@@ -478,7 +478,9 @@ pub fn encode_local<T: Serialize>(value: &T) -> Vec<u8> {
 /// If it is not one.
 pub fn decode_local<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, FormatError> {
     match body.split_first() {
-        Some((&LOCAL_1, rest)) => postcard::from_bytes(rest).map_err(|error| FormatError::Range(format!("malformed local record: {error}"))),
+        Some((&LOCAL_1, rest)) => {
+            postcard::from_bytes(rest).map_err(|error| FormatError::Range(format!("malformed local record: {error}")))
+        }
         Some((&other, _)) => Err(FormatError::Unknown { what: "local record format", number: other.into() }),
         None => Err(FormatError::Short),
     }

@@ -61,7 +61,9 @@ fn unseal(bytes: &[u8], first: &str) -> io::Result<Vec<(String, String)>> {
         Some(line) if line.starts_with(first) => return Err(invalid("its format is not known to this program: upgrade it")),
         _ => return Err(invalid("it is something else")),
     }
-    lines.map(|line| line.split_once(' ').map(|(word, rest)| (word.to_owned(), rest.to_owned())).ok_or_else(|| invalid("malformed"))).collect()
+    lines
+        .map(|line| line.split_once(' ').map(|(word, rest)| (word.to_owned(), rest.to_owned())).ok_or_else(|| invalid("malformed")))
+        .collect()
 }
 
 fn field<T: std::str::FromStr>(fields: &[(String, String)], name: &str) -> io::Result<T> {
@@ -84,8 +86,7 @@ impl Identity {
     /// # Errors
     /// As the system says.
     pub fn write(&self, disk: &dyn Disk, directory: &Path) -> io::Result<()> {
-        let text =
-            format!("afar data directory 1\nnode {}\nincarnation {}\ndirectory {}\n", self.node, self.incarnation, self.directory);
+        let text = format!("afar data directory 1\nnode {}\nincarnation {}\ndirectory {}\n", self.node, self.incarnation, self.directory);
         disk::replace_small(disk, &directory.join(IDENTITY), &seal(text))
     }
 }

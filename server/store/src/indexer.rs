@@ -458,7 +458,10 @@ pub fn compare(directory: &Directory, counters: &BTreeMap<u64, Counters>, end: P
     for segment in &segments {
         let counted = counters.get(&segment.sequence).copied().unwrap_or_default();
         let said = match segment.trailer() {
-            Some(trailer) if segment.sequence < end.segment || end.offset >= trailer.footer_offset => (trailer.count, trailer.sum),
+            Some(trailer) if segment.sequence < end.segment || end.offset >= trailer.footer_offset => match segment.totals() {
+                Some(totals) => totals,
+                None => continue,
+            },
             _ if segment.sequence < end.segment => continue, // unsealed and not active: known by scan only
             _ if segment.sequence == end.segment && end.offset > 0 => {
                 let active = directory.active.lock();
@@ -469,7 +472,8 @@ pub fn compare(directory: &Directory, counters: &BTreeMap<u64, Counters>, end: P
             }
             _ => continue,
         };
-        let agrees = u64::try_from(counted.live + counted.dead) == Ok(said.0) && counted.sum() == said.1 && counted.live >= 0 && counted.dead >= 0;
+        let agrees =
+            u64::try_from(counted.live + counted.dead) == Ok(said.0) && counted.sum() == said.1 && counted.live >= 0 && counted.dead >= 0;
         if !agrees {
             mismatches.push(format!(
                 "segment {:016x} holds {} records, the index counts {} live and {} dead",

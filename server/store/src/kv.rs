@@ -69,7 +69,13 @@ impl Kv {
 }
 
 /// Merges overlay rows with those of the index; whether the visitor wants more.
-fn merge(index: &dyn Index, over: Vec<Op>, from: &[u8], to: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<bool, IndexError> {
+fn merge(
+    index: &dyn Index,
+    over: Vec<Op>,
+    from: &[u8],
+    to: &[u8],
+    visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+) -> Result<bool, IndexError> {
     let mut over = over.into_iter().peekable();
     let mut more = true;
     index.scan(from, to, &mut |key, value| {

@@ -99,7 +99,14 @@ pub fn resolve(item: &LogItem, known: &dyn Known, delta: &mut Delta) -> (Vec<Op>
     }
 }
 
-fn resolve_put(key: &RecordKey, place: &Place, received: UnixMillis, info: Option<&VersionInfo>, known: &dyn Known, delta: &mut Delta) -> Vec<Op> {
+fn resolve_put(
+    key: &RecordKey,
+    place: &Place,
+    received: UnixMillis,
+    info: Option<&VersionInfo>,
+    known: &dyn Known,
+    delta: &mut Delta,
+) -> Vec<Op> {
     let old = known.place(key);
     if old == Some(*place) {
         return Vec::new();

@@ -62,6 +62,8 @@ mod scrub;
 mod store;
 pub use store::Store;
 
+pub mod inspect;
+
 pub mod disk;
 
 #[cfg(any(test, feature = "sim"))]

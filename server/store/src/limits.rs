@@ -43,6 +43,8 @@ pub const INDEX_FLUSH_EVERY: Duration = Duration::from_secs(4);
 pub const INDEX_OPEN_MAX: Duration = Duration::from_secs(120);
 /// Records known to be corrupt that are remembered one by one; beyond it only their number.
 pub const BAD_RECORDS_MAX: usize = 10_000;
+/// Damaged ranges that are remembered one by one; a disk with more is not worth a longer list.
+pub const DAMAGED_RANGES_MAX: usize = 1000;
 /// Records re-hashed one by one in this run that are remembered as verified.
 pub const VERIFIED_RECORDS_MAX: usize = 1 << 16;
 /// Segment files kept open for reading.

@@ -335,16 +335,29 @@ fn open_log(disk: &dyn Disk, settings: &Settings, path: &Path, id: DirectoryId) 
         read_only: None,
     };
     let newest = sequences.last().copied();
+    let recent = sequences.iter().rev().nth(UNSYNCED_MAX - 1).copied().unwrap_or(0);
     for sequence in sequences {
-        open_segment(disk, settings, &segments_path, id, sequence, newest == Some(sequence), &mut log)?;
+        let age = Age { newest: newest == Some(sequence), recent: sequence >= recent };
+        open_segment(disk, settings, &segments_path, id, sequence, age, &mut log)?;
     }
     Ok(log)
+}
+
+/// A crash can leave at most so many segments that were not synced to their end: see [`crate::commit`].
+const UNSYNCED_MAX: usize = 3;
+
+/// Where a segment is among the others.
+#[derive(Debug, Clone, Copy)]
+struct Age {
+    newest: bool,
+    /// It may have been sealed without having been synced.
+    recent: bool,
 }
 
 /// Rule 16: what is in the page cache of the newest segments is synced, then dropped, so that what is read next is what the
 /// disk holds. Older ones were synced before a later one was begun.
 fn settle_newest(disk: &dyn Disk, segments: &Path, sequences: &[u64]) -> io::Result<()> {
-    for sequence in sequences.iter().rev().take(3) {
+    for sequence in sequences.iter().rev().take(UNSYNCED_MAX) {
         let file = disk.open(&segments.join(format::segment_name(*sequence)), true)?;
         file.sync()?;
         file.forget(0, 0);
@@ -372,7 +385,16 @@ fn discard_after(disk: &dyn Disk, path: &Path, segments: &Path, poison: &Poison)
     disk.sync_directory(path)
 }
 
-fn open_segment(disk: &dyn Disk, settings: &Settings, segments: &Path, id: DirectoryId, sequence: u64, newest: bool, log: &mut Log) -> Result<(), String> {
+fn open_segment(
+    disk: &dyn Disk,
+    settings: &Settings,
+    segments: &Path,
+    id: DirectoryId,
+    sequence: u64,
+    age: Age,
+    log: &mut Log,
+) -> Result<(), String> {
+    let newest = age.newest;
     let path = segments.join(format::segment_name(sequence));
     let failed = |error: io::Error| format!("{}: {error}", path.display());
     let file = disk.open(&path, newest).map_err(failed)?;
@@ -400,6 +422,8 @@ fn open_segment(disk: &dyn Disk, settings: &Settings, segments: &Path, id: Direc
         }
     };
     let trailer = segment::read_trailer(&*file, stat.length).map_err(failed)?;
+    // The power may have gone between writing a footer and syncing it: then it is as if it had not been written.
+    let trailer = trailer.filter(|trailer| !age.recent || segment::read_footer(&file, format::salt(id), trailer).is_ok());
     let segment = Arc::new(Segment::new(sequence, path.clone(), created, stat, trailer));
     if let Some(trailer) = trailer {
         log.records += trailer.count;
@@ -441,7 +465,13 @@ fn recover(
     if builder.len() == 0 && newest && !intact {
         // Torn while it was begun: nothing in it was acknowledged, for its header was synced before anything could be.
         if segment.length() > SEGMENT_HEADER as u64 {
-            log.damaged.push(DamagedRange { directory: id, segment: segment.sequence, from: 0, to: segment.length(), why: "nothing in it is valid".to_owned() });
+            log.damaged.push(DamagedRange {
+                directory: id,
+                segment: segment.sequence,
+                from: 0,
+                to: segment.length(),
+                why: "nothing in it is valid".to_owned(),
+            });
         } else if disk.remove(&path).and_then(|()| disk.sync_directory(path.parent().unwrap_or(Path::new("")))).is_err() {
             log.read_only = Some(format!("{}: a torn segment cannot be removed", path.display()));
         }
@@ -471,7 +501,8 @@ fn recover(
     }
     // A crash between two segments left it without a footer: it gets one now. If that fails it is served by scanning.
     if let (Ok(file), Ok(())) = (&writable, &cut) {
-        match writer::seal(&**file, format::salt(id), &builder, scan.end, (settings.now)()).and_then(|sealed| file.sync().map(|()| sealed)) {
+        match writer::seal(&**file, format::salt(id), &builder, scan.end, (settings.now)()).and_then(|sealed| file.sync().map(|()| sealed))
+        {
             Ok((trailer, length)) => segment.seal(trailer, length),
             Err(error) => {
                 tracing::warn!(segment = %path.display(), %error, "could not be sealed");
@@ -484,8 +515,7 @@ fn recover(
 
 /// The header of a segment with valid records did not reach the disk, or has rotted.
 fn rewrite_header(file: &dyn DiskFile, settings: &Settings, id: DirectoryId, segment: &Segment) -> io::Result<()> {
-    let header =
-        SegmentHeader { incarnation: settings.incarnation, directory: id, sequence: segment.sequence, created: segment.created };
+    let header = SegmentHeader { incarnation: settings.incarnation, directory: id, sequence: segment.sequence, created: segment.created };
     crate::disk::write_all(file, &mut [io::IoSlice::new(&header.encode())], 0)?;
     file.sync()
 }

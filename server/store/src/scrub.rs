@@ -55,7 +55,11 @@ impl Directory {
 
     fn least_recently_verified(&self) -> Option<Arc<Segment>> {
         let segments = self.segments.read();
-        segments.values().filter(|segment| segment.trailer().is_some()).min_by_key(|segment| (segment.oldest_verification(), segment.sequence)).cloned()
+        segments
+            .values()
+            .filter(|segment| segment.trailer().is_some())
+            .min_by_key(|segment| (segment.oldest_verification(), segment.sequence))
+            .cloned()
     }
 
     fn scrub_segment(&self, segment: &Segment, from: usize, budget: u64, step: &mut ScrubStep) -> Result<Option<usize>, String> {
@@ -163,7 +167,8 @@ impl Directory {
 
     /// Whether the log removes a record after this place.
     fn removed_after(&self, key: &afar_model::record::RecordKey, segment: u64, offset: u64) -> bool {
-        let later: Vec<u64> = self.segments.read().range(segment..).filter(|(_, later)| later.trailer().is_some()).map(|(sequence, _)| *sequence).collect();
+        let later: Vec<u64> =
+            self.segments.read().range(segment..).filter(|(_, later)| later.trailer().is_some()).map(|(sequence, _)| *sequence).collect();
         let in_active = self.active.lock().builder.entries().iter().any(|entry| entry.key == *key && entry.kind == Kind::Tombstone);
         in_active
             || later.into_iter().any(|sequence| {
@@ -172,4 +177,3 @@ impl Directory {
             })
     }
 }
-

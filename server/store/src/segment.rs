@@ -1,7 +1,7 @@
 //! One segment file as the running store sees it, and the reading of single records from it.
 use crate::{
     disk::{self, DiskFile, FileStat},
-    format::{self, FormatError, Kind, RECORD_HEADER, RecordHeader, Trailer},
+    format::{self, FormatError, IdSum, Kind, RECORD_HEADER, RecordHeader, Trailer},
     limits,
 };
 use afar_model::{
@@ -45,6 +45,7 @@ pub struct Segment {
     pub inode: u64,
     length: AtomicU64,
     trailer: OnceLock<Trailer>,
+    scanned: OnceLock<(u64, IdSum)>,
     verified: Mutex<Verified>,
 }
 
@@ -63,7 +64,16 @@ impl Segment {
         if let Some(trailer) = trailer {
             let _ = sealed.set(trailer);
         }
-        Self { sequence, path, created, inode: stat.inode, length: AtomicU64::new(stat.length), trailer: sealed, verified: Mutex::default() }
+        Self {
+            sequence,
+            path,
+            created,
+            inode: stat.inode,
+            length: AtomicU64::new(stat.length),
+            trailer: sealed,
+            scanned: OnceLock::new(),
+            verified: Mutex::default(),
+        }
     }
 
     /// Bytes written to it.
@@ -85,6 +95,17 @@ impl Segment {
     /// Its trailer, once sealed.
     pub fn trailer(&self) -> Option<&Trailer> {
         self.trailer.get()
+    }
+
+    /// Count and sum of its records (rule 18), once sealed: as its trailer says, or, where its footer is damaged, as a scan
+    /// found.
+    pub fn totals(&self) -> Option<(u64, IdSum)> {
+        self.scanned.get().copied().or_else(|| self.trailer.get().map(|trailer| (trailer.count, trailer.sum)))
+    }
+
+    /// Its footer is damaged; this is what can still be found in it.
+    pub fn set_scanned(&self, count: u64, sum: IdSum) {
+        let _ = self.scanned.set((count, sum));
     }
 
     /// It is sealed now.

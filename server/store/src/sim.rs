@@ -120,6 +120,22 @@ impl SimDisk {
         Arc::new(SimHandle { state: Arc::clone(&self.state), generation: self.state.lock().generation })
     }
 
+    /// Another machine with the same disk: to try something without consequences for this one.
+    pub fn fork(&self) -> Self {
+        let state = self.state.lock();
+        let copy = State {
+            generation: 0,
+            capacity: state.capacity,
+            files: state.files.clone(),
+            next_inode: state.next_inode,
+            live: state.live.clone(),
+            durable: state.durable.clone(),
+            doubtful: state.doubtful.clone(),
+            ..State::default()
+        };
+        Self { state: Arc::new(Mutex::new(copy)) }
+    }
+
     /// The power goes. What was not synced is dropped, kept or torn, as the seed says.
     pub fn crash(&self, seed: u64) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -459,7 +475,8 @@ impl Disk for SimHandle {
             if State::due(&mut state.faults.sync_fails_after) {
                 return Err(io::Error::other("simulated sync error"));
             }
-            let (here, elsewhere): (Vec<_>, Vec<_>) = std::mem::take(&mut state.doubtful).into_iter().partition(|(directory, _)| directory == path);
+            let (here, elsewhere): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut state.doubtful).into_iter().partition(|(directory, _)| directory == path);
             state.doubtful = elsewhere;
             for (directory, changes) in here {
                 enter(state.durable.entry(directory).or_default(), &changes);

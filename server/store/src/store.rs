@@ -20,11 +20,7 @@ use afar_model::{
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::{
-        Arc,
-        atomic::Ordering,
-        mpsc,
-    },
+    sync::{Arc, atomic::Ordering, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -186,7 +182,13 @@ impl Store {
         Ok(in_order(durable))
     }
 
-    async fn send(&self, directory: &Arc<Directory>, class: AppendClass, records: Vec<(usize, Record)>, reply: Reply) -> Result<(), AppendError> {
+    async fn send(
+        &self,
+        directory: &Arc<Directory>,
+        class: AppendClass,
+        records: Vec<(usize, Record)>,
+        reply: Reply,
+    ) -> Result<(), AppendError> {
         let bytes: usize = records.iter().map(|(_, record)| record.body().len() + format::RECORD_HEADER).sum();
         let permits = u32::try_from(bytes.min(self.inner.queue_bytes)).unwrap_or(u32::MAX);
         let permit = Arc::clone(&self.inner.queue).acquire_many_owned(permits).await.map_err(|_| AppendError::Closed)?;
@@ -216,10 +218,9 @@ impl Store {
             return Ok(holder);
         }
         let healthy = directories.iter().enumerate().filter(|(_, directory)| takes_writes(directory));
-        healthy
-            .max_by_key(|(_, directory)| weight(directory.id, &key.id))
-            .map(|(at, _)| at)
-            .ok_or_else(|| AppendError::ReadOnly(directories.iter().filter_map(|directory| directory.read_only()).collect::<Vec<_>>().join("; ")))
+        healthy.max_by_key(|(_, directory)| weight(directory.id, &key.id)).map(|(at, _)| at).ok_or_else(|| {
+            AppendError::ReadOnly(directories.iter().filter_map(|directory| directory.read_only()).collect::<Vec<_>>().join("; "))
+        })
     }
 
     fn good_copy_in(&self, directory: &Directory, key: &RecordKey) -> bool {
@@ -339,7 +340,8 @@ impl Store {
     pub async fn remove(&self, keys: Vec<RecordKey>, why: Removal) -> Result<(), AppendError> {
         let mut waiting = Vec::new();
         for directory in &self.inner.directories {
-            let here: Vec<_> = keys.iter().filter(|key| directory.locate(key).map_or(true, |place| place.is_some())).map(|key| (*key, None)).collect();
+            let here: Vec<_> =
+                keys.iter().filter(|key| directory.locate(key).map_or(true, |place| place.is_some())).map(|key| (*key, None)).collect();
             let locals = here.chunks(limits::LOCAL_ITEMS_MAX).map(|keys| Local::Remove(keys.to_vec(), why)).collect();
             waiting.extend(send_locals(directory, locals));
         }
@@ -435,7 +437,12 @@ impl Store {
 
     /// How full the node is, and what its log did.
     pub fn usage(&self) -> Usage {
-        let mut usage = Usage { index_cache_bytes: self.inner.index_cache_bytes, views_ready: self.views_ready(), rebuild_progress: 1.0, ..Usage::default() };
+        let mut usage = Usage {
+            index_cache_bytes: self.inner.index_cache_bytes,
+            views_ready: self.views_ready(),
+            rebuild_progress: 1.0,
+            ..Usage::default()
+        };
         for report in &self.inner.reports {
             let served = self.inner.directories.iter().find(|directory| Some(directory.id) == report.id);
             let directory = match served {

@@ -353,7 +353,9 @@ impl Writer {
             let (key, kind, length) = (record.key(), record.kind(), record.body().len() as u32);
             let landing = match (batch.by_key.get(&key), place) {
                 (Some(&entry), _) => Landing::Entry(entry, true),
-                (None, Some(place)) if self.directory.verified_within(&key, &place, afar_model::limits::VERIFIED_RECENTLY) => Landing::Existing(place),
+                (None, Some(place)) if self.directory.verified_within(&key, &place, afar_model::limits::VERIFIED_RECENTLY) => {
+                    Landing::Existing(place)
+                }
                 // Not there, or not known to be good: written (again).
                 _ => Landing::Entry(self.plan_record(record, batch), false),
             };
@@ -478,13 +480,17 @@ impl Writer {
 
     /// Rule 20: whether this class of writer may use the disk further.
     fn admit(&mut self, class: AppendClass, bytes: u64) -> Result<(), AppendError> {
-        let space = self.space();
-        let (client, repair) = self.directory.marks(space.capacity);
+        let capacity = self.space().capacity;
+        let (client, repair) = self.directory.marks(capacity);
         let reserve = match class {
             AppendClass::Housekeeping => return Ok(()),
             AppendClass::Repair => repair,
             AppendClass::Client => client,
         };
+        if self.space().free < reserve.saturating_add(bytes) {
+            self.room = None; // nobody is refused by a number that may be out of date
+        }
+        let space = self.space();
         if space.free < reserve.saturating_add(bytes) { Err(AppendError::Full { free: space.free, reserve }) } else { Ok(()) }
     }
 
@@ -645,12 +651,8 @@ impl Writer {
     fn begin_segment(&mut self) -> Result<(), AppendError> {
         let directory = Arc::clone(&self.directory);
         let sequence = directory.active_sequence() + 1;
-        let header = SegmentHeader {
-            incarnation: directory.settings.incarnation,
-            directory: directory.id,
-            sequence,
-            created: directory.now(),
-        };
+        let header =
+            SegmentHeader { incarnation: directory.settings.incarnation, directory: directory.id, sequence, created: directory.now() };
         let path = directory.segments_path.join(format::segment_name(sequence));
         let made = directory.disk.create(&path).and_then(|file| {
             disk::write_all(&*file, &mut [IoSlice::new(&header.encode())], 0)?;
@@ -786,7 +788,8 @@ pub fn seal(
     let trailer = format::Trailer { footer_offset: offset, footer_length: header.total(), ..builder.totals };
     let padding = (header.total() - RECORD_HEADER as u64) as usize - body.len();
     let (head, tail) = (header.encode(salt), trailer.encode());
-    let mut pieces = [IoSlice::new(&head), IoSlice::new(&body), IoSlice::new(ZEROS.get(..padding).unwrap_or_default()), IoSlice::new(&tail)];
+    let mut pieces =
+        [IoSlice::new(&head), IoSlice::new(&body), IoSlice::new(ZEROS.get(..padding).unwrap_or_default()), IoSlice::new(&tail)];
     disk::write_all(file, &mut pieces, offset)?;
     let end = offset + header.total() + format::TRAILER as u64;
     file.set_length(end)?; // gives back what was allocated ahead

@@ -26,7 +26,9 @@ impl Index for MemIndex {
     fn scan(&self, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<(), IndexError> {
         let live = self.live.read();
         if from < to {
-            let _ = live.range::<[u8], _>((std::ops::Bound::Included(from), std::ops::Bound::Excluded(to))).all(|(key, value)| visit(key, value));
+            let _ = live
+                .range::<[u8], _>((std::ops::Bound::Included(from), std::ops::Bound::Excluded(to)))
+                .all(|(key, value)| visit(key, value));
         }
         Ok(())
     }

@@ -21,7 +21,10 @@ enum Step {
     FlushIndex,
     Close,
     Kill,
-    Crash { seed: u64, index: IndexFate },
+    Crash {
+        seed: u64,
+        index: IndexFate,
+    },
     /// The machine dies after so many changes of the disk, in the middle of whatever goes on then.
     DieAfter(u64),
 }

@@ -1,13 +1,10 @@
 //! Tests of the whole store; each module's own are beside its code.
 mod crash;
+mod real;
 mod rules;
 mod views;
 
-use crate::{
-    AppendClass, Durable, Opened, Options, Store,
-    index::mem::MemIndexes,
-    sim::SimDisk,
-};
+use crate::{AppendClass, Durable, Opened, Options, Store, index::mem::MemIndexes, sim::SimDisk};
 use afar_model::{
     hlc::Stamp,
     id::{BucketId, ObjectId, UploadId},
@@ -112,7 +109,7 @@ pub fn assert_gone(store: &Store, record: &Record) {
 /// Fills segments until `sealed` of them are sealed; returns what was written.
 pub fn fill(store: &Store, from: u64, sealed: u64) -> Vec<Record> {
     let mut records = Vec::new();
-    let start = store.positions()[0].1.segment;
+    let start = store.positions()[0].1.segment.max(1);
     let mut n = from;
     while store.positions()[0].1.segment < start + sealed {
         let record = chunk(n, 1500);
@@ -122,4 +119,3 @@ pub fn fill(store: &Store, from: u64, sealed: u64) -> Vec<Record> {
     }
     records
 }
-

@@ -27,14 +27,22 @@ fn versions_are_listed_newest_first_and_settle_at_once() {
     for directories in [1, 3] {
         let machine = Machine::new(directories);
         let store = machine.open();
-        let records: Vec<Record> = [("a", 1), ("a", 3), ("a", 2), ("a/b", 1), ("b", 1), ("c", 1)].map(|(key, stamp)| version(key, stamp)).into();
+        let records: Vec<Record> =
+            [("a", 1), ("a", 3), ("a", 2), ("a/b", 1), ("b", 1), ("c", 1)].map(|(key, stamp)| version(key, stamp)).into();
         commit(&store, records.clone());
         let check = |store: &Store| {
             let stamps = |key: &str| store.versions(&bucket(), key, 10).unwrap().iter().map(|v| v.stamp.as_u64()).collect::<Vec<_>>();
             assert_eq!(stamps("a"), [3, 2, 1]);
             assert_eq!(stamps("a/b"), [1]);
             assert_eq!(stamps("zz"), [0; 0]);
-            let keys = |from: &ListFrom, limit| store.list(&bucket(), from, limit).unwrap().into_iter().map(|(key, versions)| format!("{key}{}", versions.len())).collect::<Vec<_>>();
+            let keys = |from: &ListFrom, limit| {
+                store
+                    .list(&bucket(), from, limit)
+                    .unwrap()
+                    .into_iter()
+                    .map(|(key, versions)| format!("{key}{}", versions.len()))
+                    .collect::<Vec<_>>()
+            };
             assert_eq!(keys(&ListFrom::default(), 10), ["a3", "a/b1", "b1", "c1"]);
             assert_eq!(keys(&ListFrom::default(), 2), ["a3", "a/b1"]);
             assert_eq!(keys(&ListFrom { prefix: "a".into(), ..Default::default() }, 10), ["a3", "a/b1"]);
@@ -77,7 +85,10 @@ fn a_key_with_many_versions_does_not_hide_the_next() {
     let many = crate::limits::LIST_VERSIONS_PER_KEY_MAX as u64 + 20;
     commit(&store, (0..many).map(|stamp| version("many", stamp)).chain([version("next", 1)]).collect());
     let listed = store.list(&bucket(), &ListFrom::default(), 10).unwrap();
-    assert_eq!(listed.iter().map(|(key, versions)| (key.as_str(), versions.len())).collect::<Vec<_>>(), [("many", crate::limits::LIST_VERSIONS_PER_KEY_MAX), ("next", 1)]);
+    assert_eq!(
+        listed.iter().map(|(key, versions)| (key.as_str(), versions.len())).collect::<Vec<_>>(),
+        [("many", crate::limits::LIST_VERSIONS_PER_KEY_MAX), ("next", 1)]
+    );
     assert_eq!(listed[0].1[0].stamp.as_u64(), many - 1);
     assert_eq!(store.versions(&bucket(), "many", 1000).unwrap().len(), many as usize);
 }
@@ -88,7 +99,13 @@ fn debts_survive_and_are_paid() {
         let machine = Machine::new(directories);
         let store = machine.open();
         let owed: Vec<Owed> = (0..10)
-            .map(|n| Owed { key: chunk(n, 8).key(), kind: RecordKind::Chunk, to: if n % 2 == 0 { "even" } else { "odd" }.into(), since: UnixMillis(100 - n), bytes: 5 })
+            .map(|n| Owed {
+                key: chunk(n, 8).key(),
+                kind: RecordKind::Chunk,
+                to: if n % 2 == 0 { "even" } else { "odd" }.into(),
+                since: UnixMillis(100 - n),
+                bytes: 5,
+            })
             .collect();
         wait(store.owe(owed.clone())).unwrap();
         wait(store.owe(owed.iter().map(|owed| Owed { since: UnixMillis(7000), ..owed.clone() }).collect())).unwrap();
@@ -96,7 +113,10 @@ fn debts_survive_and_are_paid() {
         machine.indexes.forget();
         let store = machine.open();
         let summary = store.owed_summary().unwrap();
-        assert_eq!(summary.iter().map(|sum| (sum.to.as_str(), sum.records, sum.bytes, sum.oldest.0)).collect::<Vec<_>>(), [("even", 5, 25, 92), ("odd", 5, 25, 91)]);
+        assert_eq!(
+            summary.iter().map(|sum| (sum.to.as_str(), sum.records, sum.bytes, sum.oldest.0)).collect::<Vec<_>>(),
+            [("even", 5, 25, 92), ("odd", 5, 25, 91)]
+        );
         let odd = store.owed(Some("odd"), None, 10).unwrap();
         assert_eq!(odd.iter().map(|owed| owed.since.0).collect::<Vec<_>>(), [91, 93, 95, 97, 99]);
         assert_eq!(store.owed(None, Some(&odd[3]), 10).unwrap(), odd[4..]);
