@@ -138,12 +138,13 @@ impl Client {
         options: PutOptions,
     ) -> Result<Stored, Error> {
         let upload = options.upload.unwrap_or_else(fresh_upload);
-        let header = v1::PutHeader {
+        let mut header = v1::PutHeader {
             bucket: bucket.to_owned(),
             key: key.to_owned(),
             upload: convert::bytes(upload.as_bytes()),
             metadata: options.metadata.into_iter().collect(),
             size,
+            retry: resumes,
         };
         let mut tries = self.endpoints().tries();
         let mut ask = resumes;
@@ -158,7 +159,10 @@ impl Client {
                     tries.worked();
                     return Ok(stored);
                 }
-                Err(error) => tries.failed(error).await?,
+                Err(error) => {
+                    tries.failed(error).await?;
+                    header.retry = true;
+                }
             }
         }
     }

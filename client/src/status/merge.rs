@@ -1,7 +1,7 @@
 //! What the answers of nodes amount to: one pure function, [`merge`].
 //!
-//! Rules: of each shard of each bucket the survey of the lowest-ranked node counts that answered, made a complete survey and
-//! is not catching up. What nobody proved is unknown, and unknown is never green: a shard without a reporter, a survey that
+//! Rules: of each shard of each bucket the survey of the lowest-ranked node counts that answered, made a complete survey, is
+//! not catching up and knows of no fewer versions than the others. What nobody proved is unknown, and unknown is never green: a shard without a reporter, a survey that
 //! is stale, a survey made so soon after a silent node was last heard that it may still count that node's copies, and zero
 //! objects that not every node confirms.
 use super::fetch::Answer;
@@ -15,6 +15,7 @@ use afar_model::{
 use afar_proto::v1;
 use serde::Serialize;
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
@@ -170,7 +171,7 @@ pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck)
             detail: check.detail.clone(),
         }));
     }
-    checks.sort_by_key(|check| std::cmp::Reverse(severity(&check.state)));
+    checks.sort_by_key(|check| Reverse(severity(&check.state)));
     Some(ClusterStatus {
         state: survey.state,
         layout_version: newest.layout_version,
@@ -205,10 +206,12 @@ fn survey(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus, now:
     let mut chosen: BTreeMap<(&[u8], u32), (&v1::NodeStatus, &v1::ShardSurvey)> = BTreeMap::new();
     for node in nodes.values().filter(|node| node.state != "catching_up") {
         for found in node.surveys.iter().filter(|found| found.rank != NO_REPORTER) {
-            let better = |(other, theirs): &(&v1::NodeStatus, &v1::ShardSurvey)| {
-                // A complete survey counts more than a partial one; then the lower rank.
-                (!node.survey_complete, found.rank) < (!other.survey_complete, theirs.rank)
+            // A complete survey counts more than a partial one. Then one that knows of more: versions are not lost by being
+            // read, so who knows of fewer has missed some, whatever it believes of itself. Then the lower rank.
+            let order = |node: &v1::NodeStatus, survey: &v1::ShardSurvey| {
+                (!node.survey_complete, Reverse(survey.versions.map_or(0, |counts| counts.total)), survey.rank)
             };
+            let better = |(other, theirs): &(&v1::NodeStatus, &v1::ShardSurvey)| order(node, found) < order(other, theirs);
             let slot = (found.bucket.as_ref(), found.shard);
             if chosen.get(&slot).is_none_or(better) {
                 chosen.insert(slot, (node, found));
@@ -446,7 +449,9 @@ fn claimed(newest: &v1::NodeStatus, a: &str, b: &str) -> Option<Metres> {
 
 fn clock_check(nodes: &BTreeMap<&str, &v1::NodeStatus>) -> CheckResult {
     let views = nodes.values().flat_map(|node| node.peers.iter().map(|view| (node.node.as_str(), view)));
-    let worst = views.filter(|(_, view)| view.state == "up").max_by_key(|(_, view)| view.clock_offset_millis.unsigned_abs());
+    let worst = views
+        .filter(|(_, view)| matches!(view.state.as_str(), "up" | "catching_up"))
+        .max_by_key(|(_, view)| view.clock_offset_millis.unsigned_abs());
     let Some((node, view)) = worst else { return check("clock_skew", "unknown", "no two nodes have compared clocks") };
     let off = Duration::from_millis(view.clock_offset_millis.unsigned_abs());
     let state = if off > limits::CLOCK_SKEW_MAX {
@@ -548,6 +553,15 @@ mod tests {
         assert_eq!(merged(nodes.clone()).state, State::Lost);
         nodes[0].state = "catching_up".into();
         assert_eq!(merged(nodes).state, State::Safe, "who catches up reports nothing");
+    }
+
+    #[test]
+    fn who_has_missed_versions_does_not_hide_them() {
+        let mut nodes = three(counts(2, 0, 0));
+        nodes[0].surveys = shards(0, counts(1, 0, 0));
+        nodes[1].surveys = shards(1, counts(1, 1, 0));
+        let status = merged(nodes);
+        assert_eq!((status.state, status.objects.total), (State::Unknown, 32));
     }
 
     #[test]
