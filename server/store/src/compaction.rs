@@ -204,7 +204,7 @@ impl Directory {
         let Debts { to, items } = debts;
         let owed = |item: &(RecordKey, RecordKind, u32, _)| self.kv.get(&keys::debt(&to, &item.0)).is_ok_and(|row| row.is_some());
         let items: Vec<_> = items.into_iter().filter(owed).collect();
-        (!items.is_empty()).then(|| Local::KeepOwed(Debts { to, items }))
+        (!items.is_empty()).then_some(Local::KeepOwed(Debts { to, items }))
     }
 
     /// A payment matters as long as an older segment may hold its debt.
@@ -220,6 +220,6 @@ impl Directory {
         let Payments { to, keys: paid } = indexer::local(self, file, entry, sequence)?;
         let unowed = |key: &RecordKey| self.kv.get(&keys::debt(&to, key)).is_ok_and(|row| row.is_none());
         let paid: Vec<_> = paid.into_iter().filter(unowed).collect();
-        (!paid.is_empty()).then(|| Local::KeepPaid(Payments { to, keys: paid }))
+        (!paid.is_empty()).then_some(Local::KeepPaid(Payments { to, keys: paid }))
     }
 }

@@ -143,6 +143,8 @@ pub struct Directory {
     pub deferring: AtomicBool,
     /// Progress of a rebuild in thousandths.
     pub progress: AtomicU64,
+    /// Versions quarantined in this run.
+    pub lost_versions: AtomicU64,
     /// The group commit.
     pub commit: Commit,
     /// Operations for the writer.
@@ -226,6 +228,7 @@ impl Directory {
             behind: RwLock::new(None),
             deferring: AtomicBool::new(true),
             progress: AtomicU64::new(0),
+            lost_versions: AtomicU64::new(0),
             commit,
             queue: writer::Queue::default(),
             verified: Cache::new(limits::VERIFIED_RECORDS_MAX),
@@ -453,6 +456,10 @@ impl Directory {
             return; // known already
         }
         bad.total += 1;
+        if place.kind == RecordKind::Version {
+            // Counted before it leaves the views: see `Store::lost_versions`.
+            self.lost_versions.fetch_add(1, Ordering::AcqRel);
+        }
         bad.order.push_back(*key);
         if bad.order.len() > limits::BAD_RECORDS_MAX
             && let Some(oldest) = bad.order.pop_front()

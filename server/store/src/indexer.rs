@@ -290,7 +290,8 @@ impl Indexer {
     fn recount_tally(&self) {
         let mut tally: BTreeMap<String, (i64, i64)> = BTreeMap::new();
         let (from, to) = ([table::OUTBOX], [table::OUTBOX + 1]);
-        let scanned = self.directory.kv.index().scan(&from, &to, &mut |key, value| {
+        // With the overlay: what was resolved before a rebuild began is still on its way.
+        let scanned = self.directory.kv.scan(&from, &to, &mut |key, value| {
             if let Some(owed) = keys::parse_outbox(key, value) {
                 let (records, bytes) = tally.entry(owed.to).or_default();
                 *records += 1;

@@ -267,9 +267,9 @@ fn open_directory(
     lock: Box<dyn Lock>,
 ) -> Result<Ready, String> {
     let log = open_log(&**disk, settings, path, id)?;
-    let opened = factory.open(path).and_then(|index| {
+    let opened = factory.open(path).map(|index| {
         let trusted = indexer::trusted(&*index, id, log.end);
-        Ok((index, trusted))
+        (index, trusted)
     });
     let (index, trusted) = match opened {
         Ok((index, Ok(trusted))) => (index, Ok(trusted)),

@@ -47,6 +47,9 @@ pub struct Faults {
     pub dies_after: Option<u64>,
 }
 
+/// Names and what they stand for from now on; `None`: nothing.
+type Entries = Vec<(String, Option<u64>)>;
+
 #[derive(Debug, Default)]
 struct State {
     generation: u64,
@@ -58,7 +61,7 @@ struct State {
     /// As it would survive.
     durable: BTreeMap<PathBuf, BTreeMap<String, u64>>,
     /// Changes of entries since their directory was synced; each all or nothing.
-    doubtful: Vec<(PathBuf, Vec<(String, Option<u64>)>)>,
+    doubtful: Vec<(PathBuf, Entries)>,
     locks: HashSet<PathBuf>,
     faults: Faults,
     syncs: u64,

@@ -197,7 +197,7 @@ impl Store {
     }
 
     /// Chooses a directory for each record: where it is already, else by rendezvous over the directories that take writes.
-    fn spread(&self, records: Vec<Record>) -> Result<Vec<(Arc<Directory>, Vec<(usize, Record)>)>, AppendError> {
+    fn spread(&self, records: Vec<Record>) -> Result<Vec<Share>, AppendError> {
         let mut groups: BTreeMap<usize, Vec<(usize, Record)>> = BTreeMap::new();
         for (slot, record) in records.into_iter().enumerate() {
             if record.body().len() > limits::BODY_BYTES_MAX {
@@ -420,6 +420,12 @@ impl Store {
         Stamp::from_u64(greatest.unwrap_or(0))
     }
 
+    /// How many versions were quarantined in this run. Each is counted before it leaves the views, so whoever asks after
+    /// reading a view knows whether something may be missing from it.
+    pub fn lost_versions(&self) -> u64 {
+        self.inner.directories.iter().map(|directory| directory.lost_versions.load(Ordering::Acquire)).sum()
+    }
+
     /// Whether listings are complete; else they answer [`NotReady`].
     pub fn views_ready(&self) -> bool {
         self.inner.directories.iter().all(|directory| directory.views_ready())
@@ -518,6 +524,9 @@ impl Store {
         self.inner.stop();
     }
 }
+
+/// What one directory gets of an append: records with their slots in the caller's list.
+type Share = (Arc<Directory>, Vec<(usize, Record)>);
 
 /// An index that lags by less than this is caught up before [`Store::open`] returns.
 const OPEN_PATIENCE: Duration = Duration::from_secs(2);

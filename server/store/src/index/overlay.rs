@@ -52,6 +52,11 @@ impl Overlay {
         self.entries.range::<[u8], _>(range).take(limit).map(|(key, entry)| (key.clone(), entry.value.clone())).collect()
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// How many changes there are.
     pub fn len(&self) -> usize {
         self.entries.len()
