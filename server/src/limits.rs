@@ -130,6 +130,8 @@ pub const RECEIVE_BYTES: u32 = 16 << 20;
 pub const RECEIVE_WEIGHT_MIN: u32 = 4 << 10;
 /// Hashing more than this moves to a thread for blocking work: 64 KiB take some 15 µs, about what the move costs.
 pub const HASH_INLINE_BYTES: usize = 64 << 10;
+/// Unsynced requests that one stream remembers: an upload syncs at least every [`SYNC_EVERY_CHUNKS`].
+pub const LANE_WRITTEN: usize = 4 * SYNC_EVERY_CHUNKS;
 /// Answers that wait for a stream's window.
 pub const LANE_REPLIES: usize = 256;
 /// Settlements to one peer are sent together this often: short, so that readers elsewhere seldom have to prove anything.
@@ -150,6 +152,8 @@ pub const COMPARED_WITHIN: Duration = Duration::from_secs(3600);
 pub const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 /// After something happened (a peer came up, a copy was found bad) the next comparison follows this soon.
 pub const RECONCILE_SOON: Duration = Duration::from_millis(100);
+/// Walks of one comparison: the first may bring the settings that say what the rest means.
+pub const RECONCILE_WALKS: usize = 3;
 /// A comparison that failed is tried again after this time.
 pub const RECONCILE_RETRY: Duration = Duration::from_secs(2);
 /// Records that are fetched together: at most this many …
@@ -167,8 +171,11 @@ pub const AUDIT_RECORDS: usize = 4;
 
 // Objects.
 
-/// Versions of a key that are looked at: newer ones shadow the rest.
-pub const VERSIONS_PER_KEY: usize = 64;
+/// Versions of a key that are looked at: newer ones shadow the rest. So many that prepared ones, which are discarded after
+/// a day, hardly hide a settled one.
+pub const VERSIONS_PER_KEY: usize = 1000;
+/// Prepared versions older than the upload grace are looked for this often.
+pub const DISCARD_EVERY: Duration = Duration::from_secs(3600);
 /// Attempts to commit a version: each excludes a node that failed or goes above a newer stamp.
 pub const COMMIT_ROUNDS: usize = 8;
 /// Records that are proved in one question.

@@ -47,7 +47,7 @@ struct Inspect {
     /// Data directories or segment files; they are only read
     #[arg(required = true, value_name = "DIR|SEGMENT")]
     paths: Vec<PathBuf>,
-    /// Hash every record and compare it with its name
+    /// Do not list records: only say of each segment whether every record matches its name
     #[arg(long)]
     verify: bool,
     /// Write the record of this id (64 hexadecimal digits, as b3sum prints them)
@@ -59,7 +59,7 @@ struct Inspect {
     /// Remove the index of a data directory, so that the next start rebuilds it
     #[arg(long, conflicts_with_all = ["verify", "extract"])]
     rebuild_index: bool,
-    /// One JSON object per record
+    /// One JSON object per record and segment
     #[arg(long)]
     json: bool,
 }
@@ -167,6 +167,8 @@ fn inspect_files(asked: Inspect) -> ExitCode {
     };
     match inspect::run(&asked, &mut std::io::stdout().lock()) {
         Ok(outcome) => ExitCode::from(outcome.exit_code()),
+        // Whoever read our answer has seen enough.
+        Err(inspect::InspectError::Answer(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => complain(&error.to_string(), error.exit_code()),
     }
 }

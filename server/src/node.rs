@@ -235,6 +235,10 @@ impl Node {
         state.pending_records = pending.records;
         state.pending_bytes = pending.bytes;
         state.oldest_pending = pending.oldest.0;
+        state.read_only = pending.read_only;
+        state.capacity_bytes = pending.capacity;
+        state.used_bytes = pending.used;
+        state.oldest_unverified_seconds = pending.oldest_unverified.as_secs();
         state.bad_records = self.ledger.own_missing(limits::LEDGER_EXCEPTIONS).len() as u64;
         state.endpoint = self.endpoint(self.me);
     }
@@ -274,6 +278,7 @@ impl Node {
         start("index", |node, stop| Box::pin(upkeep::index(node, stop)));
         start("scrub", |node, stop| Box::pin(upkeep::scrub(node, stop)));
         start("compact", |node, stop| Box::pin(upkeep::compact(node, stop)));
+        start("discard", |node, stop| Box::pin(upkeep::discard(node, stop)));
         start("physics", |node, stop| Box::pin(upkeep::physics(node, stop)));
     }
 

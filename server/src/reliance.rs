@@ -4,7 +4,7 @@
 //! and serves what it has, but its "I have nothing" proves nothing until it has compared itself with every other node of
 //! the layout (rule 3). That is remembered on disk, so that a restart in the middle does not make it forget.
 use crate::{
-    files,
+    files, limits,
     node::Node,
     objects::{ObjectError, buckets::Bucket},
 };
@@ -24,7 +24,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 use tokio::sync::watch;
@@ -37,8 +37,11 @@ const BEHIND: &str = "catching_up";
 pub struct Reliance {
     marker: PathBuf,
     behind: AtomicBool,
+    /// Losses so far: a comparison that began before one does not make up for it.
+    epoch: AtomicU64,
+    /// How many quarantined versions of the log have been taken note of.
+    noted: AtomicU64,
     compared: Mutex<BTreeSet<NodeIndex>>,
-    damaged: Mutex<BTreeSet<(BucketId, String)>>,
     pokes: watch::Sender<u64>,
     reload: tokio::sync::Mutex<()>,
 }
@@ -55,8 +58,16 @@ impl Reliance {
             files::replace(&marker, b"this node has not compared itself with every other node since it lost data\n", 0o644)?;
         }
         let behind = AtomicBool::new(marker.exists());
-        let (compared, damaged) = (Mutex::default(), Mutex::default());
-        Ok(Self { marker, behind, compared, damaged, pokes: watch::Sender::new(0), reload: tokio::sync::Mutex::default() })
+        let compared = Mutex::default();
+        Ok(Self {
+            marker,
+            behind,
+            epoch: AtomicU64::new(0),
+            noted: AtomicU64::new(0),
+            compared,
+            pokes: watch::Sender::new(0),
+            reload: tokio::sync::Mutex::default(),
+        })
     }
 }
 
@@ -126,36 +137,57 @@ impl Node {
         nodes.iter().map(why).collect::<Vec<_>>().join(", ")
     }
 
-    /// Whether this node's answers prove no absence.
+    /// Whether this node's answers prove no absence. To be asked *after* the views were read: the log counts a quarantined
+    /// version before it leaves them.
     pub fn is_catching_up(&self) -> bool {
+        let lost = self.store.lost_versions();
+        if lost > self.reliance.noted.fetch_max(lost, Ordering::AcqRel) {
+            self.note_loss();
+        }
         self.reliance.behind.load(Ordering::Acquire)
     }
 
-    /// A copy was found bad here. If there is anybody to mend it from, this node is behind until it has; alone it goes on
-    /// serving what it has, for nobody could do better.
+    /// Something that this node should have is gone: it is behind until it has compared itself with everybody.
     pub fn note_loss(&self) {
-        if self.peers.others().any(|peer| self.peers.usable(peer)) && !self.is_catching_up() {
-            if let Err(error) = files::replace(&self.reliance.marker, b"a bad copy was found\n", 0o644) {
-                tracing::error!(%error, "cannot remember that a copy is bad");
-            }
-            self.reliance.compared.lock().clear();
-            self.reliance.behind.store(true, Ordering::Release);
+        self.reliance.epoch.fetch_add(1, Ordering::AcqRel);
+        self.reliance.compared.lock().clear();
+        let first = !self.reliance.behind.swap(true, Ordering::AcqRel);
+        if first && let Err(error) = files::replace(&self.reliance.marker, b"a version was found bad here\n", 0o644) {
+            tracing::error!(%error, "cannot remember that this node is behind");
         }
+        self.begin_alone();
         self.poke();
     }
 
-    /// A comparison with a peer is complete, and everything that it has for this node is here.
-    pub fn compared_with(&self, peer: NodeIndex) {
+    /// How many losses there were: a comparison makes up for those before it.
+    pub fn loss_epoch(&self) -> u64 {
+        self.reliance.epoch.load(Ordering::Acquire)
+    }
+
+    /// A comparison with a peer is complete, and everything that it has for this node is here. `epoch`: when it began.
+    pub fn compared_with(&self, peer: NodeIndex, epoch: u64) {
         let mut compared = self.reliance.compared.lock();
+        if epoch != self.loss_epoch() {
+            return;
+        }
         compared.insert(peer);
-        if self.is_catching_up() && self.peers.others().all(|other| compared.contains(&other)) {
+        if self.reliance.behind.load(Ordering::Acquire) && self.peers.others().all(|other| compared.contains(&other)) {
             match files::remove(&self.reliance.marker) {
                 Ok(()) => {
                     self.reliance.behind.store(false, Ordering::Release);
-                    self.reliance.damaged.lock().clear();
                     tracing::info!("caught up: this node has everything that it is assigned");
                 }
                 Err(error) => tracing::error!(%error, "cannot remember that this node has caught up"),
+            }
+        }
+    }
+
+    /// Who holds all of a settled version: whoever else is assigned it lacks something, and is not believed to be safe.
+    pub fn note_holders(&self, version: RecordKey, key: &str, holders: &[NodeIndex]) {
+        let Some(bucket) = self.buckets.get(&version.bucket) else { return };
+        for assigned in bucket.assigned(&self.layout, bucket.version_partition(key)) {
+            if assigned != self.me && !holders.contains(&assigned) {
+                self.ledger.lacks(assigned, [version]);
             }
         }
     }
@@ -165,22 +197,6 @@ impl Node {
         if self.peers.others().next().is_none() {
             self.reliance.behind.store(false, Ordering::Release);
         }
-    }
-
-    /// A version of this key was found bad here.
-    pub fn damage(&self, bucket: BucketId, key: &str) {
-        self.reliance.damaged.lock().insert((bucket, key.to_owned()));
-    }
-
-    /// Whether a version of this key was found bad here and is not mended.
-    pub fn is_damaged(&self, bucket: &BucketId, key: &str) -> bool {
-        let damaged = self.reliance.damaged.lock();
-        !damaged.is_empty() && damaged.contains(&(*bucket, key.to_owned()))
-    }
-
-    /// Whether a version in this bucket was found bad here and is not mended.
-    pub fn has_damage(&self, bucket: &BucketId) -> bool {
-        self.reliance.damaged.lock().iter().any(|(damaged, _)| damaged == bucket)
     }
 
     /// Something happened: compare soon.
@@ -248,13 +264,13 @@ impl Node {
         self.lifecycle.blocking("settings", read).await;
     }
 
-    /// Removes a prepared version that its own put has replaced.
-    pub fn discard(self: &Arc<Self>, key: RecordKey) {
-        let node = Arc::clone(self);
-        self.lifecycle.spawn_brief("discard", async move {
-            if let Err(error) = node.store.remove(vec![key], Removal::Discarded).await {
-                tracing::warn!(%error, "a version that was replaced before it counted stays");
-            }
-        });
+    /// Removes a prepared version that its own put has replaced; one that somebody has settled meanwhile stays.
+    pub async fn discard(&self, key: RecordKey, name: &str) {
+        let entries = self.store.versions(&key.bucket, name, limits::VERSIONS_PER_KEY).unwrap_or_default();
+        if entries.iter().any(|entry| entry.id == key.id && !entry.settled)
+            && let Err(error) = self.store.remove(vec![key], Removal::Discarded).await
+        {
+            tracing::warn!(%error, "a version that was replaced before it counted stays");
+        }
     }
 }

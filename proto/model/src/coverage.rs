@@ -7,18 +7,34 @@
 use crate::{
     layout::{Layout, NodeIndex},
     placement::{Geography, sites_of},
-    policy::Policy,
+    policy::{DegradedWrites, Policy},
 };
 
 /// Whether the answers of `answered` settle what is and what is not, among nodes that the policy allows (`eligible`).
 ///
 /// Distances are taken as claimed: a pair that physics refutes today may have been counted yesterday, so refuting it
 /// must not shrink the set of nodes that are asked.
+///
+/// A bucket that queues may acknowledge at its home site alone (see [`may_queue`]), so every node there must answer; if it
+/// has no home, every node.
 pub fn covers(policy: &Policy, layout: &Layout, eligible: &[NodeIndex], answered: &[NodeIndex]) -> bool {
+    let queues = policy.degraded_writes == DegradedWrites::Queue;
+    if queues && eligible.iter().any(|node| may_queue(policy, layout, *node) && !answered.contains(node)) {
+        return false;
+    }
     let silent = eligible.iter().copied().filter(|node| !answered.contains(node));
     let sites = sites_of(layout, silent);
     let wanted = usize::from(policy.far_copies);
     Geography::claimed(layout).farthest_group(policy, &sites, wanted).len() < wanted
+}
+
+/// Whether a copy on this node alone may be acknowledged as `local` in a bucket that queues: at its home site, so that
+/// readers know whom they cannot do without.
+pub fn may_queue(policy: &Policy, layout: &Layout, node: NodeIndex) -> bool {
+    match policy.home.as_deref().and_then(|home| layout.site_named(home)) {
+        Some(home) => layout.site_of(node) == Some(home),
+        None => true,
+    }
 }
 
 /// The nodes to ask, in the order given (nearest first), so that their answers cover: the shortest prefix that does,
@@ -63,5 +79,17 @@ mod tests {
         assert_eq!(to_ask(&Policy::default(), &layout, &all, &[WARSAW, ROUBAIX]), Some(vec![WARSAW]));
         assert_eq!(to_ask(&Policy::default(), &layout, &all, &[STRASBOURG, ROUBAIX, WARSAW]), Some(vec![STRASBOURG, ROUBAIX]));
         assert_eq!(to_ask(&Policy::default(), &layout, &all, &[STRASBOURG]), None);
+    }
+
+    #[test]
+    fn rule_3_a_bucket_that_queues_needs_the_answer_of_whoever_may_have_queued() {
+        let layout = examples::three_sites().unwrap();
+        let all = [STRASBOURG, ROUBAIX, WARSAW];
+        let at_home = Policy { degraded_writes: DegradedWrites::Queue, home: Some("strasbourg".into()), ..Policy::default() };
+        assert!(!covers(&at_home, &layout, &all, &[ROUBAIX, WARSAW]), "Strasbourg may have queued");
+        assert!(covers(&at_home, &layout, &all, &[STRASBOURG, ROUBAIX]));
+        let anywhere = Policy { home: None, ..at_home };
+        assert!(!covers(&anywhere, &layout, &all, &[STRASBOURG, WARSAW]));
+        assert!(covers(&anywhere, &layout, &all, &all));
     }
 }

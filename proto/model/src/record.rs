@@ -405,6 +405,20 @@ pub enum Setting {
         /// When.
         stamp: Stamp,
     },
+    /// A bucket takes no new versions for now: it is about to be removed.
+    BucketClosed {
+        /// Which.
+        bucket: BucketId,
+        /// When: the latest of closing and opening counts.
+        stamp: Stamp,
+    },
+    /// A bucket takes versions again.
+    BucketOpened {
+        /// Which.
+        bucket: BucketId,
+        /// When.
+        stamp: Stamp,
+    },
     /// An access key begins.
     KeyCreated {
         /// Its public part.
@@ -445,6 +459,8 @@ impl Setting {
     pub const fn stamp(&self) -> Stamp {
         match self {
             Self::BucketCreated { stamp, .. }
+            | Self::BucketClosed { stamp, .. }
+            | Self::BucketOpened { stamp, .. }
             | Self::BucketRemoved { stamp, .. }
             | Self::KeyCreated { stamp, .. }
             | Self::KeyRevoked { stamp, .. } => *stamp,

@@ -88,6 +88,8 @@ pub struct PeerView {
     pub draining: bool,
     /// Records that are known to be bad there.
     pub bad_records: u64,
+    /// Age of its least recent verification, as it says (rule 25).
+    pub oldest_unverified: Duration,
     /// Its layout is ours.
     pub layout_agrees: bool,
     /// Its layout's version.
@@ -412,6 +414,7 @@ impl Peers {
             read_only: flag(|said| said.read_only),
             draining: flag(|said| said.draining),
             bad_records: count(|said| said.bad_records),
+            oldest_unverified: Duration::from_secs(count(|said| said.oldest_unverified_seconds)),
             layout_agrees: record.agrees(&self.digest),
             layout_version: count(|said| said.layout_version),
             program_version: said.map(|said| said.program_version.clone()).unwrap_or_default(),

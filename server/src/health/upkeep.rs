@@ -1,7 +1,9 @@
 //! The upkeep of this node's own log: the index is compared with the segments (rule 18), every byte is read again within
 //! the scrub's bound (rule 25), what compaction can free is freed, and the survey is made anew.
 use super::survey;
-use crate::{limits, node::Node};
+use crate::{limits, node::Node, objects::versions};
+use afar_model::record::RecordKey;
+use afar_store::VersionRow;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -43,7 +45,7 @@ pub async fn scrub(node: Arc<Node>, stop: CancellationToken) {
         if !step.corrupt.is_empty() {
             tracing::error!(records = step.corrupt.len(), "the scrub found bad copies here: they are quarantined and will be mended");
             node.ledger.own_missing_add(step.corrupt);
-            node.note_loss();
+            node.poke();
         }
     }
 }
@@ -73,6 +75,37 @@ pub async fn physics(node: Arc<Node>, stop: CancellationToken) {
         if now != known {
             node.reload_settings().await;
             known = now;
+        }
+    }
+}
+
+/// Discards versions that were prepared longer ago than the upload grace and that nobody can prove (rule 1): only when every
+/// node of the layout answers, for nothing is destroyed on silence.
+pub async fn discard(node: Arc<Node>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(limits::DISCARD_EVERY)).await.is_some() {
+        let reader = Arc::clone(&node);
+        let Some(old) = node.lifecycle.blocking("old", move || prepared_before_grace(&reader)).await else { continue };
+        for row in old {
+            let everybody = node.layout.node_indexes().all(|n| node.answers(n));
+            let Some(bucket) = node.buckets.get(&row.bucket).filter(|_| everybody) else { continue };
+            let listed = versions::Listed { entry: row.entry.clone(), holders: vec![node.me] };
+            if let Ok(versions::Standing::Disproved) = versions::complete(&node, &bucket, &row.key, &listed).await {
+                node.discard(RecordKey { bucket: row.bucket, id: row.entry.id }, &row.key).await;
+            }
+        }
+    }
+}
+
+fn prepared_before_grace(node: &Node) -> Vec<VersionRow> {
+    let (mut old, mut after) = (Vec::new(), None);
+    loop {
+        let rows = node.store.version_ids(after.as_ref(), limits::SURVEY_PAGE).unwrap_or_default();
+        after = rows.last().map(VersionRow::cursor);
+        let end = rows.len() < limits::SURVEY_PAGE;
+        let is_old = |row: &VersionRow| !row.entry.settled && node.now().since(row.entry.received) > afar_model::limits::UPLOAD_GRACE;
+        old.extend(rows.into_iter().filter(is_old));
+        if end || old.len() > limits::SURVEY_PAGE {
+            return old;
         }
     }
 }

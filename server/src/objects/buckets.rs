@@ -28,6 +28,8 @@ pub struct Bucket {
     pub shards: u16,
     /// When it was made.
     pub created: Stamp,
+    /// It takes no new versions: it is about to be removed.
+    pub closed: bool,
     /// Where its data go; or why nowhere.
     pub placement: Result<Arc<Placement>, Infeasible>,
     partitions: u32,
@@ -63,6 +65,8 @@ pub struct Settings {
     pub keys: Vec<StoredKey>,
     /// Names that two live buckets claim.
     pub conflicts: BTreeSet<String>,
+    /// Buckets that were removed: known, unlike one whose creation has not arrived yet.
+    pub removed: BTreeSet<BucketId>,
 }
 
 /// The present [`Settings`], replaced as a whole whenever a setting arrives.
@@ -98,6 +102,18 @@ impl BucketTable {
         self.present.load().buckets.get(id).cloned()
     }
 
+    /// Whether a bucket takes no new versions: closed or removed.
+    pub fn takes_nothing(&self, id: &BucketId) -> bool {
+        let present = self.present.load();
+        present.removed.contains(id) || present.buckets.get(id).is_some_and(|bucket| bucket.closed)
+    }
+
+    /// Whether nothing is known of a bucket: neither its creation nor its end has arrived.
+    pub fn is_unknown(&self, id: &BucketId) -> bool {
+        let present = self.present.load();
+        *id != BucketId::SYSTEM && !present.buckets.contains_key(id) && !present.removed.contains(id)
+    }
+
     /// Replaces everything by what these records and this physics amount to.
     pub fn rebuild(&self, records: &[Record], refuted: &BTreeSet<(SiteIndex, SiteIndex)>) {
         self.present.store(Arc::new(fold(&self.layout, records, refuted)));
@@ -110,17 +126,25 @@ fn fold(layout: &Layout, records: &[Record], refuted: &BTreeSet<(SiteIndex, Site
     let mut settings = Settings::default();
     let mut keys: BTreeMap<String, StoredKey> = BTreeMap::new();
     let (mut removed, mut revoked) = (BTreeSet::new(), BTreeSet::new());
+    // Of closing and opening the later counts.
+    let mut doors: BTreeMap<BucketId, (Stamp, bool)> = BTreeMap::new();
+    let mut turn = |bucket, stamp, closed| {
+        let door = doors.entry(bucket).or_default();
+        *door = (*door).max((stamp, closed));
+    };
     for record in records {
         match Setting::decode(record.body()) {
             Ok(Setting::BucketCreated { name, policy, shards, stamp }) => {
                 let id = BucketId::from(record.id());
                 let placement = Placement::new(&policy, &geography).map(Arc::new);
-                let bucket = Bucket { id, name, policy, shards, created: stamp, placement, partitions: layout.partitions() };
+                let bucket = Bucket { id, name, policy, shards, created: stamp, closed: false, placement, partitions: layout.partitions() };
                 settings.buckets.insert(id, Arc::new(bucket));
             }
             Ok(Setting::BucketRemoved { bucket, .. }) => {
                 removed.insert(bucket);
             }
+            Ok(Setting::BucketClosed { bucket, stamp }) => turn(bucket, stamp, true),
+            Ok(Setting::BucketOpened { bucket, stamp }) => turn(bucket, stamp, false),
             Ok(Setting::KeyCreated { access_key_id, name, sealed_secret, grants, stamp }) => {
                 keys.insert(access_key_id.clone(), StoredKey { access_key_id, name, sealed_secret, grants, created: stamp });
             }
@@ -131,6 +155,12 @@ fn fold(layout: &Layout, records: &[Record], refuted: &BTreeSet<(SiteIndex, Site
         }
     }
     settings.buckets.retain(|id, _| !removed.contains(id));
+    for (id, _) in doors.into_iter().filter(|(_, (_, closed))| *closed) {
+        if let Some(bucket) = settings.buckets.get_mut(&id) {
+            Arc::make_mut(bucket).closed = true;
+        }
+    }
+    settings.removed = removed;
     keys.retain(|id, _| !revoked.contains(id));
     settings.keys = keys.into_values().collect();
     name_buckets(&mut settings);

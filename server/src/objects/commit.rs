@@ -15,19 +15,19 @@ use crate::{
     node::Node,
     replication::{
         lane::LaneKind,
-        send::{Copied, NotCopied, Purpose, copy_to},
+        send::{Copied, NotCopied, Purpose, attempt_at},
     },
 };
 use afar_model::{
     coverage,
     hlc::Stamp,
-    id::RecordId,
+    id::{RecordId, UploadId},
     layout::NodeIndex,
     placement::{Geography, Partition},
     policy::{DegradedWrites, Durability},
     record::{Record, RecordKey, RecordKind, VersionEntry},
 };
-use afar_proto::convert;
+use afar_proto::{convert, v1};
 use afar_store::Owed;
 use bytes::Bytes;
 use std::{collections::BTreeSet, sync::Arc};
@@ -62,11 +62,13 @@ pub fn targets(node: &Node, bucket: &Bucket, partition: Partition, excluded: &BT
     let placement = bucket.placement.as_ref().map_err(|why| ObjectError::NotFar(why.to_string()))?;
     let usable = |candidate| !excluded.contains(&candidate) && node.can_store(candidate);
     let chosen = targets::choose(&bucket.policy, placement, &geography, partition, &usable);
-    let enough = match bucket.policy.degraded_writes {
-        DegradedWrites::Queue => chosen.level.is_some(),
-        DegradedWrites::Refuse => chosen.level >= Some(Durability::Far),
-    };
-    if enough { Ok(chosen) } else { Err(refusal(node, bucket, &geography, excluded)) }
+    let far = chosen.level >= Some(Durability::Far);
+    let may_queue = || chosen.nodes.iter().any(|n| coverage::may_queue(&bucket.policy, &node.layout, *n));
+    if far || (bucket.policy.degraded_writes == DegradedWrites::Queue && may_queue()) {
+        Ok(chosen)
+    } else {
+        Err(refusal(node, bucket, &geography, excluded))
+    }
 }
 
 /// Every site, why it is no help, and the distances between those that would be (product contract).
@@ -107,6 +109,8 @@ pub struct Commit<'a> {
     pub key: &'a str,
     /// For what: the record's body for a stamp.
     pub body: &'a (dyn Fn(Stamp) -> Bytes + Send + Sync),
+    /// The put that makes it (rule 5).
+    pub upload: UploadId,
     /// Nodes that already failed this put.
     pub excluded: BTreeSet<NodeIndex>,
 }
@@ -141,25 +145,30 @@ impl Commit<'_> {
         let mut anywhere = false;
         let mut last_failure = String::new();
         let mut known: Vec<NodeIndex> = Vec::new();
+        let mut superseded: Vec<(Stamp, RecordId, Vec<NodeIndex>)> = Vec::new();
         for _ in 0..limits::COMMIT_ROUNDS {
             let chosen =
                 targets(node, self.bucket, partition, &self.excluded).map_err(|error| self.after(anywhere, error, &last_failure))?;
             let record = Record::new(RecordKind::Version, self.bucket.id, (self.body)(stamp));
-            let mut round = self.send(node, &record, &chosen, known.clone()).await?;
+            let own: Vec<RecordId> = superseded.iter().map(|(_, id, _)| *id).chain([record.id()]).collect();
+            let mut round = self.send(node, &record, &chosen, known.clone(), &own).await?;
             anywhere |= !round.durable.is_empty();
             if let Some(existing) = round.existing.take() {
+                // Whoever had not heard of the earlier attempt has stored this one: it must not shadow what came between.
+                self.abandon(node, &[(stamp, record.id(), round.durable.clone())]).await;
                 return Ok(self.stands(existing, round.durable));
             }
             if round.newest > stamp {
                 // Somebody holds a newer version: make this one newer still.
                 node.observe(round.newest);
-                self.abandon(node, &chosen.nodes, stamp, &record);
+                superseded.push((stamp, record.id(), chosen.nodes.clone()));
                 stamp = node.tick().max(Stamp::from_u64(round.newest.as_u64().saturating_add(1)));
                 known.clear();
                 continue;
             }
             let reached = self.level(node, &round.durable);
             if reached >= Some(self.wanted(&chosen)) {
+                self.abandon(node, &superseded).await;
                 let owed = self.bucket.assigned(&node.layout, partition).into_iter().filter(|n| !round.durable.contains(n)).collect();
                 let level = reached.unwrap_or(Durability::Local);
                 return Ok(Committed {
@@ -196,57 +205,85 @@ impl Commit<'_> {
 
     /// Sends to every target at once, asks witnesses beside them, and returns as soon as the level is reached and the
     /// answers are complete; the rest goes on by itself.
-    async fn send(&mut self, node: &Arc<Node>, record: &Record, chosen: &Targets, known: Vec<NodeIndex>) -> Result<Round, ObjectError> {
+    async fn send(
+        &mut self,
+        node: &Arc<Node>,
+        record: &Record,
+        chosen: &Targets,
+        known: Vec<NodeIndex>,
+        own: &[RecordId],
+    ) -> Result<Round, ObjectError> {
         let partition = self.bucket.version_partition(self.key);
         let assigned = self.bucket.assigned(&node.layout, partition);
         let mut tasks: JoinSet<(NodeIndex, Answer)> = JoinSet::new();
         for target in chosen.nodes.iter().copied().filter(|target| !known.contains(target)) {
-            let (sender, record) = (Arc::clone(node), record.clone());
+            let (sender, record, own) = (Arc::clone(node), record.clone(), own.to_vec());
             let purpose = if assigned.contains(&target) { Purpose::Client } else { Purpose::Hint };
             tasks.spawn(async move {
-                let copied = copy_to(&sender, target, std::slice::from_ref(&record), purpose, LaneKind::Small).await;
+                let copied = attempt_at(&sender, target, std::slice::from_ref(&record), purpose, LaneKind::Small, &own).await;
                 let copied = copied.map(|mut copied| copied.pop());
-                if matches!(copied, Ok(Some(_))) {
+                if matches!(&copied, Ok(Some(copied)) if copied.durable) {
                     sender.ledger.acknowledged(target, purpose == Purpose::Client, [record.key()]);
                 }
                 (target, Answer::Copied(copied))
             });
         }
         let queued = self.wanted(chosen) == Durability::Local;
-        for witness in self.witnesses(node, &chosen.nodes).into_iter().filter(|_| !queued) {
-            let (asker, bucket, key) = (Arc::clone(node), self.bucket.id, self.key.to_owned());
-            tasks.spawn(async move { (witness, Answer::Witnessed(versions::ask(&asker, witness, &bucket, &key).await)) });
+        let eligible = self.bucket.eligible(&node.layout);
+        let mut asked: BTreeSet<NodeIndex> = chosen.nodes.iter().copied().collect();
+        if !queued {
+            for witness in self.witnesses(node, &chosen.nodes) {
+                asked.insert(witness);
+                self.ask(node, witness, &mut tasks);
+            }
         }
         let mut round = Round { durable: known.clone(), deduplicated: true, ..Round::default() };
         let mut answered = known;
-        let eligible = self.bucket.eligible(&node.layout);
-        while let Some(joined) = tasks.join_next().await {
-            let Ok((from, answer)) = joined else { continue };
-            self.take(from, answer, &mut round, &mut answered);
+        loop {
             let complete = queued || coverage::covers(&self.bucket.policy, &node.layout, &eligible, &answered);
-            if complete && self.level(node, &round.durable) >= Some(self.wanted(chosen)) {
+            let durable = self.level(node, &round.durable) >= Some(self.wanted(chosen));
+            if complete && durable {
                 // The copies beyond the level go on in the background; what fails is found by anti-entropy.
                 tasks.detach_all();
                 return Ok(round);
             }
+            match tasks.join_next().await {
+                Some(Ok((from, answer))) => self.take(from, answer, &mut round, &mut answered, own),
+                Some(Err(_)) => {}
+                None if complete || !durable => return Ok(round),
+                None => {
+                    // Somebody failed whose answer was counted on: ask whoever else can answer.
+                    let others: Vec<NodeIndex> = eligible.iter().copied().filter(|n| !asked.contains(n) && node.answers(*n)).collect();
+                    if others.is_empty() {
+                        let silent: Vec<&str> =
+                            eligible.iter().filter(|n| !answered.contains(n)).map(|n| node.layout.node_name(*n)).collect();
+                        let why = format!("too few nodes answer to know whether a newer version exists (silent: {})", silent.join(", "));
+                        return Err(ObjectError::maybe(why));
+                    }
+                    for witness in others {
+                        asked.insert(witness);
+                        self.ask(node, witness, &mut tasks);
+                    }
+                }
+            }
         }
-        let complete = queued || coverage::covers(&self.bucket.policy, &node.layout, &eligible, &answered);
-        if !complete && self.level(node, &round.durable) >= Some(self.wanted(chosen)) {
-            let silent: Vec<&str> = eligible.iter().filter(|n| !answered.contains(n)).map(|n| node.layout.node_name(*n)).collect();
-            let why = format!("too few nodes answer to know whether a newer version exists (silent: {})", silent.join(", "));
-            return Err(ObjectError::maybe(why));
-        }
-        Ok(round)
     }
 
-    fn take(&mut self, from: NodeIndex, answer: Answer, round: &mut Round, answered: &mut Vec<NodeIndex>) {
+    fn ask(&self, node: &Arc<Node>, witness: NodeIndex, tasks: &mut JoinSet<(NodeIndex, Answer)>) {
+        let (asker, bucket, key) = (Arc::clone(node), self.bucket.id, self.key.to_owned());
+        tasks.spawn(async move { (witness, Answer::Witnessed(versions::ask(&asker, witness, &bucket, &key).await)) });
+    }
+
+    fn take(&mut self, from: NodeIndex, answer: Answer, round: &mut Round, answered: &mut Vec<NodeIndex>, own: &[RecordId]) {
         match answer {
             Answer::Copied(Ok(Some(copied))) => {
                 answered.push(from);
-                round.durable.push(from);
+                if copied.durable {
+                    round.durable.push(from);
+                }
                 round.newest = round.newest.max(copied.newest_stamp);
                 round.deduplicated &= copied.deduplicated;
-                round.existing = round.existing.take().or(copied.same_upload);
+                round.existing = round.existing.take().or(copied.same_upload.filter(|entry| !own.contains(&entry.id)));
             }
             Answer::Copied(Ok(None)) => {
                 self.excluded.insert(from);
@@ -258,6 +295,8 @@ impl Commit<'_> {
             Answer::Witnessed(Some(entries)) => {
                 answered.push(from);
                 round.newest = round.newest.max(entries.first().map(|entry| entry.stamp).unwrap_or_default());
+                let earlier = entries.into_iter().find(|entry| entry.upload == self.upload && !own.contains(&entry.id));
+                round.existing = round.existing.take().or(earlier);
             }
             Answer::Witnessed(None) => {}
         }
@@ -273,12 +312,14 @@ impl Commit<'_> {
         enough.into_iter().filter(|n| !targets.contains(n)).collect()
     }
 
-    fn abandon(&self, node: &Arc<Node>, nodes: &[NodeIndex], stamp: Stamp, record: &Record) {
-        let version = convert::version_ref(&self.bucket.id, self.key, stamp, &record.id());
-        for target in nodes {
-            match node.lanes.to(*target, LaneKind::Small) {
-                Some(lane) => lane.abandon(version.clone()),
-                None => node.discard(record.key()),
+    /// Makes stamps forgotten that this put has replaced or that must not stand beside an earlier attempt.
+    async fn abandon(&self, node: &Arc<Node>, stamps: &[(Stamp, RecordId, Vec<NodeIndex>)]) {
+        for (stamp, id, nodes) in stamps {
+            for target in nodes {
+                match node.lanes.to(*target, LaneKind::Small) {
+                    Some(lane) => lane.abandon(convert::version_ref(&self.bucket.id, self.key, *stamp, id)).await,
+                    None => node.discard(RecordKey { bucket: self.bucket.id, id: *id }, self.key).await,
+                }
             }
         }
     }
@@ -313,12 +354,17 @@ fn join(failures: &[NotCopied]) -> String {
     failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// Tells everybody who holds the version that it is at its level; not awaited, for the next reader finds out by itself.
-pub fn settle(node: &Arc<Node>, bucket: &Bucket, key: &str, stamp: Stamp, id: RecordId) {
+/// Tells everybody who holds the version that it is at its level, and who holds all of it; not awaited, for the next
+/// reader finds out by itself.
+pub fn settle(node: &Arc<Node>, bucket: &Bucket, key: &str, (stamp, id): (Stamp, RecordId), holders: &[NodeIndex]) {
+    node.note_holders(RecordKey { bucket: bucket.id, id }, key, holders);
     node.store.settle(vec![(bucket.id, key.to_owned(), stamp, id)]);
-    let version = convert::version_ref(&bucket.id, key, stamp, &id);
+    let settled = v1::Settled {
+        version: Some(convert::version_ref(&bucket.id, key, stamp, &id)),
+        holders: holders.iter().map(|n| node.layout.node_name(*n).to_owned()).collect(),
+    };
     for peer in bucket.eligible(&node.layout).into_iter().filter(|n| *n != node.me && node.peers.usable(*n)) {
-        node.settlements.push(peer, version.clone());
+        node.settlements.push(peer, settled.clone());
     }
 }
 

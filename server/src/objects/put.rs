@@ -56,6 +56,8 @@ pub struct Intent {
     pub metadata: BTreeMap<String, String>,
     /// Length in bytes, if announced.
     pub size: Option<u64>,
+    /// An earlier attempt may have reached a node.
+    pub retry: bool,
 }
 
 /// What a piece of the content is.
@@ -230,10 +232,8 @@ impl Put {
         let key = RecordKey { bucket: self.bucket.id, id: chunk.id };
         let partition = Partition::of_record(&chunk.id, self.node.layout.partitions());
         let chosen = commit::targets(&self.node, &self.bucket, partition, &self.failed)?;
-        let proofs =
-            futures_util::future::join_all(chosen.nodes.iter().map(|n| fetch::prove_at(&self.node, *n, std::slice::from_ref(&key))));
-        let proved = |held: &Option<Vec<bool>>| held.as_ref().and_then(|held| held.first()).copied().unwrap_or(false);
-        let proved = chosen.nodes.iter().zip(proofs.await).filter(|(_, held)| proved(held)).map(|(n, _)| *n).collect();
+        let proved = fetch::prove_all(&self.node, &chosen.nodes, std::slice::from_ref(&key)).await;
+        let proved = proved.into_iter().flat_map(|proved| proved.holders).collect();
         let record = fetch::read_anywhere(&self.node, key, partition, &[]).await;
         let record = record.map_err(|_| ObjectError::unavailable(format!("chunk {} is not here any more: send it again", chunk.id)))?;
         if record.body().len() != chunk.length as usize || record.kind() != RecordKind::Chunk {
@@ -393,6 +393,12 @@ impl Put {
                 self.size
             )));
         }
+        if self.intent.retry {
+            let listed = versions::overlapping(&self.node, &self.bucket, &self.intent.key).await?;
+            if let Some(earlier) = listed.into_iter().find(|listed| listed.entry.upload == self.intent.upload) {
+                return already(&self.node, &self.bucket, &self.intent.key, earlier.entry, object).await;
+            }
+        }
         match whole {
             Some(data) if data.len() > INLINE_BYTES_MAX => self.finish_single(object, data).await,
             Some(data) => self.finish_inline(object, data).await,
@@ -419,7 +425,8 @@ impl Put {
             tokio::join!(spread(&self.node, &self.bucket, &record, self.lane(), &self.failed), self.commit_version(object, data, &[]));
         let (committed, (nodes, deduplicated)) = (committed?, stored?);
         let deduplicated = if deduplicated { u64::from(chunk.length) } else { 0 };
-        self.acknowledge(object, committed, vec![nodes], deduplicated).await
+        let group = Group { nodes, records: vec![(chunk.id, RecordKind::Chunk, chunk.length)] };
+        self.acknowledge(object, committed, vec![group], deduplicated).await
     }
 
     async fn finish_chunked(mut self, object: ObjectId) -> Result<Receipt, ObjectError> {
@@ -435,13 +442,14 @@ impl Put {
         let excluded = self.failed.clone();
         let key = self.intent.key.clone();
         let body = move |stamp| Version { stamp, ..description.clone() }.encode(&[]);
-        let commit = Commit { bucket: &bucket, key: &key, body: &body, excluded };
+        let commit = Commit { bucket: &bucket, key: &key, body: &body, upload: self.intent.upload, excluded };
         let stored = async {
-            let mut nodes = Vec::new();
+            let mut groups = Vec::new();
             for manifest in manifests.iter().flatten() {
-                nodes.push(spread(&node, &bucket, manifest, lane, &failed).await?.0);
+                let (nodes, _) = spread(&node, &bucket, manifest, lane, &failed).await?;
+                groups.push(Group { nodes, records: vec![(manifest.id(), RecordKind::Manifest, manifest.body().len() as u32)] });
             }
-            Ok::<_, ObjectError>(nodes)
+            Ok::<_, ObjectError>(groups)
         };
         let ((), manifests, committed) = tokio::join!(self.sync_all(), stored, commit.run(&node));
         let (committed, mut groups) = (committed?, manifests?);
@@ -455,24 +463,26 @@ impl Put {
         (self.chunks.len() > DIRECT_CHUNKS_MAX).then(|| self.chunks.chunks(MANIFEST_CHUNKS_MAX).map(record).collect())
     }
 
-    /// Every chunk is at its level, or is brought there now from a copy that is durable. Answers the distinct sets of nodes.
-    async fn settle_chunks(&mut self) -> Result<Vec<Vec<NodeIndex>>, ObjectError> {
+    /// Every chunk is at its level, or is brought there now from a copy that is durable. Answers who holds which.
+    async fn settle_chunks(&mut self) -> Result<Vec<Group>, ObjectError> {
         let mut levels: BTreeMap<u64, Option<Durability>> = BTreeMap::new();
-        let mut groups = BTreeSet::new();
+        let mut groups: BTreeMap<Vec<NodeIndex>, Vec<Name>> = BTreeMap::new();
         for index in 0..self.chunks.len() {
             let (Some(chunk), Some(placed)) = (self.chunks.get(index).copied(), self.placed.get(index).copied()) else { break };
+            let name = (chunk.id, RecordKind::Chunk, chunk.length);
             let partition = Partition::of_record(&chunk.id, self.node.layout.partitions());
             let level = *levels.entry(placed).or_insert_with(|| reached(&self.node, &self.bucket, &self.nodes(placed)));
-            if level >= Some(self.wanted(partition)?) {
-                groups.insert(self.nodes(placed));
+            if level >= Some(self.bucket.policy.level) || level >= Some(self.wanted(partition)?) {
+                groups.entry(self.nodes(placed)).or_default().push(name);
                 continue;
             }
             let key = RecordKey { bucket: self.bucket.id, id: chunk.id };
             let record = fetch::read_anywhere(&self.node, key, partition, &self.nodes(placed)).await;
             let record = record.map_err(|error| ObjectError::maybe(format!("a chunk is not far away yet: {error}")))?;
-            groups.insert(spread(&self.node, &self.bucket, &record, self.lane(), &self.failed).await?.0);
+            let (nodes, _) = spread(&self.node, &self.bucket, &record, self.lane(), &self.failed).await?;
+            groups.entry(nodes).or_default().push(name);
         }
-        Ok(groups.into_iter().collect())
+        Ok(groups.into_iter().map(|(nodes, records)| Group { nodes, records }).collect())
     }
 
     fn wanted(&self, partition: Partition) -> Result<Durability, ObjectError> {
@@ -499,7 +509,8 @@ impl Put {
     async fn commit_version(&self, object: ObjectId, data: Data, inline: &[u8]) -> Result<Committed, ObjectError> {
         let description = self.description(object, data);
         let body = move |stamp| Version { stamp, ..description.clone() }.encode(inline);
-        let commit = Commit { bucket: &self.bucket, key: &self.intent.key, body: &body, excluded: self.failed.clone() };
+        let commit =
+            Commit { bucket: &self.bucket, key: &self.intent.key, body: &body, upload: self.intent.upload, excluded: self.failed.clone() };
         commit.run(&self.node).await
     }
 
@@ -507,15 +518,15 @@ impl Put {
         self,
         object: ObjectId,
         committed: Committed,
-        groups: Vec<Vec<NodeIndex>>,
+        mut groups: Vec<Group>,
         deduplicated: u64,
     ) -> Result<Receipt, ObjectError> {
         if let Some(existing) = committed.existing {
             return already(&self.node, &self.bucket, &self.intent.key, existing, object).await;
         }
-        let level = groups.iter().map(|nodes| reached(&self.node, &self.bucket, nodes)).min().flatten();
+        let level = groups.iter().map(|group| reached(&self.node, &self.bucket, &group.nodes)).min().flatten();
         let durability = level.map_or(committed.level, |level| level.min(committed.level));
-        let missing = owed(&self.node, &self.bucket, &self.chunks, &self.intent.key, &committed);
+        let missing = owed(&self.node, &self.bucket, &groups, &committed);
         if durability == Durability::Local {
             // A promise to make it far must survive a restart before it is made.
             self.node.store.owe(missing).await.map_err(|error| ObjectError::maybe(error.to_string()))?;
@@ -527,16 +538,28 @@ impl Put {
                 }
             });
         }
-        commit::settle(&self.node, &self.bucket, &self.intent.key, committed.stamp, committed.id);
-        let holders = common(&committed.nodes, &groups);
-        Ok(receipt(&self.node, &self.bucket, &self.intent.key, committed.id, Some((object, self.size)), durability, &holders, deduplicated))
+        groups.push(Group { nodes: committed.nodes.clone(), records: Vec::new() });
+        let holders = common(&groups);
+        commit::settle(&self.node, &self.bucket, &self.intent.key, (committed.stamp, committed.id), &holders);
+        let counted = if holders.len() < 2 { committed.nodes } else { holders };
+        Ok(receipt(&self.node, &self.bucket, &self.intent.key, committed.id, Some((object, self.size)), durability, &counted, deduplicated))
     }
 }
 
-/// Nodes that hold everything; if none holds all, those of the version.
-fn common(version: &[NodeIndex], groups: &[Vec<NodeIndex>]) -> Vec<NodeIndex> {
-    let all: Vec<NodeIndex> = version.iter().copied().filter(|n| groups.iter().all(|group| group.contains(n))).collect();
-    if all.len() < 2 { version.to_vec() } else { all }
+/// A record's id, kind and length.
+type Name = (RecordId, RecordKind, u32);
+
+/// Records that the same nodes hold.
+#[derive(Debug)]
+struct Group {
+    nodes: Vec<NodeIndex>,
+    records: Vec<Name>,
+}
+
+/// Nodes that hold everything.
+fn common(groups: &[Group]) -> Vec<NodeIndex> {
+    let Some((first, rest)) = groups.split_first() else { return Vec::new() };
+    first.nodes.iter().copied().filter(|n| rest.iter().all(|group| group.nodes.contains(n))).collect()
 }
 
 /// A receipt for a version that these nodes hold.
@@ -643,28 +666,23 @@ pub async fn spread(
     Err(ObjectError::unavailable("a chunk could not be brought far away"))
 }
 
-/// Assigned nodes that lack something of this put, and what.
-fn owed(node: &Node, bucket: &Bucket, chunks: &[ChunkRef], key: &str, committed: &Committed) -> Vec<afar_store::Owed> {
-    if committed.owed.is_empty() {
-        return Vec::new();
-    }
+/// What assigned nodes lack of this put.
+fn owed(node: &Node, bucket: &Bucket, groups: &[Group], committed: &Committed) -> Vec<afar_store::Owed> {
     let version = (RecordKey { bucket: bucket.id, id: committed.id }, RecordKind::Version, 0);
-    let absent: Vec<NodeIndex> = committed.owed.iter().copied().filter(|n| !node.can_store(*n)).collect();
     let mut debts = commit::debts(node, &committed.owed, &[version]);
-    let mut by_chunk = Vec::new();
-    for chunk in chunks {
-        let partition = Partition::of_record(&chunk.id, node.layout.partitions());
-        let lacking: Vec<NodeIndex> = bucket.assigned(&node.layout, partition).into_iter().filter(|n| absent.contains(n)).collect();
-        let name = (RecordKey { bucket: bucket.id, id: chunk.id }, RecordKind::Chunk, chunk.length);
-        by_chunk.extend(commit::debts(node, &lacking, &[name]));
+    for group in groups {
+        for (id, kind, length) in &group.records {
+            let partition = Partition::of_record(id, node.layout.partitions());
+            let lacking: Vec<NodeIndex> =
+                bucket.assigned(&node.layout, partition).into_iter().filter(|n| !group.nodes.contains(n)).collect();
+            debts.extend(commit::debts(node, &lacking, &[(RecordKey { bucket: bucket.id, id: *id }, *kind, *length)]));
+        }
     }
-    debts.extend(by_chunk);
     for debt in &debts {
         if let Some(to) = node.layout.node_named(&debt.to) {
             node.ledger.lacks(to, [debt.key]);
         }
     }
-    tracing::debug!(key, debts = debts.len(), "owed");
     debts
 }
 
@@ -676,7 +694,14 @@ async fn write(node: &Arc<Node>, to: NodeIndex, record: &Record, purpose: Purpos
         };
     }
     let Some(lane) = node.lanes.to(to, lane) else { return At::Failed("no such peer".into()) };
-    match lane.store(vec![v1::Record::from(record)], false, purpose.name(), node.layout.version()).await {
+    let request = v1::StoreRecords {
+        records: vec![v1::Record::from(record)],
+        sync: false,
+        class: purpose.name().to_owned(),
+        layout_version: node.layout.version(),
+        supersedes: Vec::new(),
+    };
+    match lane.store(request).await {
         Ok(stored) if stored.records.iter().all(|stored| &stored.id[..] == record.id().as_bytes()) => At::There(stored),
         Ok(_) => At::Failed("the peer hashed other bytes than were sent".into()),
         Err(error) => At::Failed(error.to_string()),

@@ -14,7 +14,7 @@ use afar_model::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -207,14 +207,12 @@ pub async fn holders(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &List
     {
         keys.extend(pieces.into_iter().map(|(key, _, _)| key));
     }
-    let whom: Vec<NodeIndex> = bucket.eligible(&node.layout).into_iter().filter(|n| node.answers(*n)).collect();
-    let mut holds: BTreeMap<NodeIndex, bool> = whom.iter().map(|n| (*n, true)).collect();
+    let whom: Vec<NodeIndex> = bucket.eligible(&node.layout).into_iter().filter(|n| *n == node.me || node.peers.usable(*n)).collect();
+    let mut holders = whom.clone();
     for batch in keys.chunks(limits::PROVE_BATCH) {
-        let answers = futures_util::future::join_all(whom.iter().map(|n| fetch::prove_at(node, *n, batch))).await;
-        for (n, answer) in whom.iter().zip(answers) {
-            let all = answer.is_some_and(|held| held.iter().all(|held| *held));
-            holds.entry(*n).and_modify(|holds| *holds &= all);
+        for proved in fetch::prove_all(node, &whom, batch).await {
+            holders.retain(|n| proved.holders.contains(n));
         }
     }
-    holds.into_iter().filter(|(_, holds)| *holds).map(|(n, _)| n).collect()
+    holders
 }

@@ -1,18 +1,19 @@
 //! Removing and copying. Neither destroys anything: a removal is a version that says that the key holds nothing, and it
 //! is acknowledged like any other write.
 use super::{
+    buckets::Bucket,
     commit::{self, Commit},
     error::ObjectError,
     put::{self, Intent, Piece, Put, Receipt},
     read::{self, Wanted},
-    versions,
+    versions::{self, Listed},
 };
 use crate::{cluster::keyring::Caller, node::Node};
 use afar_model::{
     hlc::Stamp,
     id::{ObjectId, UploadId},
     policy::Durability,
-    record::{Content, Right, Version},
+    record::{Content, RecordKey, RecordKind, Right, Version},
 };
 use futures_util::StreamExt as _;
 use std::{
@@ -30,9 +31,13 @@ pub async fn remove(node: &Arc<Node>, caller: &Caller, bucket: &str, key: &str, 
     if !caller.may(Right::Delete, &bucket.id) {
         return Err(ObjectError::Forbidden("delete in this bucket"));
     }
-    let current = versions::current(node, &bucket, key).await?;
-    let standing = current.filter(|current| current.entry.object.is_some() || current.entry.upload == upload);
-    if standing.is_none() {
+    let listed = versions::overlapping(node, &bucket, key).await?;
+    if let Some(earlier) = listed.iter().find(|listed| listed.entry.upload == upload && listed.entry.object.is_none()) {
+        // Rule 5: an earlier attempt of this very removal.
+        return stands(node, &bucket, key, earlier.clone()).await;
+    }
+    let current = versions::first_standing(node, &bucket, key, listed).await?;
+    if current.is_none_or(|current| current.entry.object.is_none()) {
         return Err(ObjectError::NoSuchObject { bucket: bucket.name.clone(), key: key.to_owned() });
     }
     let marker = Version {
@@ -44,16 +49,26 @@ pub async fn remove(node: &Arc<Node>, caller: &Caller, bucket: &str, key: &str, 
         metadata: BTreeMap::new(),
     };
     let body = move |stamp| Version { stamp, ..marker.clone() }.encode(&[]);
-    let committed = Commit { bucket: &bucket, key, body: &body, excluded: BTreeSet::new() }.run(node).await?;
-    if committed.existing.is_none() {
-        if committed.level == Durability::Local {
-            let name = (afar_model::record::RecordKey { bucket: bucket.id, id: committed.id }, afar_model::record::RecordKind::Version, 0);
-            let debts = commit::debts(node, &committed.owed, &[name]);
-            node.store.owe(debts).await.map_err(|error| ObjectError::maybe(error.to_string()))?;
-        }
-        commit::settle(node, &bucket, key, committed.stamp, committed.id);
+    let committed = Commit { bucket: &bucket, key, body: &body, upload, excluded: BTreeSet::new() }.run(node).await?;
+    if let Some(entry) = committed.existing {
+        return stands(node, &bucket, key, Listed { entry, holders: committed.nodes }).await;
     }
+    if committed.level == Durability::Local {
+        let name = (RecordKey { bucket: bucket.id, id: committed.id }, RecordKind::Version, 0);
+        let debts = commit::debts(node, &committed.owed, &[name]);
+        node.store.owe(debts).await.map_err(|error| ObjectError::maybe(error.to_string()))?;
+    }
+    commit::settle(node, &bucket, key, (committed.stamp, committed.id), &committed.nodes);
     Ok(put::receipt(node, &bucket, key, committed.id, None, committed.level, &committed.nodes, 0))
+}
+
+async fn stands(node: &Arc<Node>, bucket: &Bucket, key: &str, earlier: Listed) -> Result<Receipt, ObjectError> {
+    if !earlier.entry.settled && versions::complete(node, bucket, key, &earlier).await? != versions::Standing::Settled {
+        return Err(ObjectError::maybe("an earlier attempt of this removal is not far away yet"));
+    }
+    let holders = read::holders(node, bucket, key, &earlier).await;
+    let level = put::reached(node, bucket, &holders).unwrap_or(Durability::Local);
+    Ok(put::receipt(node, bucket, key, earlier.entry.id, None, level, &holders, 0))
 }
 
 /// Copies an object: read here and put again, so that a copy is verified and acknowledged like any put. Content that the
@@ -71,7 +86,7 @@ pub async fn copy(
 ) -> Result<Receipt, ObjectError> {
     let found = read::find(node, caller, &from.0, from.1).await?;
     let metadata = metadata.unwrap_or_else(|| found.decoded.version.metadata.clone());
-    let intent = Intent { bucket: to.0, key: to.1, upload, metadata, size: Some(found.size) };
+    let intent = Intent { bucket: to.0, key: to.1, upload, metadata, size: Some(found.size), retry: true };
     let mut put = Put::begin(node, caller, intent).await?;
     let mut bites = Box::pin(read::bytes(node, &found, 0, None)?);
     while let Some(bite) = bites.next().await {

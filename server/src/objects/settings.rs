@@ -54,6 +54,14 @@ pub async fn remove_bucket(node: &Arc<Node>, caller: &Caller, name: &str) -> Res
     if !list::is_empty(node, &bucket).await? {
         return Err(ObjectError::Conflict(format!("bucket {name:?} is not empty: remove its objects first")));
     }
+    // Closed first, so that nothing can be acknowledged between the last look and the end.
+    write(node, &Setting::BucketClosed { bucket: bucket.id, stamp: node.tick() }, true).await?;
+    let empty = list::is_empty(node, &bucket).await;
+    if !matches!(empty, Ok(true)) {
+        write(node, &Setting::BucketOpened { bucket: bucket.id, stamp: node.tick() }, true).await?;
+        empty?;
+        return Err(ObjectError::Conflict(format!("bucket {name:?} is not empty: something was put while it was being removed")));
+    }
     write(node, &Setting::BucketRemoved { bucket: bucket.id, stamp: node.tick() }, true).await.map(|_| ())
 }
 

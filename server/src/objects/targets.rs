@@ -28,7 +28,7 @@ pub fn choose(
     let layout = geography.layout;
     let assigned = placement.assigned(policy, layout, partition);
     let (mut nodes, owed): (Vec<NodeIndex>, Vec<NodeIndex>) = assigned.iter().partition(|node| usable(**node));
-    if !owed.is_empty() && reached(policy, geography, &nodes) < Some(Durability::Far) {
+    if !owed.is_empty() && reached(policy, geography, &nodes) < Some(policy.level) {
         let spares: Vec<NodeIndex> = placement.fallback(policy, layout, partition).into_iter().filter(|node| usable(*node)).collect();
         nodes = stand_in(policy, geography, nodes, &spares);
     }
@@ -46,11 +46,11 @@ pub fn reached(policy: &Policy, geography: &Geography<'_>, nodes: &[NodeIndex]) 
 fn stand_in(policy: &Policy, geography: &Geography<'_>, nodes: Vec<NodeIndex>, spares: &[NodeIndex]) -> Vec<NodeIndex> {
     let mut chosen = nodes.clone();
     for spare in spares {
-        if reached(policy, geography, &chosen) >= Some(Durability::Far) {
+        if reached(policy, geography, &chosen) >= Some(policy.level) {
             return chosen;
         }
         let with: Vec<NodeIndex> = chosen.iter().copied().chain([*spare]).collect();
-        if group(policy, geography, &with) > group(policy, geography, &chosen) {
+        if worth(policy, geography, &with) > worth(policy, geography, &chosen) {
             chosen = with;
         }
     }
@@ -63,8 +63,11 @@ fn stand_in(policy: &Policy, geography: &Geography<'_>, nodes: Vec<NodeIndex>, s
     if reached(policy, geography, &far) >= Some(Durability::Far) { far } else { nodes }
 }
 
-fn group(policy: &Policy, geography: &Geography<'_>, nodes: &[NodeIndex]) -> usize {
-    geography.farthest_group(policy, &sites_of(geography.layout, nodes.iter().copied()), usize::from(policy.far_copies)).len()
+/// What a set of nodes is worth: first how many are pairwise far, then how many copies the policy lets count.
+fn worth(policy: &Policy, geography: &Geography<'_>, nodes: &[NodeIndex]) -> (usize, usize) {
+    let sites = sites_of(geography.layout, nodes.iter().copied());
+    let group = geography.farthest_group(policy, &sites, usize::from(policy.far_copies)).len();
+    (group, sites.len().min(usize::from(policy.copies)))
 }
 
 fn first_at(layout: &Layout, nodes: &[NodeIndex], site: afar_model::layout::SiteIndex) -> Option<NodeIndex> {

@@ -24,7 +24,6 @@ use afar_model::{
     id::{BucketId, RecordId},
     layout::NodeIndex,
     placement::{Geography, Partition},
-    policy::Durability,
     record::{Content, Data, DecodedVersion, Manifest, RecordKey, RecordKind, Version, VersionEntry},
 };
 use afar_proto::{convert, v1};
@@ -45,11 +44,7 @@ pub struct Listed {
 /// The versions of one key as one node's views have them; `None` if it does not answer or does not count.
 pub async fn ask(node: &Arc<Node>, whom: NodeIndex, bucket: &BucketId, key: &str) -> Option<Vec<VersionEntry>> {
     if whom == node.me {
-        return node
-            .store
-            .versions(bucket, key, limits::VERSIONS_PER_KEY)
-            .ok()
-            .filter(|_| !node.is_catching_up() && !node.is_damaged(bucket, key));
+        return node.store.versions(bucket, key, limits::VERSIONS_PER_KEY).ok().filter(|_| !node.is_catching_up());
     }
     let mut client = fetch::peer(node, whom, ChannelKind::Control)?;
     let request =
@@ -163,15 +158,16 @@ pub async fn complete(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &Lis
         Err(FetchError::Nowhere { key, .. }) => return disproof(node, bucket, key).await,
     }
     let mut far = true;
+    let mut holders: Vec<NodeIndex> = node.layout.node_indexes().collect();
     for batch in keys.chunks(limits::PROVE_BATCH) {
-        match bring_to_level(node, bucket, batch).await? {
+        match bring_to_level(node, bucket, batch, &mut holders).await? {
             Standing::Settled => {}
             Standing::MayBeAcknowledged => far = false,
             Standing::Disproved => return Ok(Standing::Disproved),
         }
     }
     if far {
-        commit::settle(node, bucket, key, listed.entry.stamp, listed.entry.id);
+        commit::settle(node, bucket, key, listed.entry.order(), &holders);
         Ok(Standing::Settled)
     } else {
         Ok(Standing::MayBeAcknowledged)
@@ -181,64 +177,75 @@ pub async fn complete(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &Lis
 /// A record is nowhere to be read: is it nowhere at all?
 async fn disproof(node: &Arc<Node>, bucket: &Bucket, key: RecordKey) -> Result<Standing, ObjectError> {
     let partition = Partition::of_record(&key.id, node.layout.partitions());
-    match bring_to_level(node, bucket, &[(key, RecordKind::Chunk, partition)]).await? {
+    match bring_to_level(node, bucket, &[(key, RecordKind::Chunk, partition)], &mut Vec::new()).await? {
         Standing::Disproved => Ok(Standing::Disproved),
         _ => Err(ObjectError::unavailable(format!("{key:?} is held but could not be read just now; retry"))),
     }
 }
 
-/// A record that nobody who answered holds disproves its version only if the answers overlap whoever could have
-/// acknowledged it.
-fn nobody_holds(node: &Node, bucket: &Bucket, answered: &[NodeIndex]) -> Result<Standing, ObjectError> {
-    if coverage::covers(&bucket.policy, &node.layout, &bucket.eligible(&node.layout), answered) {
+/// A record disproves its version only if those who certainly do not hold it overlap whoever could have acknowledged it.
+fn nobody_holds(node: &Node, bucket: &Bucket, absent: &[NodeIndex]) -> Result<Standing, ObjectError> {
+    if coverage::covers(&bucket.policy, &node.layout, &bucket.eligible(&node.layout), absent) {
         Ok(Standing::Disproved)
     } else {
         Err(ObjectError::unavailable("too few nodes answer to know whether the newest version was acknowledged"))
     }
 }
 
-/// Asks everybody who may hold these records, and copies what is at too few places.
-async fn bring_to_level(node: &Arc<Node>, bucket: &Bucket, keys: &[(RecordKey, RecordKind, Partition)]) -> Result<Standing, ObjectError> {
+/// Asks everybody who may hold these records, and copies what is at too few places. Answers who holds all of them.
+async fn bring_to_level(
+    node: &Arc<Node>,
+    bucket: &Bucket,
+    keys: &[(RecordKey, RecordKind, Partition)],
+    holders: &mut Vec<NodeIndex>,
+) -> Result<Standing, ObjectError> {
     let names: Vec<RecordKey> = keys.iter().map(|(key, _, _)| *key).collect();
-    let whom: Vec<NodeIndex> = bucket.eligible(&node.layout).into_iter().filter(|n| node.answers(*n)).collect();
-    let answers = futures_util::future::join_all(whom.iter().map(|n| fetch::prove_at(node, *n, &names))).await;
-    let holds = |index: usize| -> Vec<NodeIndex> {
-        let held = |answer: &Option<Vec<bool>>| answer.as_ref().and_then(|held| held.get(index)).copied().unwrap_or(false);
-        whom.iter().zip(&answers).filter(|(_, answer)| held(answer)).map(|(n, _)| *n).collect()
-    };
+    let whom: Vec<NodeIndex> = bucket.eligible(&node.layout).into_iter().filter(|n| *n == node.me || node.peers.usable(*n)).collect();
+    let proved = fetch::prove_all(node, &whom, &names).await;
     let mut standing = Standing::Settled;
-    for (index, (key, _, partition)) in keys.iter().enumerate() {
-        let holders = holds(index);
-        if holders.is_empty() {
-            let answered: Vec<NodeIndex> = whom.iter().zip(&answers).filter(|(_, answer)| answer.is_some()).map(|(n, _)| *n).collect();
-            return nobody_holds(node, bucket, &answered);
+    for ((key, _, partition), proved) in keys.iter().zip(proved) {
+        if proved.holders.is_empty() {
+            return nobody_holds(node, bucket, &proved.absent);
         }
-        if !spread(node, bucket, *key, *partition, &holders).await {
+        let spread = spread(node, bucket, *key, *partition, proved.holders).await;
+        if !spread.1 {
             standing = Standing::MayBeAcknowledged;
         }
+        holders.retain(|n| spread.0.contains(n));
     }
     Ok(standing)
 }
 
-/// Copies a record from its holders to where it is assigned until it is far; says whether it is.
-async fn spread(node: &Arc<Node>, bucket: &Bucket, key: RecordKey, partition: Partition, holders: &[NodeIndex]) -> bool {
+/// Copies a record from its holders to where it is assigned until it is at its bucket's level. Answers who holds it, and
+/// whether it is.
+async fn spread(
+    node: &Arc<Node>,
+    bucket: &Bucket,
+    key: RecordKey,
+    partition: Partition,
+    holders: Vec<NodeIndex>,
+) -> (Vec<NodeIndex>, bool) {
     let reached = |nodes: &[NodeIndex]| {
         let refuted = node.peers.refuted();
-        targets::reached(&bucket.policy, &Geography { layout: &node.layout, refuted: &refuted }, nodes)
+        targets::reached(&bucket.policy, &Geography { layout: &node.layout, refuted: &refuted }, nodes) >= Some(bucket.policy.level)
     };
-    let mut nodes = holders.to_vec();
-    if reached(&nodes) >= Some(Durability::Far) {
-        return true;
+    if reached(&holders) {
+        return (holders, true);
     }
-    let Ok(record) = fetch::read_anywhere(node, key, partition, holders).await else { return false };
-    let Ok(chosen) = commit::targets(node, bucket, partition, &BTreeSet::new()) else { return false };
-    for target in chosen.nodes.into_iter().filter(|target| !holders.contains(target)) {
+    let Ok(record) = fetch::read_anywhere(node, key, partition, &holders).await else { return (holders, false) };
+    let Ok(chosen) = commit::targets(node, bucket, partition, &BTreeSet::new()) else { return (holders, false) };
+    let mut nodes = holders;
+    for target in chosen.nodes {
+        if nodes.contains(&target) {
+            continue;
+        }
         match copy_to(node, target, std::slice::from_ref(&record), Purpose::Repair, LaneKind::Bulk(0)).await {
             Ok(_) => nodes.push(target),
             Err(error) => tracing::warn!(%error, "completing a version"),
         }
     }
-    reached(&nodes) >= Some(Durability::Far)
+    let far = reached(&nodes);
+    (nodes, far)
 }
 
 /// Manifests and chunks of a version, each with its partition.
@@ -272,15 +279,7 @@ pub async fn pieces(node: &Arc<Node>, bucket: &Bucket, version: &Version) -> Res
 /// If no good copy answers, or it cannot be understood.
 pub async fn read(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &Listed) -> Result<DecodedVersion, ObjectError> {
     let version_key = RecordKey { bucket: bucket.id, id: listed.entry.id };
-    let record = fetch::read_anywhere(node, version_key, bucket.version_partition(key), &listed.holders).await;
-    let record = record.map_err(|error| {
-        let FetchError::Nowhere { damaged, .. } = &error;
-        if *damaged {
-            // Its copy here is quarantined, and with it this key's newest version may be forgotten: say so instead.
-            node.damage(bucket.id, key);
-        }
-        unreadable(error)
-    })?;
+    let record = fetch::read_anywhere(node, version_key, bucket.version_partition(key), &listed.holders).await.map_err(unreadable)?;
     decode(record.body())
 }
 

@@ -1,15 +1,15 @@
 //! Challenges between nodes: "prove, with this fresh nonce, that you still hold these bytes". The proof is the BLAKE3 of
 //! the bytes keyed with the nonce, which cannot be had from their id. This is the plain form: a few records every
 //! [`crate::limits::AUDIT_EVERY`], chosen at random from what both hold.
-use super::fetch;
+use super::{fetch, ledger::Holding};
 use crate::{cluster::peers::ChannelKind, limits, node::Node};
 use afar_model::{
     layout::NodeIndex,
     placement::Partition,
-    record::{RecordKey, RecordKind},
+    record::{RecordKey, RecordKind, Version},
 };
 use afar_proto::{convert, v1};
-use afar_store::IdRange;
+use afar_store::{IdEntry, IdRange};
 use bytes::Bytes;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
@@ -32,8 +32,10 @@ pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
     loop {
         if node.peers.usable(peer) && node.ledger.compared_at(peer).is_some() {
             match challenge(&node, peer).await {
-                Ok(wrong) if wrong.is_empty() => node.ledger.audited(peer),
-                Ok(wrong) => {
+                // Nothing in common: nothing proved.
+                Ok(None) => {}
+                Ok(Some(wrong)) if wrong.is_empty() => node.ledger.audited(peer),
+                Ok(Some(wrong)) => {
                     tracing::error!(
                         peer = node.layout.node_name(peer),
                         records = wrong.len(),
@@ -52,11 +54,16 @@ pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
     }
 }
 
-/// Records whose proof was missing or wrong although this node has a good copy and the peer should.
-async fn challenge(node: &Arc<Node>, peer: NodeIndex) -> Result<Vec<RecordKey>, String> {
+/// Records whose proof was missing or wrong although this node has a good copy and the peer should; `None` if there was
+/// nothing to ask for.
+async fn challenge(node: &Arc<Node>, peer: NodeIndex) -> Result<Option<Vec<RecordKey>>, String> {
     let mut nonce = [0; 32];
     aws_lc_rs::rand::fill(&mut nonce).map_err(|_| "the system gives no randomness")?;
-    let keys = choose(node, peer, nonce);
+    let chooser = Arc::clone(node);
+    let keys = node.lifecycle.blocking("choose", move || choose(&chooser, peer, nonce)).await.unwrap_or_default();
+    if keys.is_empty() {
+        return Ok(None);
+    }
     let mut client = fetch::peer(node, peer, ChannelKind::Control).ok_or("no such peer")?;
     let request = v1::AuditRequest { nonce: convert::bytes(&nonce), keys: keys.iter().map(|key| v1::RecordKey::from(*key)).collect() };
     let reply = client
@@ -71,19 +78,32 @@ async fn challenge(node: &Arc<Node>, peer: NodeIndex) -> Result<Vec<RecordKey>, 
         .zip(expected)
         .zip(proofs)
         .filter(|((_, expected), proof)| !expected.is_empty() && proof.as_ref() != Some(expected));
-    Ok(wrong.map(|((key, _), _)| key).collect())
+    Ok(Some(wrong.map(|((key, _), _)| key).collect()))
 }
 
-/// Some records that both should hold, from a random place of the id space on.
+/// Some records that both should hold, from a random place of the id space on. Blocking.
 fn choose(node: &Node, peer: NodeIndex, nonce: [u8; 32]) -> Vec<RecordKey> {
     let [a, b, c, d, ..] = nonce;
     let first = u32::from_be_bytes([a, b, c, d]);
-    let kinds = [RecordKind::Chunk, RecordKind::Manifest, RecordKind::Setting];
-    let page = |first| node.store.ids(IdRange { first, last: u32::MAX }, None, &kinds, 16 * limits::AUDIT_RECORDS).unwrap_or_default();
-    let mut entries = page(first);
-    if entries.is_empty() {
-        entries = page(0);
-    }
-    let should = |key: &RecordKey| node.is_assigned(peer, key, Partition::of_record(&key.id, node.layout.partitions()));
-    entries.into_iter().map(|entry| entry.key).filter(should).take(limits::AUDIT_RECORDS).collect()
+    let page = |first| node.store.ids(IdRange { first, last: u32::MAX }, None, &[], 16 * limits::AUDIT_RECORDS).unwrap_or_default();
+    let entries = page(first).into_iter().chain(page(0));
+    entries.filter(|entry| should_hold(node, peer, entry)).map(|entry| entry.key).take(limits::AUDIT_RECORDS).collect()
+}
+
+fn should_hold(node: &Node, peer: NodeIndex, entry: &IdEntry) -> bool {
+    let partition = match entry.kind {
+        RecordKind::Version => version_partition(node, &entry.key),
+        _ => Some(Partition::of_record(&entry.key.id, node.layout.partitions())),
+    };
+    partition.is_some_and(|partition| node.is_assigned(peer, &entry.key, partition))
+        && node.ledger.holding(peer, true, &entry.key) != Holding::No
+}
+
+/// A version is placed by its key, which only its body names. One that is only prepared may not be there yet.
+fn version_partition(node: &Node, key: &RecordKey) -> Option<Partition> {
+    let record = node.store.get(key).ok().flatten()?.record;
+    let (version, _) = Version::decode_description(record.body()).ok()?;
+    let entries = node.store.versions(&key.bucket, &version.key, limits::VERSIONS_PER_KEY).ok()?;
+    let settled = entries.iter().any(|entry| entry.id == key.id && entry.settled);
+    node.buckets.get(&key.bucket).filter(|_| settled).map(|bucket| bucket.version_partition(&version.key))
 }

@@ -4,7 +4,7 @@ use crate::{cluster::peers::ChannelKind, limits, node::Node};
 use afar_model::{
     layout::NodeIndex,
     placement::Partition,
-    record::{Record, RecordKey, RecordKind},
+    record::{Record, RecordKey},
 };
 use afar_proto::v1::{self, peer_client::PeerClient};
 use afar_store::{AppendClass, ReadError};
@@ -54,10 +54,8 @@ pub async fn read_here(node: &Arc<Node>, key: RecordKey) -> Result<Option<Record
     if let Err(error) = &read {
         tracing::warn!(%error, "a copy here is not good: asking the others, and mending it");
         node.ledger.own_missing_add([key]);
-        match error {
-            ReadError::Corrupt { kind: RecordKind::Version, .. } => node.note_loss(),
-            _ => node.poke(),
-        }
+        // If it was a version, the log has counted it: see `Node::is_catching_up`.
+        node.poke();
     }
     read.map(|found| found.map(|found| found.record))
 }
@@ -161,43 +159,95 @@ fn mend(node: &Arc<Node>, wanted: bool, record: &Record) {
     });
 }
 
-/// Which of these records this node holds verified *and durable*: each is read, hashed, and covered by a sync.
-pub async fn prove_here(node: &Arc<Node>, keys: &[RecordKey]) -> Vec<bool> {
-    let mut held = Vec::with_capacity(keys.len());
-    let mut tokens = Vec::new();
-    for key in keys {
-        let token = match read_here(node, *key).await {
-            // An append of what is there verifies the copy and writes nothing.
-            Ok(Some(record)) => node.store.append(AppendClass::Repair, vec![record]).await.ok(),
-            _ => None,
-        };
-        held.push(token.is_some());
-        tokens.extend(token.into_iter().flatten());
-    }
-    match node.store.sync(&tokens).await {
-        Ok(_) => held,
-        Err(_) => vec![false; keys.len()],
+/// What a node can say of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Read, hashed, and covered by a sync.
+    Durable,
+    /// Certainly not there.
+    Absent,
+    /// Neither: bad, unreadable, its sync failed, or the node did not answer. Says nothing about absence.
+    Unknown,
+}
+
+impl From<v1::Proof> for Proof {
+    fn from(proof: v1::Proof) -> Self {
+        match proof {
+            v1::Proof::Durable => Self::Durable,
+            v1::Proof::Absent => Self::Absent,
+            v1::Proof::Unknown => Self::Unknown,
+        }
     }
 }
 
-/// Which of these records a node holds verified and durable; `None` if it does not answer.
-pub async fn prove_at(node: &Arc<Node>, at: NodeIndex, keys: &[RecordKey]) -> Option<Vec<bool>> {
-    if at == node.me {
-        return Some(prove_here(node, keys).await);
+impl From<Proof> for v1::Proof {
+    fn from(proof: Proof) -> Self {
+        match proof {
+            Proof::Durable => Self::Durable,
+            Proof::Absent => Self::Absent,
+            Proof::Unknown => Self::Unknown,
+        }
     }
+}
+
+/// What this node can say of these records: each is read, hashed, and covered by a sync.
+pub async fn prove_here(node: &Arc<Node>, keys: &[RecordKey]) -> Vec<Proof> {
+    let mut proofs = Vec::with_capacity(keys.len());
+    let mut tokens = Vec::new();
+    for key in keys {
+        proofs.push(match read_here(node, *key).await {
+            // An append of what is there verifies the copy and writes nothing, so a full disk may do it.
+            Ok(Some(record)) => match node.store.append(AppendClass::Housekeeping, vec![record]).await {
+                Ok(written) => {
+                    tokens.extend(written);
+                    Proof::Durable
+                }
+                Err(_) => Proof::Unknown,
+            },
+            Ok(None) if node.is_catching_up() || node.ledger.is_missing_here(key) => Proof::Unknown,
+            Ok(None) => Proof::Absent,
+            Err(_) => Proof::Unknown,
+        });
+    }
+    if node.store.sync(&tokens).await.is_err() {
+        proofs.iter_mut().filter(|proof| **proof == Proof::Durable).for_each(|proof| *proof = Proof::Unknown);
+    }
+    proofs
+}
+
+/// What a node can say of these records; all unknown if it does not answer.
+pub async fn prove_at(node: &Arc<Node>, at: NodeIndex, keys: &[RecordKey]) -> Vec<Proof> {
+    if at == node.me {
+        return prove_here(node, keys).await;
+    }
+    ask_proofs(node, at, keys).await.filter(|proofs| proofs.len() == keys.len()).unwrap_or_else(|| vec![Proof::Unknown; keys.len()])
+}
+
+async fn ask_proofs(node: &Node, at: NodeIndex, keys: &[RecordKey]) -> Option<Vec<Proof>> {
     if !node.peers.usable(at) {
         return None;
     }
     let mut client = peer(node, at, ChannelKind::Control)?;
     let request = v1::ProveRequest { keys: keys.iter().map(|key| v1::RecordKey::from(*key)).collect() };
     let reply = client.prove(with_deadline(request, limits::FETCH_DEADLINE)).await.ok()?.into_inner();
-    (reply.held.len() == keys.len()).then_some(reply.held)
+    Some(reply.proofs().map(Proof::from).collect())
 }
 
-/// Where a record is placed. A version needs its key, which `version_key` has.
-pub fn partition_of(node: &Node, key: &RecordKey, kind: RecordKind, version_key: Option<&str>) -> Partition {
-    match (kind, version_key, node.buckets.get(&key.bucket)) {
-        (RecordKind::Version, Some(name), Some(bucket)) => bucket.version_partition(name),
-        _ => Partition::of_record(&key.id, node.layout.partitions()),
-    }
+/// Who of these nodes holds each record, durably, and who certainly does not.
+pub async fn prove_all(node: &Arc<Node>, whom: &[NodeIndex], keys: &[RecordKey]) -> Vec<Proved> {
+    let answers = futures_util::future::join_all(whom.iter().map(|n| prove_at(node, *n, keys))).await;
+    let said = |index: usize, wanted: Proof| {
+        let says = move |answer: &Vec<Proof>| answer.get(index) == Some(&wanted);
+        whom.iter().zip(&answers).filter(|(_, answer)| says(answer)).map(|(n, _)| *n).collect()
+    };
+    (0..keys.len()).map(|index| Proved { holders: said(index, Proof::Durable), absent: said(index, Proof::Absent) }).collect()
+}
+
+/// What was said of one record.
+#[derive(Debug, Clone)]
+pub struct Proved {
+    /// Durable there.
+    pub holders: Vec<NodeIndex>,
+    /// Certainly not there.
+    pub absent: Vec<NodeIndex>,
 }

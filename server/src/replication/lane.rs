@@ -14,14 +14,14 @@ use crate::{
 use afar_model::layout::NodeIndex;
 use afar_proto::v1::{self, peer_client::PeerClient, store_request::Work};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
@@ -82,16 +82,15 @@ pub struct LaneHandle {
 }
 
 impl LaneHandle {
-    /// Sends records; returns when the peer has written them, and if `sync` made them durable.
+    /// Sends records; returns when the peer has written them, and if they are to be synced, made them durable.
     ///
     /// # Errors
     /// If the peer cannot be reached, the stream breaks, or the peer refuses.
-    pub async fn store(&self, records: Vec<v1::Record>, sync: bool, class: &'static str, layout_version: u64) -> Result<Stored, LaneError> {
-        let bytes: usize = records.iter().map(|record| record.body.len()).sum();
+    pub async fn store(&self, request: v1::StoreRecords) -> Result<Stored, LaneError> {
+        let bytes = weight(&request);
         let permits = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.budget_bytes);
         let budget = Arc::clone(&self.budget).acquire_many_owned(permits).await.map_err(|_| closed())?;
-        let work = Work::Records(v1::StoreRecords { records, sync, class: class.to_owned(), layout_version });
-        self.ask(work, None, Some(budget)).await
+        self.ask(Work::Records(request), None, Some(budget)).await
     }
 
     /// Makes durable what the peer wrote for these sequences of this stream.
@@ -104,15 +103,15 @@ impl LaneHandle {
 
     /// Tells the peer that versions are at their level; dropped if the lane is full or broken, for anti-entropy or the
     /// next reader will find out as well.
-    pub fn settle(&self, versions: Vec<v1::VersionRef>) {
+    pub fn settle(&self, versions: Vec<v1::Settled>) {
         let work = Work::Settle(v1::SettleVersions { versions });
         let _ = self.commands.try_send(Command { work, reply: None, only: None, _budget: None });
     }
 
-    /// Tells the peer that a prepared version was replaced by another stamp of the same put.
-    pub fn abandon(&self, version: v1::VersionRef) {
+    /// Tells the peer to forget a prepared version that was never acknowledged; returns when that is on its way.
+    pub async fn abandon(&self, version: v1::VersionRef) {
         let work = Work::Abandon(v1::AbandonVersion { version: Some(version) });
-        let _ = self.commands.try_send(Command { work, reply: None, only: None, _budget: None });
+        let _ = self.commands.send(Command { work, reply: None, only: None, _budget: None }).await;
     }
 
     async fn ask(&self, work: Work, only: Option<Generation>, budget: Option<OwnedSemaphorePermit>) -> Result<Stored, LaneError> {
@@ -181,6 +180,7 @@ type Waiters = Vec<(oneshot::Sender<Result<Stored, LaneError>>, usize, Option<Ow
 /// A request that was sent and not yet answered.
 struct InFlight {
     waiters: Waiters,
+    sent: Instant,
 }
 
 impl LaneTask {
@@ -224,7 +224,7 @@ impl LaneTask {
         generation: Generation,
         stop: &CancellationToken,
     ) {
-        let mut in_flight: HashMap<u64, InFlight> = HashMap::new();
+        let mut in_flight: BTreeMap<u64, InFlight> = BTreeMap::new();
         let mut sequence = 0;
         let mut carried = None;
         let mut next = self.batch(first, &mut carried, generation, &mut sequence);
@@ -235,7 +235,8 @@ impl LaneTask {
                 next = self.batch(command, &mut carried, generation, &mut sequence);
                 continue;
             }
-            let silence = tokio::time::sleep(if in_flight.is_empty() { Duration::from_secs(3600) } else { limits::LANE_SILENCE });
+            // Sequences ascend, so the first is the oldest: whatever else is answered, it must be in time.
+            let due = in_flight.first_key_value().map(|(_, request)| request.sent + limits::LANE_SILENCE);
             tokio::select! {
                 () = stop.cancelled() => break closed(),
                 reply = replies.message() => match reply {
@@ -250,7 +251,7 @@ impl LaneTask {
                 permit = requests.reserve(), if next.is_some() => match (permit, next.take()) {
                     (Ok(permit), Some((request, waiters))) => {
                         if !waiters.is_empty() {
-                            in_flight.insert(request.sequence, InFlight { waiters });
+                            in_flight.insert(request.sequence, InFlight { waiters, sent: Instant::now() });
                         }
                         permit.send(request);
                     }
@@ -261,7 +262,7 @@ impl LaneTask {
                     }
                     (_, None) => {}
                 },
-                () = silence => break LaneError::Unreachable(format!("the peer was silent for {} s", limits::LANE_SILENCE.as_secs())),
+                () = at(due) => break LaneError::Unreachable(format!("the peer did not answer within {} s", limits::LANE_SILENCE.as_secs())),
             }
         };
         tracing::debug!(node = ?self.node, %error, in_flight = in_flight.len(), "lane closed");
@@ -298,6 +299,7 @@ impl LaneTask {
                 {
                     waiters.push((reply, more.records.len(), budget));
                     records.records.extend(more.records);
+                    records.supersedes.extend(more.supersedes);
                 }
                 other => {
                     *carried = Some(other);
@@ -310,6 +312,14 @@ impl LaneTask {
     }
 }
 
+/// Resolves at a time; never without one.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn count(work: &Work) -> usize {
     if let Work::Records(records) = work { records.records.len() } else { 0 }
 }
@@ -318,7 +328,7 @@ fn weight(records: &v1::StoreRecords) -> usize {
     records.records.iter().map(|record| record.body.len()).sum()
 }
 
-fn answer(in_flight: &mut HashMap<u64, InFlight>, reply: v1::StoreReply, generation: Generation) {
+fn answer(in_flight: &mut BTreeMap<u64, InFlight>, reply: v1::StoreReply, generation: Generation) {
     let Some(request) = in_flight.remove(&reply.sequence) else { return };
     if let Some(failure) = reply.failure {
         return fail(request.waiters, &LaneError::Refused { reason: failure.reason, detail: failure.detail });

@@ -17,9 +17,12 @@ use std::{
 struct Account {
     incarnation: Option<Incarnation>,
     compared: Option<(Instant, UnixMillis)>,
-    missing: HashSet<RecordKey>,
-    extra: HashSet<RecordKey>,
+    /// Each with when it was noted.
+    missing: HashMap<RecordKey, Instant>,
+    extra: HashMap<RecordKey, Instant>,
     overflow: bool,
+    /// Age of its least recent verification, as it says, beyond the bound.
+    unscrubbed: bool,
     audited: Option<Instant>,
 }
 
@@ -58,12 +61,19 @@ impl Ledger {
         let mut accounts = self.accounts.lock();
         let account = accounts.entry(peer).or_default();
         let audited = account.audited.filter(|_| account.incarnation == Some(incarnation));
+        // What was noted while the walk went on is newer than what the walk saw.
+        let (begun, now) = (at.0, Instant::now());
+        let later = |noted: &HashMap<RecordKey, Instant>| {
+            noted.iter().filter(|(_, at)| **at >= begun).map(|(key, at)| (*key, *at)).collect::<Vec<_>>()
+        };
+        let (missing, extra) = (later(&account.missing), later(&account.extra));
         *account = Account {
             incarnation: Some(incarnation),
             compared: Some(at),
-            missing: found.missing,
-            extra: found.extra,
+            missing: found.missing.into_iter().map(|key| (key, now)).chain(missing).collect(),
+            extra: found.extra.into_iter().map(|key| (key, now)).chain(extra).collect(),
             overflow: found.overflow,
+            unscrubbed: account.unscrubbed,
             audited,
         };
     }
@@ -96,7 +106,8 @@ impl Ledger {
     /// The peer should have these and does not yet.
     pub fn lacks(&self, peer: NodeIndex, keys: impl IntoIterator<Item = RecordKey>) {
         let mut accounts = self.accounts.lock();
-        let Some(account) = accounts.get_mut(&peer) else { return };
+        // Even before the first comparison: what is noted now is newer than what that will see.
+        let account = accounts.entry(peer).or_default();
         for key in keys {
             insert(&mut account.missing, key, &mut account.overflow);
         }
@@ -106,6 +117,13 @@ impl Ledger {
     pub fn audited(&self, peer: NodeIndex) {
         if let Some(account) = self.accounts.lock().get_mut(&peer) {
             account.audited = Some(Instant::now());
+        }
+    }
+
+    /// The peer says how long ago its least recently verified copy was verified.
+    pub fn scrubbed(&self, peer: NodeIndex, oldest_unverified: Duration) {
+        if let Some(account) = self.accounts.lock().get_mut(&peer) {
+            account.unscrubbed = oldest_unverified > afar_model::limits::SCRUB_WITHIN;
         }
     }
 
@@ -173,9 +191,9 @@ impl Ledger {
     }
 }
 
-fn insert(set: &mut HashSet<RecordKey>, key: RecordKey, overflow: &mut bool) {
+fn insert(set: &mut HashMap<RecordKey, Instant>, key: RecordKey, overflow: &mut bool) {
     if set.len() < limits::LEDGER_EXCEPTIONS {
-        set.insert(key);
+        set.insert(key, Instant::now());
     } else {
         *overflow = true;
     }
@@ -183,7 +201,7 @@ fn insert(set: &mut HashSet<RecordKey>, key: RecordKey, overflow: &mut bool) {
 
 impl Account {
     fn holding(&self, assigned: bool, key: &RecordKey) -> Holding {
-        let claimed = if assigned { !self.missing.contains(key) } else { self.extra.contains(key) };
+        let claimed = if assigned { !self.missing.contains_key(key) } else { self.extra.contains_key(key) };
         match (claimed, assigned && self.overflow) {
             (false, _) => Holding::No,
             (true, false) if self.is_fresh() => Holding::Proved,
@@ -194,7 +212,9 @@ impl Account {
     /// Rule 25: compared in this run, lately enough, and its node answered an audit within the bound.
     fn is_fresh(&self) -> bool {
         let within = |since: Option<Instant>, bound: Duration| since.is_some_and(|since| since.elapsed() <= bound);
-        within(self.compared.map(|(at, _)| at), limits::COMPARED_WITHIN) && within(self.audited, afar_model::limits::AUDIT_WITHIN)
+        !self.unscrubbed
+            && within(self.compared.map(|(at, _)| at), limits::COMPARED_WITHIN)
+            && within(self.audited, afar_model::limits::AUDIT_WITHIN)
     }
 }
 

@@ -12,8 +12,8 @@ use afar_model::{
     record::{Record, RecordKey},
     units::UnixMillis,
 };
-use afar_store::Owed;
-use std::sync::Arc;
+use afar_store::{DirectoryState, Owed};
+use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// What still has to reach others.
@@ -25,17 +25,42 @@ pub struct Pending {
     pub bytes: u64,
     /// Since when the oldest waits; zero if none does.
     pub oldest: UnixMillis,
+    /// This node's log takes no writes.
+    pub read_only: bool,
+    /// Size of its disks in bytes.
+    pub capacity: u64,
+    /// Bytes in use.
+    pub used: u64,
+    /// Age of its least recent verification.
+    pub oldest_unverified: Duration,
+}
+
+/// What this node tells the others of itself that takes a look at its disks. Blocking.
+fn look(node: &Node) -> Pending {
+    let summary = node.store.owed_summary().unwrap_or_default();
+    let usage = node.store.usage();
+    Pending {
+        records: summary.iter().map(|owed| owed.records).sum(),
+        bytes: summary.iter().map(|owed| owed.bytes).sum(),
+        oldest: summary.iter().map(|owed| owed.oldest).min().unwrap_or_default(),
+        read_only: usage
+            .directories
+            .iter()
+            .all(|directory| matches!(directory.state, DirectoryState::ReadOnly(_) | DirectoryState::Failed(_))),
+        capacity: usage.capacity,
+        used: usage.used,
+        oldest_unverified: node.store.oldest_unverified().map_or(Duration::ZERO, |oldest| node.now().since(oldest)),
+    }
 }
 
 /// Pays what can be paid, again and again.
 pub async fn run(node: Arc<Node>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(limits::OUTBOX_EVERY)).await.is_some() {
         let summary = node.store.owed_summary().unwrap_or_default();
-        node.pending.store(Arc::new(Pending {
-            records: summary.iter().map(|owed| owed.records).sum(),
-            bytes: summary.iter().map(|owed| owed.bytes).sum(),
-            oldest: summary.iter().map(|owed| owed.oldest).min().unwrap_or_default(),
-        }));
+        let looker = Arc::clone(&node);
+        if let Some(pending) = node.lifecycle.blocking("look", move || look(&looker)).await {
+            node.pending.store(Arc::new(pending));
+        }
         let creditors: Vec<NodeIndex> = summary.iter().filter_map(|owed| node.layout.node_named(&owed.to)).collect();
         for creditor in creditors.into_iter().filter(|n| node.can_store(*n)) {
             if stop.run_until_cancelled(pay(&node, creditor)).await.is_none() {

@@ -10,15 +10,15 @@ use afar_model::{
     hlc::Stamp,
     id::{BucketId, RecordId},
     layout::NodeIndex,
-    record::{Record, RecordKind, Setting, Version, VersionEntry},
+    record::{Record, RecordKey, RecordKind, Setting, Version, VersionEntry},
 };
 use afar_proto::{
     convert::{self, InvalidMessage},
     v1::{self, store_request::Work},
 };
-use afar_store::{AppendClass, AppendError, CommitError, Removal, SyncFailed, Written};
+use afar_store::{AppendError, CommitError, SyncFailed, Written};
 use parking_lot::Mutex;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::{Semaphore, mpsc};
 use tonic::{Status, Streaming};
 
@@ -62,24 +62,41 @@ fn weight(request: &v1::StoreRequest) -> u32 {
 ///
 /// # Errors
 /// As a peer would refuse.
-pub async fn store_here(node: &Arc<Node>, records: Vec<Record>, purpose: Purpose) -> Result<Vec<Copied>, LaneError> {
+pub async fn store_here(node: &Arc<Node>, records: &[Record], purpose: Purpose, supersedes: &[RecordId]) -> Result<Vec<Copied>, LaneError> {
     let refused = |Failure { reason, detail }| LaneError::Refused { reason: reason.to_owned(), detail };
-    let arrived = records
-        .iter()
-        .cloned()
-        .map(|record| Arrived::of(node, record, purpose.class()))
-        .collect::<Result<Vec<_>, Failure>>()
-        .map_err(refused)?;
-    let durable = node.store.commit(purpose.class(), records).await.map_err(|error| refused(error.into()))?;
-    node.after_storing(arrived.iter().map(|arrived| &arrived.record));
-    Ok(durable.iter().zip(arrived).map(|(durable, arrived)| arrived.copied(durable.deduplicated())).collect())
+    let arrived = records.iter().map(|record| Arrived::of(node, record.clone(), purpose, supersedes)).collect();
+    let stored = store_arrived(node, arrived, purpose).await.map_err(refused)?;
+    stored.into_iter().map(|outcome| outcome.map_err(refused)).collect()
+}
+
+/// Makes durable what may be stored, all with one sync; the rest keeps its reason.
+async fn store_arrived(
+    node: &Arc<Node>,
+    arrived: Vec<Result<Arrived, Failure>>,
+    purpose: Purpose,
+) -> Result<Vec<Result<Copied, Failure>>, Failure> {
+    let records: Vec<Record> =
+        arrived.iter().flatten().filter(|arrived| arrived.is_new_attempt()).map(|arrived| arrived.record.clone()).collect();
+    let mut durable = node.store.commit(purpose.class(), records.clone()).await?.into_iter();
+    let settings = records.iter().any(|record| record.kind() == RecordKind::Setting);
+    node.after_storing(records.iter());
+    if settings {
+        // A bucket that is closed or gone must be so before anybody is told.
+        node.reload_settings().await;
+    }
+    let outcome = |arrived: Result<Arrived, Failure>| {
+        let arrived = arrived?;
+        let durable = if arrived.is_new_attempt() { durable.next() } else { None };
+        Ok(arrived.copied(durable.is_some(), durable.is_some_and(|durable| durable.deduplicated())))
+    };
+    Ok(arrived.into_iter().map(outcome).collect())
 }
 
 struct Session {
     node: Arc<Node>,
     from: NodeIndex,
     /// What was written on this stream and not synced yet.
-    written: Mutex<HashMap<u64, Vec<Written>>>,
+    written: Mutex<BTreeMap<u64, Vec<Written>>>,
 }
 
 /// Why a request failed as a whole; the reasons are those of the message.
@@ -156,24 +173,32 @@ impl Session {
         if request.layout_version != ours {
             return Err(Failure::new("layout", format!("the sender has layout {}, this node has {ours}", request.layout_version)));
         }
-        let class = if request.class == "client" { AppendClass::Client } else { AppendClass::Repair };
+        let purpose = Purpose::from_name(&request.class);
+        let supersedes: Result<Vec<RecordId>, InvalidMessage> = request.supersedes.iter().map(|id| convert::id("supersedes", id)).collect();
+        let supersedes = supersedes?;
         let node = Arc::clone(&self.node);
         let heavy = request.records.iter().any(|record| record.body.len() > limits::HASH_INLINE_BYTES);
+        let check =
+            move || request.records.into_iter().map(|record| Arrived::check(&node, record, purpose, &supersedes)).collect::<Vec<_>>();
         let arrived =
-            move || request.records.into_iter().map(|record| Arrived::check(&node, record, class)).collect::<Result<Vec<_>, Failure>>();
-        let arrived =
-            if heavy { tokio::task::spawn_blocking(arrived).await.map_err(|error| Failure::new("internal", error))?? } else { arrived()? };
+            if heavy { tokio::task::spawn_blocking(check).await.map_err(|error| Failure::new("internal", error))? } else { check() };
+        let ids: Vec<Option<RecordId>> = arrived.iter().map(|arrived| arrived.as_ref().ok().map(|arrived| arrived.record.id())).collect();
+        if request.sync {
+            let stored = store_arrived(&self.node, arrived, purpose).await?;
+            return Ok(ids.into_iter().zip(stored).map(|(id, outcome)| stored_record(id, outcome)).collect());
+        }
+        // Chunks of an upload: all or nothing, for they are synced together.
+        let arrived = arrived.into_iter().collect::<Result<Vec<_>, Failure>>()?;
         let records: Vec<Record> = arrived.iter().map(|arrived| arrived.record.clone()).collect();
-        let stored = if request.sync {
-            let durable = self.node.store.commit(class, records).await?;
-            self.node.after_storing(arrived.iter().map(|arrived| &arrived.record));
-            durable.iter().zip(arrived).map(|(durable, arrived)| arrived.stored(true, durable.deduplicated())).collect()
-        } else {
-            let written = self.node.store.append(class, records).await?;
-            let stored = written.iter().zip(arrived).map(|(written, arrived)| arrived.stored(false, written.deduplicated())).collect();
-            self.written.lock().insert(sequence, written);
-            stored
-        };
+        let written = self.node.store.append(purpose.class(), records).await?;
+        let stored = written.iter().zip(arrived).map(|(written, arrived)| Ok(arrived.copied(false, written.deduplicated())));
+        let stored = ids.into_iter().zip(stored).map(|(id, outcome)| stored_record(id, outcome)).collect();
+        let mut kept = self.written.lock();
+        kept.insert(sequence, written);
+        if kept.len() > limits::LANE_WRITTEN {
+            // An upload that was given up never asks; a sync of what is forgotten fails, which is safe.
+            kept.pop_first();
+        }
         Ok(stored)
     }
 
@@ -192,12 +217,18 @@ impl Session {
     }
 
     fn settle(&self, settle: v1::SettleVersions) {
-        let versions = settle.versions.iter().filter_map(|version| {
-            let bucket: BucketId = convert::id("bucket", &version.bucket).ok()?;
-            let id: RecordId = convert::id("id", &version.id).ok()?;
-            Some((bucket, version.key.clone(), Stamp::from_u64(version.stamp), id))
-        });
-        self.node.store.settle(versions.collect());
+        let mut versions = Vec::with_capacity(settle.versions.len());
+        for settled in settle.versions {
+            let Some(version) = settled.version else { continue };
+            let (Ok(bucket), Ok(id)) = (convert::id::<BucketId>("bucket", &version.bucket), convert::id::<RecordId>("id", &version.id))
+            else {
+                continue;
+            };
+            let holders: Vec<NodeIndex> = settled.holders.iter().filter_map(|name| self.node.layout.node_named(name)).collect();
+            self.node.note_holders(RecordKey { bucket, id }, &version.key, &holders);
+            versions.push((bucket, version.key, Stamp::from_u64(version.stamp), id));
+        }
+        self.node.store.settle(versions);
     }
 
     /// Only a version that nobody has proved, and only if it is younger than its put can be: its coordinator says that
@@ -207,13 +238,7 @@ impl Session {
         let (Ok(bucket), Ok(id)) = (convert::id::<BucketId>("bucket", &version.bucket), convert::id::<RecordId>("id", &version.id)) else {
             return;
         };
-        let entries = self.node.store.versions(&bucket, &version.key, limits::VERSIONS_PER_KEY).unwrap_or_default();
-        if entries.iter().any(|entry| entry.id == id && !entry.settled) {
-            let key = afar_model::record::RecordKey { bucket, id };
-            if let Err(error) = self.node.store.remove(vec![key], Removal::Discarded).await {
-                tracing::warn!(%error, "an abandoned version stays");
-            }
-        }
+        self.node.discard(RecordKey { bucket, id }, &version.key).await;
     }
 }
 
@@ -226,24 +251,29 @@ struct Arrived {
 }
 
 impl Arrived {
-    fn check(node: &Node, record: v1::Record, class: AppendClass) -> Result<Self, Failure> {
-        Self::of(node, Record::try_from(record)?, class)
+    fn check(node: &Node, record: v1::Record, purpose: Purpose, supersedes: &[RecordId]) -> Result<Self, Failure> {
+        Self::of(node, Record::try_from(record)?, purpose, supersedes)
     }
 
-    fn of(node: &Node, record: Record, class: AppendClass) -> Result<Self, Failure> {
+    fn of(node: &Node, record: Record, purpose: Purpose, supersedes: &[RecordId]) -> Result<Self, Failure> {
         let mut arrived = Self { record, newest_stamp: Stamp::ZERO, same_upload: None, same_name: None };
-        arrived.may_be_here(node)?;
+        arrived.may_be_here(node, purpose)?;
         match arrived.record.kind() {
-            RecordKind::Version if class == AppendClass::Client => arrived.look_up_key(node)?,
+            RecordKind::Version if purpose != Purpose::Repair => arrived.look_up_key(node, supersedes)?,
             RecordKind::Setting => arrived.look_up_name(node)?,
             _ => {}
         }
         Ok(arrived)
     }
 
-    /// Rule 7: nothing is taken that the bucket's policy does not allow here. A bucket that is not known yet says nothing.
-    fn may_be_here(&self, node: &Node) -> Result<(), Failure> {
-        match node.buckets.get(&self.record.key().bucket) {
+    /// Rule 7: nothing is taken that the bucket's policy does not allow here. Nothing new is taken for a bucket that is
+    /// closed or gone. A bucket that is not known yet says nothing.
+    fn may_be_here(&self, node: &Node, purpose: Purpose) -> Result<(), Failure> {
+        let id = self.record.key().bucket;
+        if purpose != Purpose::Repair && node.buckets.takes_nothing(&id) {
+            return Err(Failure::new("gone", "the bucket is being removed, or was"));
+        }
+        match node.buckets.get(&id) {
             Some(bucket) if !bucket.eligible(&node.layout).contains(&node.me) => {
                 Err(Failure::new("policy", format!("the policy of bucket {:?} allows no copy here", bucket.name)))
             }
@@ -252,7 +282,7 @@ impl Arrived {
     }
 
     /// Rules 4 and 5: what the coordinator must know before it acknowledges.
-    fn look_up_key(&mut self, node: &Node) -> Result<(), Failure> {
+    fn look_up_key(&mut self, node: &Node, supersedes: &[RecordId]) -> Result<(), Failure> {
         let (version, _) = Version::decode_description(self.record.body()).map_err(|error| Failure::new("corrupt", error))?;
         if let Some(trouble) = node.clock_trouble() {
             return Err(Failure::new("clock", trouble));
@@ -263,7 +293,9 @@ impl Arrived {
             .versions(&version.bucket, &version.key, limits::VERSIONS_PER_KEY)
             .map_err(|error| Failure::new("not_ready", error))?;
         self.newest_stamp = entries.first().map_or(version.stamp, |newest| newest.stamp.max(version.stamp));
-        self.same_upload = entries.into_iter().find(|entry| entry.upload == version.upload && entry.id != self.record.id());
+        let earlier =
+            |entry: &VersionEntry| entry.upload == version.upload && entry.id != self.record.id() && !supersedes.contains(&entry.id);
+        self.same_upload = entries.into_iter().find(earlier);
         Ok(())
     }
 
@@ -277,18 +309,31 @@ impl Arrived {
         Ok(())
     }
 
-    fn copied(self, deduplicated: bool) -> Copied {
-        Copied { deduplicated, newest_stamp: self.newest_stamp, same_upload: self.same_upload, same_name: self.same_name }
+    /// Another attempt of a put that has made its version already is not stored: it would shadow what came between.
+    const fn is_new_attempt(&self) -> bool {
+        self.same_upload.is_none()
     }
 
-    fn stored(self, durable: bool, deduplicated: bool) -> v1::StoredRecord {
-        v1::StoredRecord {
-            id: convert::bytes(self.record.id().as_bytes()),
-            durable,
-            deduplicated,
-            newest_stamp: self.newest_stamp.as_u64(),
-            same_upload: self.same_upload.as_ref().map(v1::VersionEntry::from),
-            same_name: self.same_name.map(|bucket| convert::bytes(bucket.as_bytes())),
+    fn copied(self, durable: bool, deduplicated: bool) -> Copied {
+        Copied { durable, deduplicated, newest_stamp: self.newest_stamp, same_upload: self.same_upload, same_name: self.same_name }
+    }
+}
+
+fn stored_record(id: Option<RecordId>, outcome: Result<Copied, Failure>) -> v1::StoredRecord {
+    let id = id.map(|id| convert::bytes(id.as_bytes())).unwrap_or_default();
+    match outcome {
+        Ok(copied) => v1::StoredRecord {
+            id,
+            durable: copied.durable,
+            deduplicated: copied.deduplicated,
+            newest_stamp: copied.newest_stamp.as_u64(),
+            same_upload: copied.same_upload.as_ref().map(v1::VersionEntry::from),
+            same_name: copied.same_name.map(|bucket| convert::bytes(bucket.as_bytes())),
+            refused: None,
+        },
+        Err(Failure { reason, detail }) => {
+            let refused = Some(v1::StoreFailure { reason: reason.to_owned(), detail });
+            v1::StoredRecord { id, refused, ..v1::StoredRecord::default() }
         }
     }
 }

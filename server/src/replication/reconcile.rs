@@ -5,7 +5,7 @@
 //! comparison is what the ledger builds its "proved" on. Cost grows with the number of records; the contract does not
 //! depend on that, and a cleverer comparison may replace this one.
 use super::{
-    fetch,
+    fetch::{self, Proof},
     lane::LaneKind,
     ledger::Comparison,
     outbox,
@@ -36,7 +36,7 @@ pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
         let mut pause = limits::RECONCILE_RETRY;
         let mut compared: Compared = None;
         if node.peers.usable(peer) {
-            let round = Round { node: &node, peer, found: Comparison::default() };
+            let round = Round { node: &node, peer, found: Comparison::default(), unknown: false };
             match stop.run_until_cancelled(round.run()).await {
                 None => return,
                 Some(Ok(())) => {
@@ -75,6 +75,8 @@ struct Round<'a> {
     node: &'a Arc<Node>,
     peer: NodeIndex,
     found: Comparison,
+    /// A record of a bucket was seen whose creation has not arrived here yet: nothing can be said of it.
+    unknown: bool,
 }
 
 impl Round<'_> {
@@ -82,8 +84,10 @@ impl Round<'_> {
         let view = self.node.peers.view(self.peer).ok_or("no such peer")?;
         let incarnation = view.incarnation.ok_or("the peer has not said who it is")?;
         self.node.ledger.seen(self.peer, incarnation);
+        self.node.ledger.scrubbed(self.peer, view.oldest_unverified);
         let begun = (Instant::now(), self.node.now());
-        let complete = self.records().await? & self.versions().await?;
+        let epoch = self.node.loss_epoch();
+        let complete = self.walk().await?;
         self.push_missing(view.catching_up).await;
         let unchanged = self.node.peers.view(self.peer).is_some_and(|now| now.incarnation == Some(incarnation));
         if !unchanged {
@@ -91,9 +95,30 @@ impl Round<'_> {
         }
         self.node.ledger.compared(self.peer, incarnation, self.found, begun);
         if complete {
-            self.node.compared_with(self.peer);
+            self.node.compared_with(self.peer, epoch);
         }
         Ok(())
+    }
+
+    /// Walks over everything; again if settings arrived that say what to make of it.
+    async fn walk(&mut self) -> Result<bool, String> {
+        let mut complete = false;
+        for _ in 0..limits::RECONCILE_WALKS {
+            self.unknown = false;
+            self.found = Comparison::default();
+            complete = self.records().await?;
+            if self.unknown {
+                self.node.reload_settings().await;
+                continue;
+            }
+            complete &= self.versions().await?;
+            if !self.unknown {
+                return Ok(complete);
+            }
+            self.node.reload_settings().await;
+        }
+        // Still unknown: a bucket that nobody here has heard of. Whoever has its setting will bring it.
+        Ok(complete && !self.unknown)
     }
 
     /// Chunks, manifests and settings. Answers whether everything that this node should have is here now.
@@ -128,7 +153,8 @@ impl Round<'_> {
         }
     }
 
-    fn assigned(&self, node: NodeIndex, entry: &IdEntry) -> bool {
+    fn assigned(&mut self, node: NodeIndex, entry: &IdEntry) -> bool {
+        self.unknown |= self.node.buckets.is_unknown(&entry.key.bucket);
         self.node.is_assigned(node, &entry.key, Partition::of_record(&entry.key.id, self.node.layout.partitions()))
     }
 
@@ -244,7 +270,8 @@ impl Round<'_> {
         }
     }
 
-    fn version_assigned(&self, node: NodeIndex, row: &VersionRow) -> bool {
+    fn version_assigned(&mut self, node: NodeIndex, row: &VersionRow) -> bool {
+        self.unknown |= self.node.buckets.is_unknown(&row.bucket);
         self.node.buckets.get(&row.bucket).is_some_and(|bucket| {
             let assigned = bucket.assigned(&self.node.layout, bucket.version_partition(&row.key));
             assigned.contains(&node)
@@ -297,13 +324,12 @@ impl Round<'_> {
     async fn push_missing(&mut self, catching_up: bool) {
         let keys: Vec<RecordKey> = self.found.missing.iter().copied().collect();
         for batch in keys.chunks(limits::PROVE_BATCH) {
-            let Some(held) = fetch::prove_at(self.node, self.peer, batch).await else { return };
-            let lacking: Vec<RecordKey> = batch.iter().zip(&held).filter(|(_, held)| !**held).map(|(key, _)| *key).collect();
-            for (key, held) in batch.iter().zip(held) {
-                if held {
-                    self.found.missing.remove(key);
-                }
-            }
+            let proofs = fetch::prove_at(self.node, self.peer, batch).await;
+            let said = |wanted| batch.iter().zip(&proofs).filter(move |(_, proof)| **proof == wanted).map(|(key, _)| *key);
+            said(Proof::Durable).for_each(|key| {
+                self.found.missing.remove(&key);
+            });
+            let lacking: Vec<RecordKey> = said(Proof::Absent).collect();
             if !catching_up {
                 self.push(&lacking).await;
             }

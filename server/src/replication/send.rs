@@ -3,10 +3,10 @@ use super::{
     lane::{LaneError, LaneKind},
     receive,
 };
-use crate::{cluster::peers::ChannelKind, node::Node};
+use crate::node::Node;
 use afar_model::{
     hlc::Stamp,
-    id::BucketId,
+    id::{BucketId, RecordId},
     layout::NodeIndex,
     record::{Record, VersionEntry},
 };
@@ -35,6 +35,15 @@ impl Purpose {
         }
     }
 
+    /// From its name in a message. What is not known gets the least rights.
+    pub fn from_name(name: &str) -> Self {
+        match name {
+            "repair" => Self::Repair,
+            "hint" => Self::Hint,
+            _ => Self::Client,
+        }
+    }
+
     /// As the log's marks know it.
     pub const fn class(self) -> AppendClass {
         match self {
@@ -44,9 +53,11 @@ impl Purpose {
     }
 }
 
-/// A durable copy of one record, and what its holder knew of its key.
+/// A copy of one record, and what its holder knew of its key.
 #[derive(Debug, Clone)]
 pub struct Copied {
+    /// Whether it is durable there. If not, an earlier attempt of the same put is: see `same_upload`.
+    pub durable: bool,
     /// Whether a verified copy was there already.
     pub deduplicated: bool,
     /// For a version: the newest stamp that the holder knows for the key.
@@ -85,36 +96,55 @@ pub async fn copy_to(
     purpose: Purpose,
     kind: LaneKind,
 ) -> Result<Vec<Copied>, NotCopied> {
+    attempt_at(node, to, records, purpose, kind, &[]).await
+}
+
+/// As [`copy_to`], for a version that was made before under other ids.
+///
+/// # Errors
+/// As [`copy_to`].
+pub async fn attempt_at(
+    node: &Arc<Node>,
+    to: NodeIndex,
+    records: &[Record],
+    purpose: Purpose,
+    kind: LaneKind,
+    supersedes: &[RecordId],
+) -> Result<Vec<Copied>, NotCopied> {
     let failed = |error| NotCopied { node: node.layout.node_name(to).to_owned(), error };
     if to == node.me {
-        return receive::store_here(node, records.to_vec(), purpose).await.map_err(failed);
+        return receive::store_here(node, records, purpose, supersedes).await.map_err(failed);
     }
     let lane = node.lanes.to(to, kind).ok_or_else(|| failed(LaneError::Unreachable("no such peer".into())))?;
-    let wire = records.iter().map(v1::Record::from).collect();
-    let stored = lane.store(wire, true, purpose.name(), node.layout.version()).await.map_err(failed)?;
+    let request = v1::StoreRecords {
+        records: records.iter().map(v1::Record::from).collect(),
+        sync: true,
+        class: purpose.name().to_owned(),
+        layout_version: node.layout.version(),
+        supersedes: supersedes.iter().map(|id| convert::bytes(id.as_bytes())).collect(),
+    };
+    let stored = lane.store(request).await.map_err(failed)?;
     stored.records.iter().zip(records).map(|(stored, record)| checked(stored, record).map_err(failed)).collect()
 }
 
-/// The peer must name the record that was sent and call it durable: anything else is not an acknowledgement.
+/// The peer must name the record that was sent and call it durable, or name the earlier attempt that stands instead:
+/// anything else is not an acknowledgement.
 fn checked(stored: &v1::StoredRecord, record: &Record) -> Result<Copied, LaneError> {
+    if let Some(refused) = &stored.refused {
+        return Err(LaneError::Refused { reason: refused.reason.clone(), detail: refused.detail.clone() });
+    }
     if &stored.id[..] != record.id().as_bytes() {
         return Err(LaneError::Unreachable("the peer hashed other bytes than were sent".into()));
     }
-    if !stored.durable {
+    let same_upload = stored.same_upload.as_ref().and_then(|entry| VersionEntry::try_from(entry).ok());
+    if !stored.durable && same_upload.is_none() {
         return Err(LaneError::Unreachable("the peer has written but not synced".into()));
     }
     Ok(Copied {
+        durable: stored.durable,
         deduplicated: stored.deduplicated,
         newest_stamp: Stamp::from_u64(stored.newest_stamp),
-        same_upload: stored.same_upload.as_ref().and_then(|entry| VersionEntry::try_from(entry).ok()),
+        same_upload,
         same_name: stored.same_name.as_ref().and_then(|id| convert::id("same_name", id).ok()),
     })
-}
-
-/// The channel kind that fits a lane.
-pub const fn channel_of(kind: LaneKind) -> ChannelKind {
-    match kind {
-        LaneKind::Small => ChannelKind::Control,
-        LaneKind::Bulk(n) => ChannelKind::Bulk(n),
-    }
 }

@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 /// What waits to be told.
 #[derive(Debug, Default)]
 pub struct Settlements {
-    waiting: Mutex<HashMap<NodeIndex, Vec<v1::VersionRef>>>,
+    waiting: Mutex<HashMap<NodeIndex, Vec<v1::Settled>>>,
 }
 
 impl Settlements {
     /// Tells a peer soon; drops the word if too much waits for it.
-    pub fn push(&self, peer: NodeIndex, version: v1::VersionRef) {
+    pub fn push(&self, peer: NodeIndex, version: v1::Settled) {
         let mut waiting = self.waiting.lock();
         let queue = waiting.entry(peer).or_default();
         if queue.len() < limits::SETTLE_QUEUE {
@@ -23,7 +23,7 @@ impl Settlements {
         }
     }
 
-    fn take(&self) -> Vec<(NodeIndex, Vec<v1::VersionRef>)> {
+    fn take(&self) -> Vec<(NodeIndex, Vec<v1::Settled>)> {
         self.waiting.lock().iter_mut().filter(|(_, queue)| !queue.is_empty()).map(|(peer, queue)| (*peer, std::mem::take(queue))).collect()
     }
 }

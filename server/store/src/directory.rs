@@ -6,6 +6,7 @@
 use crate::{
     commit::Commit,
     disk::{Disk, DiskFile, Space},
+    filter::Filter,
     footer::{FooterBuilder, FooterView},
     format::{self, Kind, VersionInfo},
     index::{
@@ -125,6 +126,8 @@ pub struct Directory {
     pub active: Mutex<Active>,
     /// Index and overlay.
     pub kv: Kv,
+    /// What is certainly not here.
+    pub filter: Filter,
     /// Held while entries are resolved and made visible: their order is the log's.
     pub resolving: Mutex<()>,
     /// Counters per segment, by the log: what the index must agree with.
@@ -206,6 +209,9 @@ impl Directory {
     /// Puts it together; nothing runs yet.
     pub fn new(parts: Parts) -> Self {
         let segments_path = parts.path.join("segments");
+        let records: u64 = parts.segments.values().filter_map(|segment| segment.trailer()).map(|trailer| trailer.count).sum();
+        let filter = Filter::with_capacity(records * 2);
+        parts.active.builder.entries().iter().for_each(|entry| filter.insert(&entry.key));
         let commit = Commit::new(Arc::clone(&parts.disk), parts.path.clone(), segments_path.clone(), parts.end);
         Self {
             id: parts.id,
@@ -219,6 +225,7 @@ impl Directory {
             footers: Cache::new(FOOTERS_OPEN_MAX),
             active: Mutex::new(parts.active),
             kv: parts.kv,
+            filter,
             resolving: Mutex::new(()),
             counters: Mutex::new(parts.counters),
             tally: Mutex::default(),
@@ -360,6 +367,37 @@ impl Directory {
     }
 
     /// `Some(None)`: removed there.
+    /// [`Directory::locate`] for those who mostly ask for what is not here.
+    ///
+    /// # Errors
+    /// As [`Directory::locate`].
+    pub fn locate_unlikely(&self, key: &RecordKey) -> Result<Option<Place>, String> {
+        if self.filter.lacks(key) { Ok(None) } else { self.locate(key) }
+    }
+
+    /// Reads every footer into the filter, or as many as there is time for.
+    pub fn fill_filter(&self) {
+        let sealed: Vec<u64> =
+            self.segments.read().values().filter(|segment| segment.trailer().is_some()).map(|segment| segment.sequence).collect();
+        for sequence in sealed {
+            if self.deltas.lock().stop {
+                return;
+            }
+            // One that was compacted meanwhile: what lived in it was noted when it was written again.
+            let Ok(footer) = self.footer(sequence) else {
+                if self.segment(sequence).is_some() {
+                    return; // unreadable: the filter is never complete, and says nothing
+                }
+                continue;
+            };
+            for from in (0..footer.len()).step_by(limits::FILTER_READ) {
+                let Ok(lines) = footer.lines(from, from + limits::FILTER_READ) else { return };
+                lines.iter().filter(|entry| matches!(entry.kind, Kind::Public(_))).for_each(|entry| self.filter.insert(&entry.key));
+            }
+        }
+        self.filter.complete();
+    }
+
     fn locate_behind(&self, behind: &Behind, key: &RecordKey) -> Result<Option<Option<Place>>, String> {
         for part in &behind.parts {
             let view = part.view.get_or_init(|| {
@@ -456,7 +494,7 @@ impl Directory {
             return; // known already
         }
         bad.total += 1;
-        if place.kind == RecordKind::Version {
+        if place.kind == afar_model::record::RecordKind::Version {
             // Counted before it leaves the views: see `Store::lost_versions`.
             self.lost_versions.fetch_add(1, Ordering::AcqRel);
         }
@@ -639,7 +677,7 @@ pub fn note(builder: &mut FooterBuilder, offset: u64, header: &format::RecordHea
 impl Known for Directory {
     fn place(&self, key: &RecordKey) -> Option<Place> {
         // What cannot be looked up counts as unknown; the counters will show it, and the index be rebuilt.
-        self.locate(key).ok().flatten()
+        self.locate_unlikely(key).ok().flatten()
     }
 
     fn row(&self, key: &[u8]) -> Option<Vec<u8>> {

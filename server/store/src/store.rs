@@ -49,6 +49,7 @@ struct Threads {
     writers: Vec<JoinHandle<()>>,
     syncers: Vec<JoinHandle<()>>,
     indexers: Vec<JoinHandle<()>>,
+    fillers: Vec<JoinHandle<()>>,
     recheck: Option<JoinHandle<()>>,
     _locks: Vec<Box<dyn Lock>>,
 }
@@ -224,7 +225,7 @@ impl Store {
     }
 
     fn good_copy_in(&self, directory: &Directory, key: &RecordKey) -> bool {
-        directory.locate(key).is_ok_and(|place| place.is_some_and(|place| !directory.is_bad(key, &place)))
+        directory.locate_unlikely(key).is_ok_and(|place| place.is_some_and(|place| !directory.is_bad(key, &place)))
     }
 
     /// Reads and verifies a record. Blocking.
@@ -570,11 +571,14 @@ type Start = (Arc<Directory>, Option<Arc<dyn crate::disk::DiskFile>>, Result<cra
 
 fn start(starts: Vec<Start>, locks: Vec<Box<dyn Lock>>, factory: &Arc<dyn IndexFactory>) -> std::io::Result<Threads> {
     let (recheck, rechecks) = mpsc::sync_channel::<(Arc<Directory>, Append)>(limits::VERIFY_QUEUE_MAX);
-    let mut threads = Threads { writers: Vec::new(), syncers: Vec::new(), indexers: Vec::new(), recheck: None, _locks: locks };
+    let mut threads =
+        Threads { writers: Vec::new(), syncers: Vec::new(), indexers: Vec::new(), fillers: Vec::new(), recheck: None, _locks: locks };
     let spawn = |name: String, work: Box<dyn FnOnce() + Send>| thread::Builder::new().name(name).spawn(work);
     for (number, (directory, file, trusted)) in starts.into_iter().enumerate() {
         let indexer = Indexer::new(Arc::clone(&directory), Arc::clone(factory), trusted);
         threads.indexers.push(spawn(format!("afar-index-{number}"), Box::new(move || indexer.run()))?);
+        let filling = Arc::clone(&directory);
+        threads.fillers.push(spawn(format!("afar-filter-{number}"), Box::new(move || filling.fill_filter()))?);
         let syncing = Arc::clone(&directory);
         let sync = move || syncing.commit.run(|| syncing.wake_indexer());
         threads.syncers.push(spawn(format!("afar-sync-{number}"), Box::new(sync))?);
@@ -612,6 +616,7 @@ impl Inner {
             directory.deltas_wake.notify_all();
         }
         join(threads.indexers);
+        join(threads.fillers);
     }
 }
 

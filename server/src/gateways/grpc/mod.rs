@@ -75,7 +75,8 @@ fn health() -> HealthServer<impl Health> {
 
 /// The standard reflection service, for those with an access key.
 fn with_reflection(node: &Arc<Node>, routes: Routes) -> Routes {
-    let built = tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(afar_proto::FILE_DESCRIPTORS).build_v1();
+    let built =
+        tonic_reflection::server::Builder::configure().register_encoded_file_descriptor_set(afar_proto::FILE_DESCRIPTORS).build_v1();
     let node = Arc::clone(node);
     let check = move |request: tonic::Request<()>| auth::from_metadata(request.metadata(), &node.keyring).map(|_| request);
     match built {

@@ -208,13 +208,8 @@ impl ObjectsService {
     async fn present(&self, bucket: &crate::objects::buckets::Bucket, keys: &[RecordKey]) -> Vec<bool> {
         let node = &self.node;
         let whom: Vec<_> = bucket.eligible(&node.layout).into_iter().filter(|n| node.can_store(*n)).collect();
-        let answers = futures_util::future::join_all(whom.iter().map(|n| fetch::prove_at(node, *n, keys))).await;
-        let far = |index: usize| {
-            let held = |answer: &Option<Vec<bool>>| answer.as_ref().and_then(|held| held.get(index)).copied().unwrap_or(false);
-            let holders: Vec<_> = whom.iter().zip(&answers).filter(|(_, answer)| held(answer)).map(|(n, _)| *n).collect();
-            put::reached(node, bucket, &holders) >= Some(afar_model::policy::Durability::Far)
-        };
-        (0..keys.len()).map(far).collect()
+        let proved = fetch::prove_all(node, &whom, keys).await;
+        proved.iter().map(|proved| put::reached(node, bucket, &proved.holders) >= Some(afar_model::policy::Durability::Far)).collect()
     }
 }
 
@@ -244,9 +239,13 @@ async fn receive(node: Arc<Node>, caller: Caller, mut requests: Streaming<v1::Pu
         upload: convert::id("upload", &header.upload).map_err(invalid)?,
         metadata: header.metadata.into_iter().collect(),
         size: header.size,
+        retry: header.retry,
     };
     let mut put = Put::begin(&node, &caller, intent).await?;
     loop {
+        if message.header.is_some() {
+            return Err(ObjectError::Invalid("a put has one header".into()));
+        }
         for piece in message.pieces {
             put.piece(decode(piece)?).await?;
         }

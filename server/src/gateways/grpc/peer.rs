@@ -99,9 +99,6 @@ impl Peer for PeerService {
         self.from(&request)?;
         let request = request.into_inner();
         let bucket: BucketId = convert::id("bucket", &request.bucket).map_err(|error| invalid(&error))?;
-        if self.node.is_damaged(&bucket, &request.key) {
-            return Ok(Response::new(v1::VersionsReply { catching_up: true, entries: Vec::new() }));
-        }
         let entries = self.node.store.versions(&bucket, &request.key, limit(request.limit)).map_err(not_ready)?;
         let entries = entries.iter().map(v1::VersionEntry::from).collect();
         Ok(Response::new(v1::VersionsReply { catching_up: self.node.is_catching_up(), entries }))
@@ -117,7 +114,7 @@ impl Peer for PeerService {
         let more = listed.len() >= limit;
         let keys =
             listed.into_iter().map(|(key, entries)| v1::KeyVersions { key, entries: entries.iter().map(v1::VersionEntry::from).collect() });
-        let catching_up = self.node.is_catching_up() || self.node.has_damage(&bucket);
+        let catching_up = self.node.is_catching_up();
         Ok(Response::new(v1::ListVersionsReply { catching_up, keys: keys.collect(), more }))
     }
 
@@ -142,7 +139,8 @@ impl Peer for PeerService {
     async fn prove(&self, request: Request<v1::ProveRequest>) -> Result<Response<v1::ProveReply>, Status> {
         self.from(&request)?;
         let keys = keys(&request.into_inner().keys)?;
-        Ok(Response::new(v1::ProveReply { held: fetch::prove_here(&self.node, &keys).await }))
+        let proofs = fetch::prove_here(&self.node, &keys).await;
+        Ok(Response::new(v1::ProveReply { proofs: proofs.into_iter().map(|proof| v1::Proof::from(proof) as i32).collect() }))
     }
 
     async fn ids(&self, request: Request<v1::IdsRequest>) -> Result<Response<v1::IdsReply>, Status> {
