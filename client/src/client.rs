@@ -203,6 +203,18 @@ impl Client {
         reply.buckets.into_iter().map(Bucket::try_from).collect()
     }
 
+    /// The policy that a bucket gets without one of its own.
+    ///
+    /// # Errors
+    /// If nobody could say.
+    pub async fn default_policy(&self) -> Result<Policy, Error> {
+        let status: v1::NodeStatus = ask!(self, v1::NodeStatusRequest { fresh: false }, status.node);
+        status
+            .default_policy
+            .as_ref()
+            .map_or_else(|| Ok(Policy::default()), |policy| Policy::try_from(policy).map_err(|error| malformed(&error)))
+    }
+
     /// Makes a bucket; without a policy it gets the cluster's default.
     ///
     /// # Errors

@@ -234,11 +234,9 @@ impl Attempt<'_> {
                     (v1::put_piece::Piece::Present(chunk), u64::from(length))
                 }
             };
-            if !(is_present(&piece)
-                && held.len() < PRESENT_PER_MESSAGE
-                && held.iter().filter_map(|held| held.piece.as_ref()).all(is_present))
-                && !held.is_empty()
-            {
+            let all_present = || is_present(&piece) && held.iter().filter_map(|held| held.piece.as_ref()).all(is_present);
+            let joins = held.is_empty() || (held.len() < PRESENT_PER_MESSAGE && all_present());
+            if !joins {
                 let message = v1::PutRequest { header: header.take(), pieces: std::mem::take(&mut held), end: None };
                 if sends.send(message).await.is_err() {
                     return Ok(None);

@@ -404,7 +404,7 @@ async fn ranges_are_exact_and_verified() {
 #[tokio::test]
 async fn a_liar_is_found_out_and_leaves_nothing() {
     for manner in [Manner::LiesAboutWhole, Manner::LiesAboutPiece] {
-        let fakes = Fakes::start(&[manner.clone()], content(2, 3)).await;
+        let fakes = Fakes::start(std::slice::from_ref(&manner), content(2, 3)).await;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, "before").unwrap();

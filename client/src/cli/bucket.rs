@@ -1,6 +1,7 @@
 //! `afar bucket`.
 use super::{PolicyFlags, Session, policy, units};
 use crate::{answers::Bucket, error::Error};
+use afar_model::policy::Policy;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
@@ -20,7 +21,7 @@ pub enum Command {
 
 /// Make a bucket
 #[derive(Debug, Args)]
-#[command(after_help = "Without a policy flag the bucket gets the cluster's default.")]
+#[command(after_help = "What is not said is as the cluster's default policy has it.")]
 pub struct Create {
     /// 3 to 63 of a-z, 0-9, '-' and '.'
     name: String,
@@ -33,8 +34,16 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error
     match command {
         Command::Create(arguments) => {
             afar_model::record::check_bucket_name(&arguments.name).map_err(|error| Error::usage(error.to_string()))?;
-            let policy = if arguments.policy.given() { Some(arguments.policy.policy()?) } else { None };
-            let bucket = session.client()?.create_bucket(&arguments.name, policy.as_ref()).await?;
+            let client = session.client()?;
+            let policy = match arguments.policy.given() {
+                true => {
+                    // Nonsense whatever the cluster is refused before anybody is asked.
+                    arguments.policy.changing(&Policy::default())?;
+                    Some(arguments.policy.changing(&client.default_policy().await?)?)
+                }
+                false => None,
+            };
+            let bucket = client.create_bucket(&arguments.name, policy.as_ref()).await?;
             if !bucket.warning.is_empty() {
                 out.note(format!("afar: {}: {}", bucket.name, bucket.warning));
             }

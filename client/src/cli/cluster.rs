@@ -4,7 +4,7 @@ use crate::{
     cluster::{Blueprint, NodePlan, create},
     error::Error,
 };
-use afar_model::{geo::Coordinates, layout::Site, limits, units::Metres};
+use afar_model::{geo::Coordinates, layout::Site, limits, policy::Policy, units::Metres};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::path::PathBuf;
@@ -48,7 +48,7 @@ pub(super) fn run(session: &Session, command: Command) -> Result<u8, Error> {
         cluster: arguments.name,
         sites: arguments.site,
         nodes: arguments.node,
-        policy: arguments.policy.policy()?,
+        policy: arguments.policy.changing(&Policy::default())?,
         partitions: arguments.partitions,
     };
     let dir = create(&arguments.dir, &plan)?;

@@ -84,12 +84,11 @@ impl PolicyFlags {
             || degraded_writes.is_some()
     }
 
-    /// The default with what was given changed.
+    /// Another policy with what was given changed.
     ///
     /// # Errors
     /// If that makes no sense whatever the layout.
-    pub fn policy(&self) -> Result<Policy, Error> {
-        let default = Policy::default();
+    pub fn changing(&self, default: &Policy) -> Result<Policy, Error> {
         let copies = self.copies.unwrap_or(default.copies);
         let policy = Policy {
             copies,
@@ -98,19 +97,26 @@ impl PolicyFlags {
             min_distance: self.min_distance_km.map_or(default.min_distance, Metres::from_km),
             level: match self.level {
                 Some(Level::Full) => Durability::Full,
-                Some(Level::Far) | None => Durability::Far,
+                Some(Level::Far) => Durability::Far,
+                None => default.level,
             },
-            home: self.home.clone(),
-            countries: self.countries.iter().map(|country| country.to_ascii_uppercase()).collect(),
-            max_copies_per_provider: self.max_copies_per_provider.unwrap_or_default(),
+            home: self.home.clone().or_else(|| default.home.clone()),
+            countries: if self.countries.is_empty() {
+                default.countries.clone()
+            } else {
+                self.countries.iter().map(|country| country.to_ascii_uppercase()).collect()
+            },
+            max_copies_per_provider: self.max_copies_per_provider.unwrap_or(default.max_copies_per_provider),
             verify_distance: match self.verify_distance {
+                Some(Verify::Enforce) => VerifyDistance::Enforce,
                 Some(Verify::Warn) => VerifyDistance::Warn,
                 Some(Verify::Off) => VerifyDistance::Off,
-                Some(Verify::Enforce) | None => VerifyDistance::Enforce,
+                None => default.verify_distance,
             },
             degraded_writes: match self.degraded_writes {
                 Some(Degraded::Queue) => DegradedWrites::Queue,
-                Some(Degraded::Refuse) | None => DegradedWrites::Refuse,
+                Some(Degraded::Refuse) => DegradedWrites::Refuse,
+                None => default.degraded_writes,
             },
         };
         policy.check().map_err(|error| Error::usage(error.to_string()))?;
@@ -167,8 +173,16 @@ mod tests {
 
     #[test]
     fn no_flag_is_the_default_policy() {
-        assert_eq!(PolicyFlags::default().policy().unwrap(), Policy::default());
+        assert_eq!(PolicyFlags::default().changing(&Policy::default()).unwrap(), Policy::default());
         assert!(!PolicyFlags::default().given());
+    }
+
+    #[test]
+    fn what_is_not_given_is_as_the_cluster_has_it() {
+        let default = Policy { home: Some("strasbourg".into()), verify_distance: VerifyDistance::Off, ..Policy::default() };
+        let flags = PolicyFlags { degraded_writes: Some(Degraded::Queue), ..PolicyFlags::default() };
+        let policy = flags.changing(&default).unwrap();
+        assert_eq!(policy, Policy { degraded_writes: DegradedWrites::Queue, ..default });
     }
 
     #[test]
@@ -180,8 +194,8 @@ mod tests {
             PolicyFlags { countries: vec!["France".into()], ..PolicyFlags::default() },
         ] {
             assert!(flags.given());
-            assert_eq!(flags.policy().unwrap_err().kind(), crate::error::Kind::Usage);
+            assert_eq!(flags.changing(&Policy::default()).unwrap_err().kind(), crate::error::Kind::Usage);
         }
-        assert_eq!(PolicyFlags { copies: Some(1), ..PolicyFlags::default() }.policy().unwrap().far_copies, 1);
+        assert_eq!(PolicyFlags { copies: Some(1), ..PolicyFlags::default() }.changing(&Policy::default()).unwrap().far_copies, 1);
     }
 }

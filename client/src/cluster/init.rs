@@ -184,7 +184,7 @@ pub fn create(dir: &Path, plan: &Blueprint) -> Result<PathBuf, Error> {
     let name = dir.file_name().map(PathBuf::from).or_else(|| dir.canonicalize().ok()?.file_name().map(PathBuf::from));
     let name = name.ok_or_else(|| Error::usage(format!("{}: has no name of its own", dir.display())))?;
     let target = if dir.exists() { dir.canonicalize().map_err(|error| wrong(&error))? } else { parent.join(name) };
-    let beside = target.parent().map_or(parent.clone(), Path::to_path_buf);
+    let beside = target.parent().map_or(parent, Path::to_path_buf);
     let building = tempfile::Builder::new().prefix(".afar-cluster-").tempdir_in(&beside).map_err(|error| wrong(&error))?;
     write_cluster(building.path(), &target, plan)?;
     // An empty folder may be renamed over; one that has become occupied since may not, and then nothing changes.
@@ -240,7 +240,7 @@ fn write_cluster(root: &Path, target: &Path, plan: &Blueprint) -> Result<(), Err
     let env = render_env(&[
         ("AFAR_ENDPOINT", endpoints.join(",")),
         ("AFAR_ACCESS_KEY_ID", key.access_key_id.clone()),
-        ("AFAR_SECRET_ACCESS_KEY", key.secret_access_key.clone()),
+        ("AFAR_SECRET_ACCESS_KEY", key.secret_access_key),
         ("AFAR_CA_FILE", target.join("client/ca.crt").display().to_string()),
     ]);
     write(client.join("env"), env.as_bytes(), durable::SECRET)

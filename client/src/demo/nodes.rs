@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn a_process_is_only_owned_if_it_runs_that_configuration() {
         let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("afard.toml").to_path_buf();
+        let config = folder.path().join("afard.toml");
         fs::write(&config, "").unwrap();
         let config = config.canonicalize().unwrap();
         let mut child =

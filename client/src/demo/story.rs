@@ -57,6 +57,7 @@ struct Outcome {
     bytes: u64,
     verified: u64,
     lost: u64,
+    written_after: u64,
     far_distance: Metres,
     healed: bool,
 }
@@ -333,15 +334,13 @@ async fn write_after(out: &Out, stage: &Stage, outcome: &mut Outcome) -> Result<
     }
     for kept in &kept {
         match verify(&client, kept, Instant::now()).await {
-            Ok(()) => outcome.verified += 1,
+            Ok(()) => outcome.written_after += 1,
             Err(error) => {
                 outcome.lost += 1;
                 out.warn(&error.during(&kept.key));
             }
         }
     }
-    outcome.objects += kept.len() as u64;
-    outcome.bytes += kept.iter().map(|kept| kept.size).sum::<u64>();
     let took = begun.elapsed();
     if let Some(stored) = last {
         let value = json!({"objects": kept.len(), "sites": stored.sites, "distance_km": stored.distance.km(), "seconds": units::json_seconds(took)});
@@ -405,6 +404,7 @@ fn verdict_json(outcome: &Outcome, took: Duration) -> Value {
         "burned_site": HOME,
         "lost": outcome.lost,
         "verified": outcome.verified,
+        "written_after": outcome.written_after,
         "far_distance_km": outcome.far_distance.km(),
         "healed": outcome.healed,
         "seconds": units::json_seconds(took),
@@ -418,10 +418,11 @@ fn verdict_words(outcome: &Outcome, took: Duration) -> String {
         (lost, _) => format!("{lost} WERE LOST"),
     };
     format!(
-        "\n{} ({}), {HOME} burnt, {} verified: {verdict}. {}",
+        "\n{} ({}), {HOME} burnt, {} verified, {} written since: {verdict}. {}",
         units::plural(outcome.objects as usize, "object", "objects"),
         units::bytes(outcome.bytes),
         outcome.verified,
+        outcome.written_after,
         units::seconds(took)
     )
 }
@@ -432,7 +433,8 @@ mod tests {
 
     #[test]
     fn the_last_object_has_what_the_contract_names() {
-        let outcome = Outcome { objects: 7, bytes: 70, verified: 7, lost: 0, far_distance: Metres(1_024_812), healed: true };
+        let outcome =
+            Outcome { objects: 7, bytes: 70, verified: 7, lost: 0, written_after: 5, far_distance: Metres(1_024_812), healed: true };
         let value = verdict_json(&outcome, Duration::from_secs(9));
         for name in ["objects", "bytes", "burned_site", "lost", "verified", "far_distance_km", "healed", "seconds"] {
             assert!(value.get(name).is_some(), "{name}");

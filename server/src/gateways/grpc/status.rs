@@ -77,6 +77,7 @@ fn report(node: &Node) -> v1::NodeStatus {
         index_cache_bytes: usage.index_cache_bytes,
         index_bytes: usage.index_bytes,
         buckets: node.buckets.present().buckets.len() as u64,
+        default_policy: Some(v1::Policy::from(&node.config.policy)),
     }
 }
 
