@@ -377,9 +377,11 @@ impl Directory {
 
     /// Reads every footer into the filter, or as many as there is time for.
     pub fn fill_filter(&self) {
-        let sealed: Vec<u64> =
-            self.segments.read().values().filter(|segment| segment.trailer().is_some()).map(|segment| segment.sequence).collect();
-        for sequence in sealed {
+        // What the writer adds from now on it notes itself; the active segment was noted when the directory was opened.
+        let active = self.active_sequence();
+        let others = |segment: &&Arc<Segment>| segment.trailer().is_some() || segment.sequence != active;
+        let others: Vec<u64> = self.segments.read().values().filter(others).map(|segment| segment.sequence).collect();
+        for sequence in others {
             if self.deltas.lock().stop {
                 return;
             }

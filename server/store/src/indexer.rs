@@ -112,50 +112,52 @@ impl Indexer {
         waiting.into_iter().for_each(|waiter| drop(waiter.send(result.clone())));
     }
 
-    fn apply_or_rebuild(&mut self, deltas: Vec<Delta>) {
-        let Some(last) = deltas.last().map(|delta| (delta.number, delta.end)) else { return };
+    fn apply_or_rebuild(&mut self, mut deltas: Vec<Delta>) {
+        let Some((number, end)) = deltas.last().map(|delta| (delta.number, delta.end)) else { return };
         let index = self.directory.kv.index();
         let mut rows = Pending::new(&*index, &self.directory);
-        let mut counters = Vec::new();
-        let mut tally = Vec::new();
-        for delta in &deltas {
-            rows.take(delta.ops.iter().cloned());
-            counters.extend(delta.counters.iter().copied());
-            for item in &delta.deferred {
-                let (ops, changes) = ledger::resolve(item, &rows, &mut Delta::default());
+        let (mut counters, mut deferred, mut tally) = (Vec::new(), Vec::new(), Vec::new());
+        for delta in &mut deltas {
+            rows.take(delta.ops.drain(..));
+            counters.append(&mut delta.counters);
+            for item in delta.deferred.drain(..) {
+                let (ops, changes) = ledger::resolve(&item, &rows, &mut Delta::default());
                 rows.take(ops.into_iter());
                 tally.extend(changes);
+                deferred.push(item);
             }
         }
-        let rows = rows.into_rows();
-        match self.write(&*index, &rows, &counters, last.1) {
+        let mut rows = rows.into_rows();
+        match self.write(&*index, &mut rows, &counters, end) {
             Ok(()) => {
-                self.directory.kv.overlay.write().applied(rows.iter().map(|(key, _)| key.as_slice()), last.0);
+                self.directory.kv.overlay.write().applied(rows.iter().map(|(key, _)| key.as_slice()), number);
                 self.directory.count_tally(tally);
             }
             Err(error) => {
-                let mut queue = self.directory.deltas.lock();
-                for delta in deltas.into_iter().rev() {
-                    queue.deltas.push_front(delta);
-                }
-                drop(queue);
+                // What was deferred is resolved anew, over the next index.
+                rows.retain(|(key, _)| deferred.is_empty() || !matches!(key.first(), Some(&(table::OUTBOX | table::DEBT))));
+                let again = Delta { number, ops: rows, counters, deferred, end };
+                self.directory.deltas.lock().deltas.push_front(again);
                 self.directory.distrust_index(&error.0);
             }
         }
     }
 
-    /// One atomic batch: rows, the counters that go with them, and how far the log is in the index then.
-    fn write(&mut self, index: &dyn Index, rows: &[Op], changes: &[(u64, Counters)], end: Position) -> Result<(), IndexError> {
+    /// One atomic batch: rows, the counters that go with them, and how far the log is in the index then. The rows come back
+    /// as they were.
+    fn write(&mut self, index: &dyn Index, rows: &mut Vec<Op>, changes: &[(u64, Counters)], end: Position) -> Result<(), IndexError> {
         let mut counters: BTreeMap<u64, Counters> = BTreeMap::new();
         for (segment, change) in changes {
             counters.entry(*segment).or_insert_with(|| self.applied.get(segment).copied().unwrap_or_default()).merge(change);
         }
-        let mut batch = rows.to_vec();
+        let own = rows.len();
         for (segment, counted) in &counters {
-            batch.push((keys::segment(*segment), postcard::to_stdvec(counted).ok()));
+            rows.push((keys::segment(*segment), postcard::to_stdvec(counted).ok()));
         }
-        batch.push((keys::META.to_vec(), Some(keys::checkpoint(self.directory.id, end))));
-        index.apply(&batch)?;
+        rows.push((keys::META.to_vec(), Some(keys::checkpoint(self.directory.id, end))));
+        let applied = index.apply(rows);
+        rows.truncate(own);
+        applied?;
         self.applied.extend(counters);
         self.end = end;
         self.dirty = true;
@@ -278,7 +280,7 @@ impl Indexer {
     }
 
     fn write_replayed(&mut self, index: &dyn Index, rows: Pending<'_>, delta: &mut Delta) -> Result<(), String> {
-        self.write(index, &rows.into_rows(), &delta.counters, delta.end).map_err(|error| error.0)?;
+        self.write(index, &mut rows.into_rows(), &delta.counters, delta.end).map_err(|error| error.0)?;
         let mut counters = self.directory.counters.lock();
         for (segment, change) in delta.counters.drain(..) {
             counters.entry(segment).or_default().merge(&change);

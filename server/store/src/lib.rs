@@ -20,7 +20,7 @@
 //!
 //! Reading order: the words (`types`), the bytes ([`format`]), one file of them (`segment`, `footer`), one disk of those
 //! (`identity`, `open`, `recovery`, `directory`), how it grows (`writer`, `commit`), what is known of it (`ledger`, `index`,
-//! `indexer`, `views`, `outbox`), what keeps it healthy (`compaction`, `scrub`), and the door to all of it ([`Store`]).
+//! `indexer`, `filter`, `views`, `outbox`), what keeps it healthy (`compaction`, `scrub`), and the door to all of it ([`Store`]).
 mod types;
 pub use types::*;
 
@@ -48,6 +48,8 @@ mod ledger;
 pub mod index;
 
 mod kv;
+
+mod filter;
 
 mod indexer;
 

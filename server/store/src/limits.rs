@@ -59,6 +59,12 @@ pub const PENDING_SETTLED_MAX: usize = 1 << 16;
 pub const LOCAL_ITEMS_MAX: usize = 2048;
 /// A node's name in the outbox: longer than any that a certificate can carry, short enough for a key.
 pub const NODE_NAME_BYTES_MAX: usize = 255;
+/// Bits of memory per record in the filter of what is certainly not here: one or two wrong answers in a hundred.
+pub const FILTER_BITS_PER_RECORD: u64 = 10;
+/// The filter begins with room for so many records (80 KiB) and doubles.
+pub const FILTER_RECORDS_MIN: u64 = 1 << 16;
+/// Footer entries that are read into the filter at a time.
+pub const FILTER_READ: usize = 4096;
 /// Footer entries that one call of `check_index` compares with the index.
 pub const CHECK_SAMPLE: usize = 2048;
 /// A segment is worth compacting when at most this share of it is live, in percent: copying costs less than it frees.

@@ -368,7 +368,7 @@ impl Writer {
         if batch.removed.contains(key) {
             return None; // by an operation just before, in this very batch
         }
-        self.directory.locate(key).ok().flatten().filter(|place| !self.directory.is_bad(key, place))
+        self.directory.locate_unlikely(key).ok().flatten().filter(|place| !self.directory.is_bad(key, place))
     }
 
     fn plan_record(&self, record: Record, batch: &mut Batch) -> usize {
@@ -612,6 +612,9 @@ impl Writer {
         let mut active = directory.active.lock();
         for entry in run.iter() {
             entry.note(&mut active.builder);
+            if matches!(entry.what, What::Public(..)) {
+                directory.filter.insert(&entry.header.key);
+            }
         }
         let stamp = active.builder.totals.stamp_max.as_u64();
         drop(active);
