@@ -47,6 +47,8 @@ pub(crate) async fn serve(out: &Out, arguments: Arguments, stop: &mut Stop) -> R
         () = stop_all(&cluster, &mut nodes) => {}
         _ = stop.wait() => {}
     }
+    // Nobody answers there any more; and who waits for the next run must not find this one's.
+    remove_envs(&cluster)?;
     let signal = outcome?;
     Ok(cli::interrupted(out, signal, Some("the data stay; the same command resumes them")))
 }
