@@ -113,7 +113,7 @@ impl Report {
     /// Prints and keeps a table.
     pub fn table(&mut self, title: &str, rows: Vec<Row>) {
         let mut table = Table::new();
-        table.load_preset(UTF8_HORIZONTAL_ONLY).set_header([
+        table.load_style(UTF8_HORIZONTAL_ONLY).set_header([
             "",
             "MiB/s",
             "% TCP",
