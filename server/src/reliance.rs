@@ -185,10 +185,12 @@ impl Node {
     /// Who holds all of a settled version: whoever else is assigned it lacks something, and is not believed to be safe.
     pub fn note_holders(&self, version: RecordKey, key: &str, holders: &[NodeIndex]) {
         let Some(bucket) = self.buckets.get(&version.bucket) else { return };
-        for assigned in bucket.assigned(&self.layout, bucket.version_partition(key)) {
-            if assigned != self.me && !holders.contains(&assigned) {
-                self.ledger.lacks(assigned, [version]);
-            }
+        let assigned = bucket.assigned(&self.layout, bucket.version_partition(key));
+        for lacking in assigned.iter().filter(|n| **n != self.me && !holders.contains(n)) {
+            self.ledger.lacks(*lacking, [version]);
+        }
+        for stand_in in holders.iter().filter(|n| **n != self.me && !assigned.contains(n)) {
+            self.ledger.stands_in(*stand_in, version);
         }
     }
 

@@ -94,7 +94,7 @@ impl<'a> Surveyor<'a> {
         let layout = &self.node.layout;
         let sets: BTreeSet<Vec<NodeIndex>> = (0..layout.partitions()).map(|p| bucket.assigned(layout, Partition(p))).collect();
         let any = RecordKey { bucket: bucket.id, id: afar_model::id::RecordId::ZERO };
-        let states: BTreeSet<State> = sets.iter().map(|assigned| self.state_at(bucket, &any, assigned, &[], true)).collect();
+        let states: BTreeSet<State> = sets.iter().map(|assigned| self.state_at(bucket, (&any, &any), assigned, &[], true)).collect();
         if states.len() == 1 { states.first().copied() } else { None }
     }
 
@@ -139,7 +139,7 @@ impl<'a> Surveyor<'a> {
         }
         let bucket = &facts.bucket;
         let name = RecordKey { bucket: bucket.id, id: entry.id };
-        let own = self.record_state(bucket, &name, bucket.version_partition(key));
+        let own = self.record_state(bucket, &name, &name, bucket.version_partition(key));
         if entry.inline { own } else { self.content_state(bucket, &name).max(own) }
     }
 
@@ -148,7 +148,7 @@ impl<'a> Surveyor<'a> {
         let Some(version) = self.read(name).and_then(|body| Version::decode(&body).ok()) else { return State::Unknown };
         let Content::Object { data, .. } = version.version.content else { return State::Safe };
         let partitions = self.node.layout.partitions();
-        let piece = |id| self.record_state(bucket, &RecordKey { bucket: bucket.id, id }, Partition::of_record(&id, partitions));
+        let piece = |id| self.record_state(bucket, &RecordKey { bucket: bucket.id, id }, name, Partition::of_record(&id, partitions));
         match data {
             Data::Inline => State::Safe,
             Data::Chunks(chunks) => chunks.iter().map(|chunk| piece(chunk.id)).max().unwrap_or(State::Safe),
@@ -168,18 +168,29 @@ impl<'a> Surveyor<'a> {
         self.node.store.get(name).ok().flatten().map(|found| found.record.into_body())
     }
 
-    fn record_state(&self, bucket: &Bucket, key: &RecordKey, partition: Partition) -> State {
+    fn record_state(&self, bucket: &Bucket, key: &RecordKey, version: &RecordKey, partition: Partition) -> State {
         let assigned = bucket.assigned(&self.node.layout, partition);
         let others: Vec<NodeIndex> = bucket.eligible(&self.node.layout).into_iter().filter(|n| !assigned.contains(n)).collect();
-        self.state_at(bucket, key, &assigned, &others, false)
+        self.state_at(bucket, (key, version), &assigned, &others, false)
     }
 
-    /// Rule 25 for one record; `any` stands for every record when no exception is known.
-    fn state_at(&self, bucket: &Bucket, key: &RecordKey, assigned: &[NodeIndex], others: &[NodeIndex], any: bool) -> State {
+    /// Rule 25 for one record, which `version` needs; `any` stands for every record when no exception is known.
+    fn state_at(
+        &self,
+        bucket: &Bucket,
+        (key, version): (&RecordKey, &RecordKey),
+        assigned: &[NodeIndex],
+        others: &[NodeIndex],
+        any: bool,
+    ) -> State {
         let (mut proved, mut unproved) = (Vec::new(), Vec::new());
         let candidates = assigned.iter().map(|n| (*n, true)).chain(others.iter().map(|n| (*n, false)));
         for (candidate, is_assigned) in candidates {
-            match self.holding(candidate, is_assigned, key, any) {
+            let holding = match self.holding(candidate, is_assigned, key, any) {
+                Holding::No if !is_assigned => self.stand_in(candidate, version),
+                holding => holding,
+            };
+            match holding {
                 Holding::Proved => proved.push(candidate),
                 Holding::Unproved => unproved.push(candidate),
                 Holding::No => {}
@@ -197,6 +208,13 @@ impl<'a> Surveyor<'a> {
         match self.node.ledger.holding(candidate, assigned, key) {
             Holding::Proved if !self.node.peers.usable(candidate) => Holding::Unproved,
             Holding::Unproved if self.node.was_replaced(candidate) => Holding::No,
+            holding => holding,
+        }
+    }
+
+    fn stand_in(&self, candidate: NodeIndex, version: &RecordKey) -> Holding {
+        match self.node.ledger.holds_whole(candidate, version) {
+            Holding::Proved if !self.node.peers.usable(candidate) => Holding::Unproved,
             holding => holding,
         }
     }

@@ -20,6 +20,8 @@ struct Account {
     /// Each with when it was noted.
     missing: HashMap<RecordKey, Instant>,
     extra: HashMap<RecordKey, Instant>,
+    /// Versions of which the peer holds everything although not all of it is assigned to it.
+    whole: HashMap<RecordKey, Instant>,
     overflow: bool,
     /// Age of its least recent verification, as it says, beyond the bound.
     unscrubbed: bool,
@@ -72,6 +74,8 @@ impl Ledger {
             compared: Some(at),
             missing: found.missing.into_iter().map(|key| (key, now)).chain(missing).collect(),
             extra: found.extra.into_iter().map(|key| (key, now)).chain(extra).collect(),
+            // What was acknowledged stays acknowledged; only another incarnation, or distrust, ends it.
+            whole: if account.incarnation == Some(incarnation) { std::mem::take(&mut account.whole) } else { HashMap::new() },
             overflow: found.overflow,
             unscrubbed: account.unscrubbed,
             audited,
@@ -100,6 +104,28 @@ impl Ledger {
             if !assigned {
                 insert(&mut account.extra, key, &mut account.overflow);
             }
+        }
+    }
+
+    /// The peer stands in for another and holds all of a version.
+    pub fn stands_in(&self, peer: NodeIndex, version: RecordKey) {
+        if let Some(account) = self.accounts.lock().get_mut(&peer) {
+            let mut full = false;
+            insert(&mut account.whole, version, &mut full);
+        }
+    }
+
+    /// Whether `peer` is known to hold all of a version for which it stands in.
+    pub fn holds_whole(&self, peer: NodeIndex, version: &RecordKey) -> Holding {
+        match self.accounts.lock().get(&peer) {
+            Some(account) if account.whole.contains_key(version) => {
+                if account.is_fresh() {
+                    Holding::Proved
+                } else {
+                    Holding::Unproved
+                }
+            }
+            _ => Holding::No,
         }
     }
 
@@ -148,7 +174,11 @@ impl Ledger {
 
     /// Whether any exception is known for any peer: a hint, or a missing record.
     pub fn has_exceptions(&self) -> bool {
-        let any = self.accounts.lock().values().any(|account| account.overflow || !account.missing.is_empty() || !account.extra.is_empty());
+        let any = self
+            .accounts
+            .lock()
+            .values()
+            .any(|account| account.overflow || !account.missing.is_empty() || !account.extra.is_empty() || !account.whole.is_empty());
         any || !self.own_missing.lock().is_empty()
     }
 
