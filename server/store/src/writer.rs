@@ -612,9 +612,6 @@ impl Writer {
         let mut active = directory.active.lock();
         for entry in run.iter() {
             entry.note(&mut active.builder);
-            if matches!(entry.what, What::Public(..)) {
-                directory.filter.insert(&entry.header.key);
-            }
         }
         let stamp = active.builder.totals.stamp_max.as_u64();
         drop(active);
@@ -623,6 +620,10 @@ impl Writer {
             let end = Position { offset: entry.place.offset + entry.header.total(), ..entry.place };
             entry.items().into_iter().map(move |item| (item, end))
         }));
+        // After they are resolved, which asks whether they were here before; and before anybody hears that they are now.
+        for entry in run.iter().filter(|entry| matches!(entry.header.kind, Kind::Public(_))) {
+            directory.filter.insert(&entry.header.key);
+        }
         directory.commit.wrote(end);
     }
 
