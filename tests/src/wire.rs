@@ -1,10 +1,13 @@
 //! A client without manners: raw messages, for what the real one would never send.
-use crate::cluster::Cluster;
+use crate::{
+    cluster::Cluster,
+    limits::{LOOK_EVERY, SETTLE_MAX},
+};
 use afar_proto::v1::{self, PutEnd, PutHeader, PutPiece, PutRequest, objects_client::ObjectsClient, put_piece::Piece};
 use bytes::Bytes;
 use std::time::Duration;
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     metadata::MetadataValue,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
@@ -76,6 +79,29 @@ pub fn whole(bucket: &str, key: &str, upload: [u8; 16], content: &[u8]) -> Vec<P
     messages.extend(content.chunks(afar_model::limits::CHUNK_BYTES).map(piece));
     messages.push(end(*blake3::hash(content).as_bytes(), content.len() as u64));
     messages
+}
+
+/// The same as a second attempt: an earlier one may have reached a node.
+#[must_use]
+pub fn again(mut messages: Vec<PutRequest>) -> Vec<PutRequest> {
+    for header in messages.iter_mut().filter_map(|message| message.header.as_mut()) {
+        header.retry = true;
+    }
+    messages
+}
+
+/// Sends these messages as one put, until somebody has an answer: a cluster that has just formed is not yet sure of itself.
+///
+/// # Errors
+/// What the node says, other than that it cannot say.
+pub async fn put_until_answered(cluster: &Cluster, node: &str, messages: Vec<PutRequest>) -> Result<v1::PutReply, Status> {
+    let start = std::time::Instant::now();
+    loop {
+        match put(cluster, node, messages.clone()).await {
+            Err(status) if status.code() == Code::Unavailable && start.elapsed() < SETTLE_MAX => tokio::time::sleep(LOOK_EVERY).await,
+            answer => return answer,
+        }
+    }
 }
 
 /// Sends these messages as one put.

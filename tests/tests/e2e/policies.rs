@@ -60,7 +60,9 @@ fn rule_8_a_queued_write_says_so_counts_as_at_risk_and_becomes_safe() {
     let content = data::bytes(&mut chance, 2 * MIB);
     let stored = try_put_bytes(&afar, &content, "queued/a").expect(5).json();
     assert_eq!(stored["durability"], "local", "{stored}");
-    Known { at: "queued/a".into(), content: content.clone() }.must_be_at(&afar);
+    // In such a bucket Warsaw alone may have acknowledged something newer: then nobody else says what is current.
+    let ran = afar.run(&["cat", "queued/a"]).expect_one_of(&[0, 14]);
+    assert!(ran.code != 0 || ran.stdout == content);
 
     let status = until("it counts as at risk", SETTLE_MAX, || {
         let ran = afar.run(&["status", "--json"]);
@@ -78,6 +80,9 @@ fn rule_8_a_queued_write_says_so_counts_as_at_risk_and_becomes_safe() {
     cluster.wait_state("safe");
     // And that is no mere claim.
     cluster.node_mut("strasbourg").burn();
+    assert_eq!(chunks_on_disk(&cluster, "warsaw", &content), 2);
+    cluster.node_mut("strasbourg").start();
+    cluster.wait_state("safe");
     Known { at: "queued/a".into(), content }.must_be_at(&cluster.afar_at(&["warsaw", "roubaix"]));
 }
 
