@@ -113,8 +113,17 @@ pub fn run(asked: &Asked, out: &mut dyn io::Write) -> Result<Outcome, InspectErr
 }
 
 fn extract(paths: &[PathBuf], id: &RecordId, output: Option<&Path>, out: &mut dyn io::Write) -> Result<Outcome, InspectError> {
-    for path in paths {
-        let Some(body) = inspect::extract(&RealDisk, path, id, None)? else { continue };
+    let mut unreadable = None;
+    for path in paths.iter().filter(|path| !is_empty(path)) {
+        let body = match inspect::extract(&RealDisk, path, id, None) {
+            Ok(Some(body)) => body,
+            Ok(None) => continue,
+            // Another directory may have it.
+            Err(error) => {
+                unreadable = unreadable.or(Some(error));
+                continue;
+            }
+        };
         match output {
             None => out.write_all(&body)?,
             Some(file) if file == Path::new("-") => out.write_all(&body)?,
@@ -122,7 +131,7 @@ fn extract(paths: &[PathBuf], id: &RecordId, output: Option<&Path>, out: &mut dy
         }
         return Ok(Outcome::Good);
     }
-    Err(InspectError::Missing(*id))
+    Err(unreadable.map_or(InspectError::Missing(*id), InspectError::Read))
 }
 
 fn remove_index(directory: &Path) -> Result<(), InspectError> {
@@ -154,6 +163,12 @@ fn show(path: &Path, asked: &Asked, out: &mut dyn io::Write) -> Result<Outcome, 
             writeln!(out, "{}: directory {directory} of node {node}, incarnation {incarnation}", path.display())?;
         }
     }
+    if is_empty(path) {
+        if !asked.json {
+            writeln!(out, "{}: no segments yet", path.display())?;
+        }
+        return Ok(Outcome::Good);
+    }
     let mut written = Ok(());
     let reports = inspect::list(&RealDisk, path, |listed| {
         if !asked.verify && written.is_ok() {
@@ -165,6 +180,12 @@ fn show(path: &Path, asked: &Asked, out: &mut dyn io::Write) -> Result<Outcome, 
         writeln!(out, "{}", if asked.json { segment_json(report) } else { segment_text(report) })?;
     }
     Ok(if reports.iter().all(SegmentReport::is_whole) { Outcome::Good } else { Outcome::Damaged })
+}
+
+/// Whether a data directory was initialised and nothing was ever written to it.
+fn is_empty(path: &Path) -> bool {
+    let initialised = inspect::identity(&RealDisk, path).is_ok();
+    initialised && fs::read_dir(path.join("segments")).is_ok_and(|mut files| files.next().is_none())
 }
 
 fn record_text(listed: &Listed) -> String {
@@ -184,7 +205,7 @@ fn record_json(listed: &Listed) -> String {
 }
 
 fn segment_text(report: &SegmentReport) -> String {
-    let kinds: Vec<String> = report.records.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let kinds: Vec<String> = report.records.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
     let state = if report.sealed { "sealed" } else { "open" };
     let kinds = if kinds.is_empty() { "no records".to_owned() } else { kinds.join(", ") };
     let mut text = format!(

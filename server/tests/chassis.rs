@@ -184,3 +184,25 @@ fn a_port_that_is_taken_is_named() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(said(&refused).contains("is another process there?"), "{}", said(&refused));
 }
+
+#[test]
+fn a_directory_can_be_read_without_its_node() {
+    let folder = Folder::new();
+    let data = folder.path("data");
+    let inspect = |more: &[&str]| afard().arg("inspect").arg(&data).args(more).output().unwrap();
+    let running = folder.serve();
+    assert_eq!(inspect(&["--rebuild-index"]).status.code(), Some(11), "in use");
+    assert!(inspect(&["--verify"]).status.success(), "reading is no harm");
+    running.end(Signal::TERM);
+    let listed = inspect(&["--json"]);
+    let text = String::from_utf8(listed.stdout.clone()).unwrap();
+    assert!(listed.status.success() && text.lines().next().unwrap().contains("\"node\":\"warsaw\""), "{text}{}", said(&listed));
+    let nowhere = ["--extract", &"00".repeat(32), "-o", "-"];
+    assert_eq!(inspect(&nowhere).status.code(), Some(10));
+    assert_eq!(inspect(&["--extract", "00", "-o", "-"]).status.code(), Some(2));
+    assert!(inspect(&["--rebuild-index"]).status.success() && !data.join("index").exists());
+    folder.serve().end(Signal::TERM);
+    fs::write(data.join("segments/0000000000000001.afar"), b"garbage").unwrap();
+    assert_eq!(inspect(&["--verify"]).status.code(), Some(4));
+    assert_eq!(afard().args(["inspect", "/nowhere"]).output().unwrap().status.code(), Some(1));
+}
