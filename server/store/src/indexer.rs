@@ -168,21 +168,17 @@ impl Indexer {
     fn fall_behind(&self, limit: Position, index_usable: bool) {
         let directory = &self.directory;
         let active = directory.active.lock();
-        let parts = directory
-            .segments
-            .read()
-            .keys()
-            .rev()
-            .filter(|&&sequence| sequence >= self.end.segment && sequence <= limit.segment)
-            .map(|&sequence| {
-                let view = OnceLock::new();
-                if sequence == active.sequence && directory.segment(sequence).is_some_and(|segment| segment.trailer().is_none()) {
-                    // What lies beyond the limit is in the overlay, which is asked first.
-                    let _ = view.set(FooterView::in_memory(active.builder.encode().into()).ok().map(Arc::new));
-                }
-                BehindPart { sequence, view }
-            })
-            .collect();
+        let wanted = |segment: &&Arc<Segment>| segment.sequence >= self.end.segment && segment.sequence <= limit.segment;
+        let segments: Vec<Arc<Segment>> = directory.segments.read().values().rev().filter(wanted).cloned().collect();
+        let part = |segment: Arc<Segment>| {
+            let view = OnceLock::new();
+            if segment.sequence == active.sequence && segment.trailer().is_none() {
+                // What lies beyond the limit is in the overlay, which is asked first.
+                let _ = view.set(FooterView::in_memory(active.builder.encode().into()).ok().map(Arc::new));
+            }
+            BehindPart { sequence: segment.sequence, view }
+        };
+        let parts = segments.into_iter().map(part).collect();
         *directory.behind.write() = Some(Arc::new(Behind { parts, index_usable }));
     }
 
