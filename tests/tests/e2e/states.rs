@@ -49,7 +49,7 @@ fn rule_25_an_empty_cluster_is_safe_only_when_everybody_says_so() {
 }
 
 #[test]
-fn rule_25_a_lost_copy_shows_as_soon_as_its_site_is_gone() {
+fn rule_25_a_lost_copy_shows_within_the_bound_of_its_proof() {
     let mut cluster = Cluster::three();
     cluster.bucket("shown", &[]);
     let mut chance = data::chance(data::seed());
