@@ -195,8 +195,12 @@ pub const LIST_PAGE: usize = 1000;
 
 // Health.
 
+/// A version that is prepared for longer than this was probably left behind: it is unknown, and is proved by whoever sees it.
+pub const PREPARED_FOR: Duration = Duration::from_secs(3);
+/// Prepared versions that one survey hands on to be proved.
+pub const PREPARED_BATCH: usize = 4096;
 /// The survey of all versions is made anew this often.
-pub const SURVEY_EVERY: Duration = Duration::from_secs(15);
+pub const SURVEY_EVERY: Duration = Duration::from_secs(5);
 /// A survey that took less than this is made anew when somebody asks for a fresh one.
 pub const SURVEY_QUICK: Duration = Duration::from_millis(500);
 /// Rows of the views read in one go.

@@ -26,6 +26,8 @@ pub const NO_REPORTER: u32 = u32::MAX;
 pub struct Survey {
     /// Per bucket and shard.
     pub shards: Vec<v1::ShardSurvey>,
+    /// Versions that may be current and that nobody has proved yet: some of them.
+    pub prepared: Vec<afar_store::VersionRow>,
     /// When it was made.
     pub at: UnixMillis,
     /// Whether all views were there.
@@ -40,7 +42,8 @@ pub fn survey(node: &Node) -> Survey {
     let begun = Instant::now();
     let mut surveyor = Surveyor::new(node);
     let complete = surveyor.walk();
-    Survey { shards: surveyor.finish(), at: node.now(), complete, took: begun.elapsed() }
+    let prepared = std::mem::take(&mut surveyor.unproved);
+    Survey { shards: surveyor.finish(), prepared, at: node.now(), complete, took: begun.elapsed() }
 }
 
 /// What is needed of a bucket again and again.
@@ -58,13 +61,21 @@ struct Surveyor<'a> {
     shards: HashMap<(BucketId, u16), v1::ShardSurvey>,
     /// The key whose versions are passing by, and whether its current one has passed.
     key: Option<(BucketId, String, bool)>,
+    unproved: Vec<afar_store::VersionRow>,
 }
 
 impl<'a> Surveyor<'a> {
     fn new(node: &'a Node) -> Self {
         let refuted = node.peers.refuted();
-        let mut surveyor =
-            Self { node, refuted, exceptions: node.ledger.has_exceptions(), facts: HashMap::new(), shards: HashMap::new(), key: None };
+        let mut surveyor = Self {
+            node,
+            refuted,
+            exceptions: node.ledger.has_exceptions(),
+            facts: HashMap::new(),
+            shards: HashMap::new(),
+            key: None,
+            unproved: Vec::new(),
+        };
         for bucket in node.buckets.present().buckets.values() {
             surveyor.begin(bucket);
         }
@@ -115,21 +126,39 @@ impl<'a> Surveyor<'a> {
 
     fn row(&mut self, bucket: BucketId, key: String, entry: &VersionEntry) {
         let passed = self.key.as_ref().is_some_and(|(b, k, current)| *b == bucket && *k == key && *current);
-        let current = entry.settled && !passed;
         if !self.key.as_ref().is_some_and(|(b, k, _)| *b == bucket && *k == key) {
             self.key = Some((bucket, key.clone(), false));
         }
-        if current && let Some(seen) = &mut self.key {
+        if !entry.settled {
+            // It may be current, and nothing is proved of it yet: then it is unknown, and somebody has to prove it.
+            if !passed && self.node.now().since(entry.received) > limits::PREPARED_FOR {
+                self.prepared(bucket, key, entry);
+            }
+            return;
+        }
+        if let Some(seen) = &mut self.key {
             seen.2 = true;
         }
-        let (Some((_, size)), true, Some(facts)) = (entry.object, entry.settled, self.facts.get(&bucket)) else { return };
+        let (Some((_, size)), Some(facts)) = (entry.object, self.facts.get(&bucket)) else { return };
         let state = self.version_state(facts, &key, entry);
         let shard = afar_model::placement::shard_of(&key, facts.bucket.shards);
         let Some(survey) = self.shards.get_mut(&(bucket, shard)) else { return };
         count(&mut survey.versions, state, 1);
-        if current {
+        if !passed {
             count(&mut survey.objects, state, 1);
             count(&mut survey.bytes, state, size);
+        }
+    }
+
+    fn prepared(&mut self, bucket: BucketId, key: String, entry: &VersionEntry) {
+        let Some(facts) = self.facts.get(&bucket) else { return };
+        let shard = afar_model::placement::shard_of(&key, facts.bucket.shards);
+        let Some(survey) = self.shards.get_mut(&(bucket, shard)) else { return };
+        count(&mut survey.objects, State::Unknown, 1);
+        count(&mut survey.bytes, State::Unknown, entry.object.map_or(0, |(_, size)| size));
+        count(&mut survey.versions, State::Unknown, 1);
+        if self.unproved.len() < limits::PREPARED_BATCH {
+            self.unproved.push(afar_store::VersionRow { bucket, key, entry: entry.clone() });
         }
     }
 

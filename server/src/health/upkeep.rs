@@ -4,16 +4,39 @@ use super::survey;
 use crate::{limits, node::Node, objects::versions};
 use afar_model::record::RecordKey;
 use afar_store::VersionRow;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// Surveys now and then, for those who ask without asking for a fresh one.
 pub async fn surveys(node: Arc<Node>, stop: CancellationToken) {
     loop {
         refresh(&node).await;
-        if stop.run_until_cancelled(tokio::time::sleep(limits::SURVEY_EVERY)).await.is_none() {
+        if stop.run_until_cancelled(prove_prepared(&node)).await.is_none() {
             return;
         }
+        if stop.run_until_cancelled(tokio::time::sleep(pause(&node))).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// A large survey is made more seldom, so that it takes a twentieth of one core at most.
+fn pause(node: &Node) -> Duration {
+    limits::SURVEY_EVERY.max(node.survey.load().took * 20)
+}
+
+/// Proves versions whose coordinator never said that they are settled, so that they do not wait for a reader (rule 1).
+async fn prove_prepared(node: &Arc<Node>) {
+    let survey = node.survey.load_full();
+    for row in &survey.prepared {
+        let Some(bucket) = node.buckets.get(&row.bucket) else { continue };
+        let listed = versions::Listed { entry: row.entry.clone(), holders: vec![node.me] };
+        if let Err(error) = versions::complete(node, &bucket, &row.key, &listed).await {
+            tracing::debug!(%error, "a prepared version stays unproved");
+        }
+    }
+    if !survey.prepared.is_empty() {
+        refresh(node).await;
     }
 }
 
