@@ -1,6 +1,6 @@
 //! What was measured, as tables for people and as JSON.
 use afar_tests::processes::Used;
-use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use comfy_table::{Cell, CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -113,7 +113,7 @@ impl Report {
     /// Prints and keeps a table.
     pub fn table(&mut self, title: &str, rows: Vec<Row>) {
         let mut table = Table::new();
-        table.load_style(UTF8_HORIZONTAL_ONLY).set_header([
+        table.load_style(ASCII_MARKDOWN).set_header([
             "",
             "MiB/s",
             "% TCP",
