@@ -307,7 +307,7 @@ impl Commit<'_> {
         let eligible = self.bucket.eligible(&node.layout);
         let others: Vec<NodeIndex> = eligible.iter().copied().filter(|n| !targets.contains(n) && node.answers(*n)).collect();
         let mut order = targets.to_vec();
-        order.extend(node.peers.nearest_first(others.into_iter()));
+        order.extend(node.peers.nearest_first(others));
         let enough = coverage::to_ask(&self.bucket.policy, &node.layout, &eligible, &order).unwrap_or(order);
         enough.into_iter().filter(|n| !targets.contains(n)).collect()
     }

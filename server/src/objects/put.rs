@@ -206,7 +206,7 @@ impl Put {
     /// # Errors
     /// If the pieces are not as the contract says, or nothing can be stored any more.
     pub async fn piece(&mut self, piece: Piece) -> Result<(), ObjectError> {
-        if self.size % CHUNK_BYTES as u64 != 0 {
+        if !self.size.is_multiple_of(CHUNK_BYTES as u64) {
             return Err(ObjectError::Invalid(format!("a piece before the last was shorter than {CHUNK_BYTES} bytes")));
         }
         if let Some(first) = self.first.take() {
@@ -270,7 +270,7 @@ impl Put {
         while let Some(done) = self.pieces.try_join_next() {
             self.note(done.map_err(|error| ObjectError::Internal(error.to_string()))?);
         }
-        if self.chunks.len() % limits::SYNC_EVERY_CHUNKS == 0 {
+        if self.chunks.len().is_multiple_of(limits::SYNC_EVERY_CHUNKS) {
             self.drain().await?;
             self.sync_all().await;
         }
@@ -400,10 +400,10 @@ impl Put {
             }
         }
         match whole {
-            Some(data) if data.len() > INLINE_BYTES_MAX => self.finish_single(object, data).await,
-            Some(data) => self.finish_inline(object, data).await,
-            None if self.chunks.is_empty() => self.finish_inline(object, Bytes::new()).await,
-            None => self.finish_chunked(object).await,
+            Some(data) if data.len() > INLINE_BYTES_MAX => Box::pin(self.finish_single(object, data)).await,
+            Some(data) => Box::pin(self.finish_inline(object, data)).await,
+            None if self.chunks.is_empty() => Box::pin(self.finish_inline(object, Bytes::new())).await,
+            None => Box::pin(self.finish_chunked(object)).await,
         }
     }
 

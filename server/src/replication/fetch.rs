@@ -98,9 +98,9 @@ pub fn candidates(node: &Node, key: &RecordKey, partition: Partition) -> Vec<Nod
         Some(bucket) => (bucket.assigned(&node.layout, partition), bucket.eligible(&node.layout)),
         None => (Vec::new(), node.layout.node_indexes().collect()),
     };
-    let mut order = node.peers.nearest_first(assigned.into_iter());
+    let mut order = node.peers.nearest_first(assigned);
     let others: Vec<NodeIndex> = eligible.into_iter().filter(|node| !order.contains(node)).collect();
-    order.extend(node.peers.nearest_first(others.into_iter()));
+    order.extend(node.peers.nearest_first(others));
     order
 }
 
