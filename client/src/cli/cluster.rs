@@ -1,4 +1,6 @@
 //! `afar cluster init`: the arguments; what is written is in [`crate::cluster`].
+// Doc comments of arguments are their help texts: square brackets are syntax there, not links.
+#![allow(rustdoc::broken_intra_doc_links)]
 use super::{PolicyFlags, Session, policy, units};
 use crate::{
     cluster::{Blueprint, NodePlan, create},

@@ -1,5 +1,5 @@
 //! The state of a cluster: what each node says of itself, asked of every node directly ([`fetch`]), and what that amounts to
-//! ([`merge`], pure).
+//! ([`mod@merge`], pure).
 pub mod fetch;
 
 pub mod merge;

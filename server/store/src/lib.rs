@@ -18,7 +18,7 @@
 //!
 //! What is deliberately absent: no retry of a failed sync, no in-place change of a record, no `unsafe`, no `mmap`.
 //!
-//! Reading order: the words (`types`), the bytes ([`format`]), one file of them (`segment`, `footer`), one disk of those
+//! Reading order: the words (`types`), the bytes ([`mod@format`]), one file of them (`segment`, `footer`), one disk of those
 //! (`identity`, `open`, `recovery`, `directory`), how it grows (`writer`, `commit`), what is known of it (`ledger`, `index`,
 //! `indexer`, `filter`, `views`, `outbox`), what keeps it healthy (`compaction`, `scrub`), and the door to all of it ([`Store`]).
 mod types;

@@ -1,7 +1,7 @@
 //! The index: where each record is, and the sorted views. A cache with a checkpoint, never the truth.
 //!
 //! One ordered space of bytes keys per data directory (layouts in [`keys`]), behind the small trait [`Index`], so that sled
-//! stays in one module and tests run on memory. Changes arrive as [`Delta`]s in the order of the log; one thread applies
+//! stays in one module and tests run on memory. Changes arrive as `Delta`s in the order of the log; one thread applies
 //! them in atomic batches, each with the checkpoint and the per-segment counters that belong to it, so that the index is
 //! always the image of a prefix of the log, and the counters tell if it is not (rule 18). Only deltas of *durable* records
 //! are applied, so that the index never knows of a record that a power cut can take back.
