@@ -199,6 +199,10 @@ pub const LIST_PAGE: usize = 1000;
 pub const PREPARED_FOR: Duration = Duration::from_secs(3);
 /// Prepared versions that one survey hands on to be proved.
 pub const PREPARED_BATCH: usize = 4096;
+/// Versions are followed to their pieces this soon after the start …
+pub const REFERENCES_SOON: Duration = Duration::from_secs(2);
+/// … and this often then.
+pub const REFERENCES_EVERY: Duration = Duration::from_secs(3600);
 /// The survey of all versions is made anew this often.
 pub const SURVEY_EVERY: Duration = Duration::from_secs(5);
 /// A survey that took less than this is made anew when somebody asks for a fresh one.

@@ -37,7 +37,7 @@ use afar_model::{
     units::UnixMillis,
 };
 use afar_proto::v1;
-use afar_store::{DirectoryState, OpenError, Opened, Options, Store};
+use afar_store::{DirectoryState, OpenError, Opened, Options, Store, disk::FailingDisk, index::sled::SledFactory};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
@@ -278,6 +278,7 @@ impl Node {
         start("index", |node, stop| Box::pin(upkeep::index(node, stop)));
         start("scrub", |node, stop| Box::pin(upkeep::scrub(node, stop)));
         start("compact", |node, stop| Box::pin(upkeep::compact(node, stop)));
+        start("references", |node, stop| Box::pin(upkeep::references(node, stop)));
         start("discard", |node, stop| Box::pin(upkeep::discard(node, stop)));
         start("physics", |node, stop| Box::pin(upkeep::physics(node, stop)));
     }
@@ -337,7 +338,14 @@ async fn open_store(config: &Config, clock: &Clock, lifecycle: &Lifecycle) -> Re
         index_cache_bytes: config.limits.index_cache,
         ..Options::new(config.node.clone(), config.data.clone(), config.state.clone(), seed, Arc::new(move || clock.now()))
     };
-    let opened = lifecycle.blocking("open the log", move || Store::open(options)).await;
+    let failing = config.fail_sync_after;
+    let open = move || match failing {
+        None => Store::open(options),
+        Some(syncs) => {
+            Store::open_on(Arc::new(FailingDisk::new(syncs)), Arc::new(SledFactory { cache_bytes: options.index_cache_bytes }), options)
+        }
+    };
+    let opened = lifecycle.blocking("open the log", open).await;
     let (store, opened) = opened.ok_or_else(|| StartError::System("opening the log failed: this is a bug, please report it".into()))??;
     for directory in &opened.directories {
         let path = directory.path.display();

@@ -102,7 +102,13 @@ impl Node {
     /// # Errors
     /// If there is none.
     pub fn bucket(&self, name: &str) -> Result<Arc<Bucket>, ObjectError> {
-        self.buckets.find(name).ok_or_else(|| ObjectError::NoSuchBucket(name.chars().take(80).collect()))
+        self.buckets.find(name).ok_or_else(|| {
+            if self.is_catching_up() {
+                // Settings may not have arrived yet: their absence proves nothing either (rule 3).
+                return ObjectError::unavailable("this node is catching up and cannot tell yet which buckets there are");
+            }
+            ObjectError::NoSuchBucket(name.chars().take(80).collect())
+        })
     }
 
     /// Whether a node takes new records now. This node finds out when it tries.
@@ -144,7 +150,8 @@ impl Node {
         if lost > self.reliance.noted.fetch_max(lost, Ordering::AcqRel) {
             self.note_loss();
         }
-        self.reliance.behind.load(Ordering::Acquire)
+        // Refused by a peer that remembers more of our log than there is: whatever was forgotten, absence here proves nothing.
+        self.reliance.behind.load(Ordering::Acquire) || self.peers.is_stale()
     }
 
     /// Something that this node should have is gone: it is behind until it has compared itself with everybody.

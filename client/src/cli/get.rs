@@ -130,6 +130,9 @@ async fn get_tree(session: &Session, client: &Client, place: &Place, folder: &Pa
     let mut keys = pin!(client.list(listing));
     while let Some(line) = keys.try_next().await? {
         let Listed::Entry(entry) = line else { continue };
+        if !units::is_under(&place.path, &entry.key) {
+            continue;
+        }
         // From the last slash of the prefix on, as a shell's `cp -r` would.
         let from = place.path.rfind('/').map_or(0, |slash| slash + 1);
         let name = entry.key.get(from..).unwrap_or(&entry.key);

@@ -17,7 +17,9 @@ pub enum Command {
     /// Revoke an access key for good
     Revoke {
         /// Its id
-        access_key_id: String,
+        // Not `access_key_id`: that is the global option's name, and the two would be one argument.
+        #[arg(value_name = "ACCESS_KEY_ID")]
+        id: String,
     },
 }
 
@@ -78,7 +80,7 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error
                 out.lines(&units::table(&["ACCESS KEY", "NAME", "CREATED", "MAY"], &keys.iter().map(row).collect::<Vec<_>>(), &[]))?;
             }
         }
-        Command::Revoke { access_key_id } => {
+        Command::Revoke { id: access_key_id } => {
             session.client()?.revoke_key(&access_key_id).await?;
             out.either(|| json!({"access_key_id": access_key_id, "revoked": true}), || format!("revoked {access_key_id}"))?;
         }

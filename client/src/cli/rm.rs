@@ -81,7 +81,9 @@ async fn find(client: &Client, place: &Place) -> Result<(Vec<String>, u64), Erro
     let mut lines = pin!(client.list(listing));
     let (mut keys, mut bytes) = (Vec::new(), 0_u64);
     while let Some(line) = lines.try_next().await? {
-        if let Listed::Entry(entry) = line {
+        if let Listed::Entry(entry) = line
+            && units::is_under(&place.path, &entry.key)
+        {
             bytes += entry.size;
             keys.push(entry.key);
         }

@@ -111,6 +111,11 @@ pub fn table(header: &[&str], rows: &[Vec<String>], right: &[usize]) -> Vec<Stri
     lines
 }
 
+/// Whether `-r PREFIX` means this key: the key itself and what lies under it as in a folder. `host1` is not `host10`.
+pub fn is_under(prefix: &str, key: &str) -> bool {
+    prefix.is_empty() || prefix.ends_with('/') || key.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

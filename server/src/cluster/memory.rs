@@ -17,6 +17,9 @@ use std::{
     time::Duration,
 };
 
+/// Words of [`Refusal::Backwards`], by which the refused node knows what it is accused of.
+pub const WENT_BACKWARDS: &str = "log went backwards";
+
 /// How far a directory's log reaches: segment, then offset.
 pub type LogEnd = (u64, u64);
 

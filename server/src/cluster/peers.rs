@@ -183,6 +183,7 @@ pub struct Peers {
     clock_trouble: ArcSwapOption<String>,
     changes: watch::Sender<u64>,
     remember: Notify,
+    stale: AtomicBool,
 }
 
 impl fmt::Debug for Peers {
@@ -213,6 +214,8 @@ struct Record {
     catching_up: bool,
     /// Why it answers and is still not worked with.
     unfit: Option<String>,
+    /// The last answer to our own heartbeat was a refusal: its heartbeats to us do not undo that.
+    refuses_us: bool,
     /// Why the last heartbeat failed.
     missed: Option<String>,
 }
@@ -339,6 +342,7 @@ impl Peers {
             clock_trouble: ArcSwapOption::empty(),
             changes: watch::Sender::new(0),
             remember: Notify::new(),
+            stale: AtomicBool::new(false),
         }))
     }
 
@@ -444,6 +448,11 @@ impl Peers {
         judge_pairs(&self.layout, &round_trips)
     }
 
+    /// Whether a peer remembers more of this node's log than there is: an old copy was restored, and its answers prove nothing.
+    pub fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Acquire)
+    }
+
     /// Changes whenever a peer's state, usability, run, or what it says about catching up or taking writes does; and when a
     /// pair of sites is refuted.
     pub fn changes(&self) -> watch::Receiver<u64> {
@@ -544,8 +553,12 @@ impl Peers {
                 let _ = self.hear(node, said, Some(Measured { round_trip, midpoint }));
             }
             Ok(Err(status)) if matches!(status.code(), Code::PermissionDenied | Code::FailedPrecondition) => {
+                if status.message().contains(memory::WENT_BACKWARDS) {
+                    self.stale.store(true, Ordering::Release);
+                }
                 self.change(slot, |record| {
                     record.pulse.answered(round_trip);
+                    record.refuses_us = true;
                     record.unfit = Some(format!("it refuses this node: {}", status.message()));
                 });
             }
@@ -579,7 +592,10 @@ impl Peers {
             let accepted = checked.and_then(|claim| Ok(record.remembered.hear(claim, now)?));
             match &accepted {
                 Ok(accepted) => {
-                    record.unfit = None;
+                    record.refuses_us &= measured.is_none();
+                    if !record.refuses_us {
+                        record.unfit = None;
+                    }
                     record.heard = Some(now);
                     record.remembered.last_heard = Some(self.clock.now());
                     record.catching_up = said.catching_up || *accepted == Accepted::NewIncarnation;

@@ -68,6 +68,8 @@ pub struct Config {
     pub host: String,
     /// By how many milliseconds the wall clock is shifted; only in tests.
     pub clock_offset_ms: i64,
+    /// Syncs after which every further one fails (only in tests).
+    pub fail_sync_after: Option<u64>,
 }
 
 /// Memory and connections.
@@ -186,7 +188,8 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         let known: Vec<&str> = layout.sites().iter().map(|site| site.name.as_str()).collect();
         problems.add(top.line("policy"), format!("policy.home = {home:?}: the layout names no such site; it names {}", known.join(", ")));
     }
-    let clock_offset_ms = if testing { test_clock_offset(problems) } else { 0 };
+    let clock_offset_ms = if testing { test_number("AFAR_TEST_CLOCK_OFFSET_MS", problems).unwrap_or(0) } else { 0 };
+    let fail_sync_after = if testing { test_number("AFAR_TEST_FAIL_SYNC_AFTER", problems) } else { None };
     top.finish(problems);
     let (layout, endpoints) = layout?;
     let me = me?;
@@ -212,6 +215,7 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         endpoints,
         host,
         clock_offset_ms,
+        fail_sync_after,
     })
 }
 
@@ -371,11 +375,10 @@ fn read_node(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<(N
     Some((Node { name: name?, site: site?, capacity: capacity? }, endpoint?))
 }
 
-fn test_clock_offset(problems: &mut Problems<'_>) -> i64 {
-    const VARIABLE: &str = "AFAR_TEST_CLOCK_OFFSET_MS";
-    let Ok(text) = std::env::var(VARIABLE) else { return 0 };
-    let parsed = text.trim().parse().map_err(|_| format!("environment: {VARIABLE} = {text:?}: must be a whole number of milliseconds"));
-    problems.keep(None, parsed).unwrap_or(0)
+fn test_number<T: std::str::FromStr>(variable: &str, problems: &mut Problems<'_>) -> Option<T> {
+    let text = std::env::var(variable).ok()?;
+    let parsed = text.trim().parse().map_err(|_| format!("environment: {variable} = {text:?}: must be a whole number"));
+    problems.keep(None, parsed)
 }
 
 fn check_name(name: &str) -> Result<(), String> {

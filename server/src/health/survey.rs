@@ -263,6 +263,31 @@ impl<'a> Surveyor<'a> {
     }
 }
 
+/// The pieces of a version that are assigned to this node. Blocking.
+pub fn pieces_here(node: &Node, bucket: BucketId, version: afar_model::id::RecordId) -> Vec<RecordKey> {
+    let read = |id| node.store.get(&RecordKey { bucket, id }).ok().flatten().map(|found| found.record.into_body());
+    let Some(Content::Object { data, .. }) =
+        read(version).and_then(|body| Version::decode(&body).ok()).map(|decoded| decoded.version.content)
+    else {
+        return Vec::new();
+    };
+    let mut ids = Vec::new();
+    match data {
+        Data::Inline => {}
+        Data::Chunks(chunks) => ids.extend(chunks.iter().map(|chunk| chunk.id)),
+        Data::Manifests(manifests) => {
+            for id in manifests {
+                let manifest = read(id).and_then(|body| Manifest::decode(&body).ok());
+                ids.push(id);
+                ids.extend(manifest.into_iter().flat_map(|manifest| manifest.chunks).map(|chunk| chunk.id));
+            }
+        }
+    }
+    let partitions = node.layout.partitions();
+    let key = |id| RecordKey { bucket, id };
+    ids.into_iter().map(key).filter(|key| node.is_assigned(node.me, key, Partition::of_record(&key.id, partitions))).collect()
+}
+
 fn count(counts: &mut Option<v1::StateCounts>, state: State, amount: u64) {
     let counts = counts.get_or_insert_default();
     counts.total += amount;

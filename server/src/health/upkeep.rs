@@ -132,3 +132,42 @@ fn prepared_before_grace(node: &Node) -> Vec<VersionRow> {
         }
     }
 }
+
+/// Follows every settled version to its pieces, after the start and now and then: what should be here and is not (an earlier
+/// run found it bad, say) is asked of the others, and is not believed to be safe.
+pub async fn references(node: Arc<Node>, stop: CancellationToken) {
+    let mut pause = limits::REFERENCES_SOON;
+    while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+        let reader = Arc::clone(&node);
+        match node.lifecycle.blocking("references", move || dangling(&reader)).await {
+            Some(Ok(missing)) => {
+                pause = limits::REFERENCES_EVERY;
+                if !missing.is_empty() {
+                    tracing::error!(
+                        records = missing.len(),
+                        "records that this node should have are missing: they are asked of the others"
+                    );
+                    node.ledger.own_missing_add(missing);
+                    node.poke();
+                }
+            }
+            _ => pause = limits::REFERENCES_SOON,
+        }
+    }
+}
+
+/// Pieces of settled versions that are assigned to this node and are not here.
+fn dangling(node: &Node) -> Result<Vec<RecordKey>, afar_store::NotReady> {
+    let (mut missing, mut after) = (Vec::new(), None);
+    loop {
+        let rows = node.store.version_ids(after.as_ref(), limits::SURVEY_PAGE)?;
+        after = rows.last().map(VersionRow::cursor);
+        let end = rows.len() < limits::SURVEY_PAGE;
+        for row in rows.iter().filter(|row| row.entry.settled && !row.entry.inline && row.entry.object.is_some()) {
+            missing.extend(survey::pieces_here(node, row.bucket, row.entry.id).into_iter().filter(|key| !node.store.holds(key)));
+        }
+        if end || missing.len() >= limits::LEDGER_EXCEPTIONS {
+            return Ok(missing);
+        }
+    }
+}

@@ -144,11 +144,15 @@ impl Commit<'_> {
         let mut stamp = node.tick();
         let mut anywhere = false;
         let mut last_failure = String::new();
+        let mut full: Option<String> = None;
         let mut known: Vec<NodeIndex> = Vec::new();
         let mut superseded: Vec<(Stamp, RecordId, Vec<NodeIndex>)> = Vec::new();
         for _ in 0..limits::COMMIT_ROUNDS {
-            let chosen =
-                targets(node, self.bucket, partition, &self.excluded).map_err(|error| self.after(anywhere, error, &last_failure))?;
+            let chosen = targets(node, self.bucket, partition, &self.excluded).map_err(|error| match full.take() {
+                // A copy that is there without a far one counts for nobody, and is discarded.
+                Some(full) => ObjectError::NoSpace(format!("no room for a far copy: {full}")),
+                None => self.after(anywhere, error, &last_failure),
+            })?;
             let record = Record::new(RecordKind::Version, self.bucket.id, (self.body)(stamp));
             let own: Vec<RecordId> = superseded.iter().map(|(_, id, _)| *id).chain([record.id()]).collect();
             let mut round = self.send(node, &record, &chosen, known.clone(), &own).await?;
@@ -181,9 +185,7 @@ impl Commit<'_> {
                     deduplicated: round.deduplicated,
                 });
             }
-            if round.failures.iter().any(NotCopied::is_full) && !anywhere {
-                return Err(ObjectError::NoSpace(join(&round.failures)));
-            }
+            full = full.or_else(|| round.failures.iter().find(|failure| failure.is_full()).map(ToString::to_string));
             last_failure = join(&round.failures);
             known = round.durable;
         }

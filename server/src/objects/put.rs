@@ -97,6 +97,10 @@ pub struct Receipt {
 /// A put under way.
 pub struct Put {
     node: Arc<Node>,
+    /// The caller may add, never replace (rule 15).
+    append_only: bool,
+    /// Who said that it has no room.
+    full: Option<String>,
     bucket: Arc<Bucket>,
     intent: Intent,
     hasher: blake3::Hasher,
@@ -171,11 +175,11 @@ impl Put {
         }
         // Refused before the first byte if no copy can be far away now.
         commit::targets(node, &bucket, bucket.version_partition(&intent.key), &BTreeSet::new())?;
-        if !may_overwrite && let Some(existing) = versions::current(node, &bucket, &intent.key).await? {
-            let same = existing.entry.upload == intent.upload;
-            if !same && existing.entry.object.is_some() {
-                return Err(ObjectError::Denied(format!("{:?} exists, and this access key may only append", intent.key)));
-            }
+        let existing = if may_overwrite { None } else { versions::current(node, &bucket, &intent.key).await? };
+        if let (Some((_, size)), Some(announced)) = (existing.and_then(|existing| existing.entry.object), intent.size)
+            && size != announced
+        {
+            return Err(append_only(&intent.key));
         }
         let base = tokio::time::timeout(limits::ADMISSION_WAIT, Arc::clone(&node.transfer).acquire_many_owned(CHUNK_BYTES as u32));
         let base = base
@@ -185,6 +189,8 @@ impl Put {
             .ok_or_else(|| ObjectError::Busy("the node's transfer budget is in use by other uploads".into()))?;
         Ok(Self {
             node: Arc::clone(node),
+            append_only: !may_overwrite,
+            full: None,
             bucket,
             intent,
             hasher: blake3::Hasher::new(),
@@ -253,7 +259,7 @@ impl Put {
         self.chunks.push(ChunkRef { id: record.id(), length });
         self.placed.push(0);
         let partition = Partition::of_record(&record.id(), self.node.layout.partitions());
-        let chosen = commit::targets(&self.node, &self.bucket, partition, &self.failed)?;
+        let chosen = commit::targets(&self.node, &self.bucket, partition, &self.failed).map_err(|error| self.because(error))?;
         let assigned = self.bucket.assigned(&self.node.layout, partition);
         let permit = self.admit().await?;
         let (node, lane) = (Arc::clone(&self.node), self.lane());
@@ -348,11 +354,24 @@ impl Put {
 
     /// Nothing that a failed node wrote for this put counts any more.
     fn fail(&mut self, node: NodeIndex, why: &str) {
+        if why.contains("disk full") {
+            self.full = Some(format!("{}: {why}", self.node.layout.node_name(node)));
+        }
         tracing::warn!(node = self.node.layout.node_name(node), why, upload = %self.intent.upload, "a node failed during a put");
         self.failed.insert(node);
         self.destinations.remove(&node);
         let bit = self.bit(node);
         self.placed.iter_mut().for_each(|placed| *placed &= !bit);
+    }
+
+    /// If somebody had no room, that is the reason.
+    fn because(&self, error: ObjectError) -> ObjectError {
+        match (&error, &self.full) {
+            (ObjectError::NotFar(_) | ObjectError::Unavailable { .. }, Some(full)) => {
+                ObjectError::NoSpace(format!("no room for a far copy: {full}"))
+            }
+            _ => error,
+        }
     }
 
     async fn drain(&mut self) -> Result<(), ObjectError> {
@@ -392,6 +411,17 @@ impl Put {
                 "the content arrived as {actual} with {} bytes, the client announced {object} with {size}: nothing was stored under the key; send it again",
                 self.size
             )));
+        }
+        if self.append_only
+            && let Some(existing) = versions::current(&self.node, &self.bucket, &self.intent.key).await?
+            && existing.entry.object.is_some()
+        {
+            // Identical content may be repeated: nothing is added.
+            return if existing.entry.object == Some((object, size)) {
+                already(&self.node, &self.bucket, &self.intent.key, existing.entry, object).await
+            } else {
+                Err(append_only(&self.intent.key))
+            };
         }
         if self.intent.retry {
             let listed = versions::overlapping(&self.node, &self.bucket, &self.intent.key).await?;
@@ -452,8 +482,10 @@ impl Put {
             Ok::<_, ObjectError>(groups)
         };
         let ((), manifests, committed) = tokio::join!(self.sync_all(), stored, commit.run(&node));
-        let (committed, mut groups) = (committed?, manifests?);
-        groups.extend(self.settle_chunks().await?);
+        let chunks = self.settle_chunks().await;
+        let chunks = chunks.map_err(|error| self.because(error))?;
+        let (committed, mut groups) = (committed.map_err(|error| self.because(error))?, manifests?);
+        groups.extend(chunks);
         let deduplicated = self.deduplicated;
         self.acknowledge(object, committed, groups, deduplicated).await
     }
@@ -544,6 +576,10 @@ impl Put {
         let counted = if holders.len() < 2 { committed.nodes } else { holders };
         Ok(receipt(&self.node, &self.bucket, &self.intent.key, committed.id, Some((object, self.size)), durability, &counted, deduplicated))
     }
+}
+
+fn append_only(key: &str) -> ObjectError {
+    ObjectError::Denied(format!("{key:?} exists, and this access key may only append"))
 }
 
 /// A record's id, kind and length.
@@ -638,8 +674,11 @@ pub async fn spread(
     let partition = Partition::of_record(&record.id(), node.layout.partitions());
     let assigned = bucket.assigned(&node.layout, partition);
     let (mut excluded, mut durable, mut deduplicated) = (failed.clone(), Vec::new(), true);
+    let mut full: Option<String> = None;
     for _ in 0..limits::COMMIT_ROUNDS {
-        let chosen = commit::targets(node, bucket, partition, &excluded)?;
+        let chosen = commit::targets(node, bucket, partition, &excluded);
+        let chosen =
+            chosen.map_err(|error| full.take().map_or(error, |full| ObjectError::NoSpace(format!("no room for a far copy: {full}"))))?;
         let purpose = |target| if assigned.contains(&target) { Purpose::Client } else { Purpose::Hint };
         let open = chosen.nodes.iter().copied().filter(|target| !durable.contains(target));
         let copies =
@@ -651,7 +690,10 @@ pub async fn spread(
                     node.ledger.acknowledged(target, assigned.contains(&target), [record.key()]);
                     durable.push(target);
                 }
-                Err(error) if error.is_full() && durable.is_empty() => return Err(ObjectError::NoSpace(error.to_string())),
+                Err(error) if error.is_full() => {
+                    full = Some(error.to_string());
+                    excluded.insert(target);
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a copy failed");
                     excluded.insert(target);

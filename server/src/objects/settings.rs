@@ -128,8 +128,15 @@ async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<
         let names: Vec<String> = silent.iter().map(|n| format!("{}: {}", node.layout.node_name(*n), node.why_unusable(&[*n]))).collect();
         return Err(ObjectError::unavailable(format!("every node must know of this, and not all answer ({})", names.join("; "))));
     }
-    let record = Record::new(RecordKind::Setting, BucketId::SYSTEM, setting.encode());
     let targets: Vec<NodeIndex> = node.layout.node_indexes().filter(|n| !silent.contains(n)).collect();
+    if !enough(node, &targets) {
+        let far = node.default_policy().min_distance;
+        let why = format!(
+            "settings must be on every node, or at two sites that count as {far} apart under the cluster's default policy, and neither can be had"
+        );
+        return Err(ObjectError::NotFar(why));
+    }
+    let record = Record::new(RecordKind::Setting, BucketId::SYSTEM, setting.encode());
     let copies = targets.iter().map(|n| copy_to(node, *n, std::slice::from_ref(&record), Purpose::Repair, LaneKind::Small));
     let (mut durable, mut failures, mut taken) = (Vec::new(), Vec::new(), None);
     for (target, copied) in targets.iter().zip(futures_util::future::join_all(copies).await) {
@@ -142,10 +149,7 @@ async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<
         }
     }
     node.reload_settings().await;
-    let policy = node.default_policy();
-    let refuted = node.peers.refuted();
-    let far =
-        level(&policy, &sites_of(&node.layout, durable), &Geography { layout: &node.layout, refuted: &refuted }) >= Some(Durability::Far);
+    let far = enough(node, &durable);
     if let Some(other) = taken {
         return Err(ObjectError::Conflict(format!("a bucket of that name exists already: {other}")));
     }
@@ -153,4 +157,12 @@ async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<
         return Err(ObjectError::maybe(format!("not everywhere yet: {}", failures.join("; "))));
     }
     Ok(record.id())
+}
+
+/// Whether a setting on these nodes is where it has to be: on all of them, or far under the default policy.
+fn enough(node: &Node, durable: &[NodeIndex]) -> bool {
+    let everywhere = durable.len() == node.layout.nodes().len();
+    let refuted = node.peers.refuted();
+    let geography = Geography { layout: &node.layout, refuted: &refuted };
+    everywhere || level(&node.default_policy(), &sites_of(&node.layout, durable.iter().copied()), &geography) >= Some(Durability::Far)
 }

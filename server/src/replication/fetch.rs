@@ -116,6 +116,7 @@ pub async fn read_anywhere(node: &Arc<Node>, key: RecordKey, partition: Partitio
         if candidate == node.me {
             match read_here(node, key).await {
                 Ok(Some(record)) => return Ok(record),
+                Ok(None) if node.is_assigned(node.me, &key, partition) => node.ledger.own_missing_add([key]),
                 Ok(None) => {}
                 Err(_) => damaged = true,
             }
@@ -131,6 +132,8 @@ pub async fn read_anywhere(node: &Arc<Node>, key: RecordKey, partition: Partitio
                     mend(node, damaged || node.ledger.is_missing_here(&key), &record);
                     return Ok(record);
                 }
+                // It answers, and has no good copy: whatever was believed of it.
+                node.ledger.lacks(candidate, [key]);
             }
             Err(error) => {
                 tracing::debug!(%error, from = node.layout.node_name(candidate), "fetch failed");

@@ -40,8 +40,8 @@ pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
             match stop.run_until_cancelled(round.run()).await {
                 None => return,
                 Some(Ok(())) => {
-                    pause = limits::RECONCILE_EVERY;
-                    compared = node.peers.view(peer).map(|view| (view.incarnation, view.boot));
+                    pause = if node.ledger.missing_at(peer) > 0 { limits::RECONCILE_RETRY } else { limits::RECONCILE_EVERY };
+                    compared = node.peers.view(peer).map(|view| (view.incarnation, view.boot, view.catching_up));
                 }
                 Some(Err(error)) => tracing::debug!(peer = node.layout.node_name(peer), error, "comparison broken off"),
             }
@@ -55,8 +55,8 @@ pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
     }
 }
 
-/// Which disks and which run of the peer were compared.
-type Compared = Option<(Option<Incarnation>, Option<BootId>)>;
+/// Which disks and which run of the peer were compared, and whether it was catching up then.
+type Compared = Option<(Option<Incarnation>, Option<BootId>, bool)>;
 
 /// Waits until the peer is usable as another run than before.
 async fn another(node: &Node, peer: NodeIndex, before: &Compared, changes: &mut watch::Receiver<u64>) {
@@ -64,7 +64,7 @@ async fn another(node: &Node, peer: NodeIndex, before: &Compared, changes: &mut 
         if changes.changed().await.is_err() {
             return std::future::pending().await;
         }
-        let now: Compared = node.peers.view(peer).map(|view| (view.incarnation, view.boot));
+        let now: Compared = node.peers.view(peer).map(|view| (view.incarnation, view.boot, view.catching_up));
         if node.peers.usable(peer) && now != *before {
             return;
         }

@@ -11,7 +11,10 @@ use std::{
     num::NonZeroU64,
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// What identifies a file's present content without reading it (rule 6).
@@ -125,6 +128,93 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// # Errors
     /// `WouldBlock` if somebody else has it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>>;
+}
+
+/// The file systems of this machine, whose files refuse to sync after a number of calls: for tests of real nodes.
+#[derive(Debug)]
+pub struct FailingDisk {
+    left: Arc<AtomicU64>,
+}
+
+impl FailingDisk {
+    /// Fails every sync of a file after this many.
+    pub fn new(syncs: u64) -> Self {
+        Self { left: Arc::new(AtomicU64::new(syncs)) }
+    }
+
+    fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(FailingFile { file, left: Arc::clone(&self.left) })
+    }
+}
+
+#[derive(Debug)]
+struct FailingFile {
+    file: Arc<dyn DiskFile>,
+    left: Arc<AtomicU64>,
+}
+
+impl DiskFile for FailingFile {
+    fn write_at(&self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        self.file.write_at(pieces, offset)
+    }
+    fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(into, offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        let one_less = |left: u64| left.checked_sub(1);
+        match self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less) {
+            Ok(_) => self.file.sync(),
+            Err(_) => Err(io::Error::other("made to fail by AFAR_TEST_FAIL_SYNC_AFTER")),
+        }
+    }
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        self.file.set_length(length)
+    }
+    fn stat(&self) -> io::Result<FileStat> {
+        self.file.stat()
+    }
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.file.allocate(offset, length)
+    }
+    fn forget(&self, offset: u64, length: u64) {
+        self.file.forget(offset, length);
+    }
+    fn can_forget(&self) -> bool {
+        self.file.can_forget()
+    }
+}
+
+impl Disk for FailingDisk {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.create(path).map(|file| self.wrap(file))
+    }
+    fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
+        RealDisk.open(path, write).map(|file| self.wrap(file))
+    }
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
+        RealDisk.list(directory)
+    }
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        RealDisk.make_directory(path)
+    }
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        RealDisk.sync_directory(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        RealDisk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        RealDisk.remove(path)
+    }
+    fn stat(&self, path: &Path) -> io::Result<FileStat> {
+        RealDisk.stat(path)
+    }
+    fn space(&self, directory: &Path) -> io::Result<Space> {
+        RealDisk.space(directory)
+    }
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>> {
+        RealDisk.lock(path)
+    }
 }
 
 /// The file systems of this machine.

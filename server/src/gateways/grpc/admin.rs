@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     node::Node,
-    objects::{buckets::Bucket, settings},
+    objects::{ObjectError, buckets::Bucket, settings},
 };
 use afar_model::{
     policy::Policy,
@@ -101,6 +101,9 @@ impl Admin for AdminService {
 
     async fn list_buckets(&self, request: Request<v1::ListBucketsRequest>) -> Result<Response<v1::ListBucketsReply>, Status> {
         let caller = auth::caller(&request, &self.node.keyring)?;
+        if self.node.is_catching_up() {
+            return Err(ObjectError::unavailable("this node is catching up and cannot tell yet which buckets there are").into());
+        }
         let present = self.node.buckets.present();
         let seen = |bucket: &&Arc<Bucket>| {
             [Right::Read, Right::Write, Right::Append, Right::Delete].iter().any(|right| caller.may(*right, &bucket.id))
@@ -129,6 +132,9 @@ impl Admin for AdminService {
     async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Result<Response<v1::ListKeysReply>, Status> {
         let caller = auth::caller(&request, &self.node.keyring)?;
         settings::admin(&caller)?;
+        if self.node.is_catching_up() {
+            return Err(ObjectError::unavailable("this node is catching up and cannot tell yet which access keys there are").into());
+        }
         let key = |key: &Arc<crate::cluster::keyring::Key>| v1::AccessKey {
             access_key_id: key.access_key_id.to_string(),
             name: key.name.clone(),

@@ -4,7 +4,7 @@ use super::{
     objects::invalid,
 };
 use crate::{
-    cluster::peers::HelloRefused,
+    cluster::peers::{HelloRefused, PeerState},
     limits,
     node::Node,
     replication::{audit, fetch, receive},
@@ -50,6 +50,16 @@ impl PeerService {
         })
     }
 
+    /// As [`PeerService::from`], for everything but heartbeats: a node that is refused (rule 19) gets no answers either.
+    #[allow(clippy::result_large_err)]
+    fn partner<T>(&self, request: &Request<T>) -> Result<NodeIndex, Status> {
+        let from = self.from(request)?;
+        match self.node.peers.view(from) {
+            Some(view) if view.state == PeerState::Refused => Err(status(Code::FailedPrecondition, meta::exit::FAILED, view.trouble)),
+            _ => Ok(from),
+        }
+    }
+
     async fn blocking<T: Send + 'static>(&self, name: &'static str, work: impl FnOnce(&Node) -> T + Send + 'static) -> Result<T, Status> {
         let node = Arc::clone(&self.node);
         let done = self.node.lifecycle.blocking(name, move || work(&node)).await;
@@ -88,7 +98,7 @@ impl Peer for PeerService {
     type StoreStream = ReceiverStream<Result<v1::StoreReply, Status>>;
 
     async fn store(&self, request: Request<Streaming<v1::StoreRequest>>) -> Result<Response<Self::StoreStream>, Status> {
-        let from = self.from(&request)?;
+        let from = self.partner(&request)?;
         let (sender, replies) = mpsc::channel(limits::LANE_REPLIES);
         let serve = receive::serve(Arc::clone(&self.node), from, request.into_inner(), sender);
         self.node.lifecycle.spawn_brief("serve lane", serve);
@@ -96,7 +106,7 @@ impl Peer for PeerService {
     }
 
     async fn versions(&self, request: Request<v1::VersionsRequest>) -> Result<Response<v1::VersionsReply>, Status> {
-        self.from(&request)?;
+        self.partner(&request)?;
         let request = request.into_inner();
         let bucket: BucketId = convert::id("bucket", &request.bucket).map_err(|error| invalid(&error))?;
         let entries = self.node.store.versions(&bucket, &request.key, limit(request.limit)).map_err(not_ready)?;
@@ -105,7 +115,7 @@ impl Peer for PeerService {
     }
 
     async fn list_versions(&self, request: Request<v1::ListVersionsRequest>) -> Result<Response<v1::ListVersionsReply>, Status> {
-        self.from(&request)?;
+        self.partner(&request)?;
         let request = request.into_inner();
         let bucket: BucketId = convert::id("bucket", &request.bucket).map_err(|error| invalid(&error))?;
         let limit = limit(request.limit);
@@ -121,7 +131,7 @@ impl Peer for PeerService {
     type FetchStream = Pin<Box<dyn Stream<Item = Result<v1::FetchReply, Status>> + Send>>;
 
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
-        self.from(&request)?;
+        self.partner(&request)?;
         let keys = keys(&request.into_inner().keys)?;
         let node = Arc::clone(&self.node);
         let replies = async_stream::stream! {
@@ -137,14 +147,14 @@ impl Peer for PeerService {
     }
 
     async fn prove(&self, request: Request<v1::ProveRequest>) -> Result<Response<v1::ProveReply>, Status> {
-        self.from(&request)?;
+        self.partner(&request)?;
         let keys = keys(&request.into_inner().keys)?;
         let proofs = fetch::prove_here(&self.node, &keys).await;
         Ok(Response::new(v1::ProveReply { proofs: proofs.into_iter().map(|proof| v1::Proof::from(proof) as i32).collect() }))
     }
 
     async fn ids(&self, request: Request<v1::IdsRequest>) -> Result<Response<v1::IdsReply>, Status> {
-        self.from(&request)?;
+        self.partner(&request)?;
         let request = request.into_inner();
         let after = request.after.as_ref().map(RecordKey::try_from).transpose().map_err(|error| invalid(&error))?;
         let range = range(request.first, request.last, self.node.layout.partitions());
@@ -156,7 +166,7 @@ impl Peer for PeerService {
     }
 
     async fn version_ids(&self, request: Request<v1::VersionIdsRequest>) -> Result<Response<v1::VersionIdsReply>, Status> {
-        self.from(&request)?;
+        self.partner(&request)?;
         let request = request.into_inner();
         let after = cursor(&request)?;
         let limit = limit(request.limit);
@@ -166,7 +176,7 @@ impl Peer for PeerService {
     }
 
     async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<v1::AuditReply>, Status> {
-        self.from(&request)?;
+        self.partner(&request)?;
         let request = request.into_inner();
         let nonce: [u8; 32] =
             request.nonce[..].try_into().map_err(|_| status(Code::InvalidArgument, meta::exit::USAGE, "a nonce has 32 bytes"))?;
