@@ -54,7 +54,7 @@ pub enum ObjectError {
     /// Exit 15.
     #[error("this access key may not {0}")]
     Forbidden(&'static str),
-    /// Exit 11: a bucket that is not empty, a name that is taken.
+    /// Exit 1: a bucket that is not empty, a name that is taken. Repeating it does not help.
     #[error("{0}")]
     Conflict(String),
     /// Exit 1: a bug, or a disk that failed.
@@ -82,10 +82,10 @@ impl ObjectError {
             Self::Mismatch(_) | Self::Integrity(_) => 4,
             Self::NotFar(_) => 5,
             Self::Unavailable { .. } => 14,
-            Self::Busy(_) | Self::Conflict(_) => 11,
+            Self::Busy(_) => 11,
             Self::NoSpace(_) => 13,
             Self::Denied(_) | Self::Forbidden(_) => 15,
-            Self::Internal(_) => 1,
+            Self::Conflict(_) | Self::Internal(_) => 1,
         }
     }
 }
