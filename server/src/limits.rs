@@ -154,6 +154,8 @@ pub const RECONCILE_EVERY: Duration = Duration::from_secs(60);
 pub const RECONCILE_SOON: Duration = Duration::from_millis(100);
 /// Walks of one comparison: the first may bring the settings that say what the rest means.
 pub const RECONCILE_WALKS: usize = 3;
+/// A peer that is believed to lack something is compared with this soon: what others have brought it is not told to us.
+pub const RECONCILE_LACKING: Duration = Duration::from_secs(5);
 /// A comparison that failed is tried again after this time.
 pub const RECONCILE_RETRY: Duration = Duration::from_secs(2);
 /// Records that are fetched together: at most this many …

@@ -23,7 +23,7 @@ use afar_store::{AppendClass, IdEntry, IdRange, VersionCursor, VersionRow};
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -48,9 +48,20 @@ pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
+            () = due(&node, peer, pause) => {}
             _ = poked.changed() => tokio::time::sleep(limits::RECONCILE_SOON).await,
             () = another(&node, peer, &compared, &mut changes) => {}
+        }
+    }
+}
+
+/// Waits for the next comparison: sooner if the peer is believed to lack something and can be asked.
+async fn due(node: &Node, peer: NodeIndex, pause: Duration) {
+    let end = Instant::now() + pause;
+    while Instant::now() < end {
+        tokio::time::sleep(pause.min(limits::RECONCILE_LACKING)).await;
+        if node.peers.usable(peer) && node.ledger.missing_at(peer) > 0 {
+            return;
         }
     }
 }
