@@ -92,7 +92,7 @@ fn right_name(right: Right) -> &'static str {
 #[tonic::async_trait]
 impl Admin for AdminService {
     async fn create_bucket(&self, request: Request<v1::CreateBucketRequest>) -> Result<Response<v1::Bucket>, Status> {
-        let caller = auth::caller(&request, &self.node.keyring)?;
+        let caller = auth::caller_at(&request, &self.node)?;
         let request = request.into_inner();
         let policy = request.policy.as_ref().map(Policy::try_from).transpose().map_err(|error| invalid(&error))?;
         let bucket = settings::create_bucket(&self.node, &caller, &request.name, policy).await?;
@@ -100,7 +100,7 @@ impl Admin for AdminService {
     }
 
     async fn list_buckets(&self, request: Request<v1::ListBucketsRequest>) -> Result<Response<v1::ListBucketsReply>, Status> {
-        let caller = auth::caller(&request, &self.node.keyring)?;
+        let caller = auth::caller_at(&request, &self.node)?;
         if self.node.is_catching_up() {
             return Err(ObjectError::unavailable("this node is catching up and cannot tell yet which buckets there are").into());
         }
@@ -114,13 +114,13 @@ impl Admin for AdminService {
     }
 
     async fn remove_bucket(&self, request: Request<v1::RemoveBucketRequest>) -> Result<Response<v1::RemoveBucketReply>, Status> {
-        let caller = auth::caller(&request, &self.node.keyring)?;
+        let caller = auth::caller_at(&request, &self.node)?;
         settings::remove_bucket(&self.node, &caller, &request.into_inner().name).await?;
         Ok(Response::new(v1::RemoveBucketReply {}))
     }
 
     async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Result<Response<v1::CreatedKey>, Status> {
-        let caller = auth::caller(&request, &self.node.keyring)?;
+        let caller = auth::caller_at(&request, &self.node)?;
         let request = request.into_inner();
         settings::admin(&caller)?;
         let grants = self.grants(&request.grants)?;
@@ -130,7 +130,7 @@ impl Admin for AdminService {
     }
 
     async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Result<Response<v1::ListKeysReply>, Status> {
-        let caller = auth::caller(&request, &self.node.keyring)?;
+        let caller = auth::caller_at(&request, &self.node)?;
         settings::admin(&caller)?;
         if self.node.is_catching_up() {
             return Err(ObjectError::unavailable("this node is catching up and cannot tell yet which access keys there are").into());
@@ -145,7 +145,7 @@ impl Admin for AdminService {
     }
 
     async fn revoke_key(&self, request: Request<v1::RevokeKeyRequest>) -> Result<Response<v1::RevokeKeyReply>, Status> {
-        let caller = auth::caller(&request, &self.node.keyring)?;
+        let caller = auth::caller_at(&request, &self.node)?;
         settings::revoke_key(&self.node, &caller, &request.into_inner().access_key_id).await?;
         Ok(Response::new(v1::RevokeKeyReply {}))
     }

@@ -3,6 +3,7 @@
 use crate::{
     cluster::keyring::{Caller, KeyRing},
     gateways::grpc::meta::{self, exit},
+    node::Node,
 };
 use afar_model::{id::BucketId, record::Right};
 use tonic::{Code, Request, Status, metadata::MetadataMap};
@@ -13,6 +14,21 @@ use tonic::{Code, Request, Status, metadata::MetadataMap};
 /// UNAUTHENTICATED, exit 12, in the same words whatever is wrong.
 pub fn caller<T>(request: &Request<T>, keyring: &KeyRing) -> Result<Caller, Status> {
     from_metadata(request.metadata(), keyring)
+}
+
+/// As [`caller`], at a node that may not have heard of every key yet: then an unknown one is no verdict, and another node
+/// should be asked.
+///
+/// # Errors
+/// As [`caller`]; UNAVAILABLE, exit 14, while the node is catching up.
+pub fn caller_at<T>(request: &Request<T>, node: &Node) -> Result<Caller, Status> {
+    caller(request, &node.keyring).map_err(|refused| {
+        if node.is_catching_up() {
+            let message = "this node is catching up and may not know this access key yet: ask another, or retry";
+            return meta::status(Code::Unavailable, exit::UNREACHABLE, message);
+        }
+        refused
+    })
 }
 
 /// As [`caller`], from the metadata alone.

@@ -43,7 +43,7 @@ impl ObjectsService {
 
     #[allow(clippy::result_large_err)]
     fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
-        auth::caller(request, &self.node.keyring)
+        auth::caller_at(request, &self.node)
     }
 }
 

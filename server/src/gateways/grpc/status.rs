@@ -30,7 +30,7 @@ impl StatusService {
 #[tonic::async_trait]
 impl StatusTrait for StatusService {
     async fn node(&self, request: Request<v1::NodeStatusRequest>) -> Result<Response<v1::NodeStatus>, Status> {
-        auth::caller(&request, &self.node.keyring)?;
+        auth::caller_at(&request, &self.node)?;
         let node = &self.node;
         if request.into_inner().fresh && node.survey.load().took <= limits::SURVEY_QUICK {
             upkeep::refresh(node).await;
