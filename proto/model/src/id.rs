@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 
 /// Text that is not an id of the expected length in hex.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a {what}: expected {digits} hexadecimal digits")]
+#[error("{text:?} is no {what}: expected {digits} hexadecimal digits")]
 pub struct ParseIdError {
     what: &'static str,
     digits: usize,
