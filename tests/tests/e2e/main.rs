@@ -16,6 +16,8 @@ mod crashes;
 
 mod partitions;
 
+mod prepared;
+
 mod damage;
 
 mod clients;
