@@ -170,8 +170,8 @@ impl Commit<'_> {
                 known.clear();
                 continue;
             }
-            let reached = self.level(node, &round.durable);
-            if reached >= Some(self.wanted(&chosen)) {
+            if self.is_met(node, &round.durable, &chosen) {
+                let reached = self.level(node, &round.durable);
                 self.abandon(node, &superseded).await;
                 let owed = self.bucket.assigned(&node.layout, partition).into_iter().filter(|n| !round.durable.contains(n)).collect();
                 let level = reached.unwrap_or(Durability::Local);
@@ -198,6 +198,13 @@ impl Commit<'_> {
             DegradedWrites::Queue => self.bucket.policy.level.min(chosen.level.unwrap_or(Durability::Local)),
             DegradedWrites::Refuse => self.bucket.policy.level,
         }
+    }
+
+    /// Whether copies on these nodes may be acknowledged. A copy at one site alone counts only where readers look for it.
+    fn is_met(&self, node: &Node, durable: &[NodeIndex], chosen: &Targets) -> bool {
+        let level = self.level(node, durable);
+        let findable = || durable.iter().any(|n| coverage::may_queue(&self.bucket.policy, &node.layout, *n));
+        level >= Some(self.wanted(chosen)) && (level >= Some(Durability::Far) || findable())
     }
 
     fn level(&self, node: &Node, nodes: &[NodeIndex]) -> Option<Durability> {
@@ -243,7 +250,7 @@ impl Commit<'_> {
         let mut answered = known;
         loop {
             let complete = queued || coverage::covers(&self.bucket.policy, &node.layout, &eligible, &answered);
-            let durable = self.level(node, &round.durable) >= Some(self.wanted(chosen));
+            let durable = self.is_met(node, &round.durable, chosen);
             if complete && durable {
                 // The copies beyond the level go on in the background; what fails is found by anti-entropy.
                 tasks.detach_all();

@@ -556,8 +556,11 @@ impl Put {
         if let Some(existing) = committed.existing {
             return already(&self.node, &self.bucket, &self.intent.key, existing, object).await;
         }
-        let level = groups.iter().map(|group| reached(&self.node, &self.bucket, &group.nodes)).min().flatten();
-        let durability = level.map_or(committed.level, |level| level.min(committed.level));
+        // Asked once more of everything at once: what was far when it was written may have been refuted since.
+        let levels = groups.iter().map(|group| reached(&self.node, &self.bucket, &group.nodes));
+        let durability = levels.chain([Some(committed.level)]).min().flatten();
+        let durability = durability.filter(|level| *level >= least(&self.bucket));
+        let durability = durability.ok_or_else(|| ObjectError::maybe("the copies do not count as far enough apart any more"))?;
         let missing = owed(&self.node, &self.bucket, &groups, &committed);
         if durability == Durability::Local {
             // A promise to make it far must survive a restart before it is made.
@@ -649,6 +652,14 @@ async fn already(node: &Arc<Node>, bucket: &Bucket, key: &str, existing: Version
 fn wanted(bucket: &Bucket, possible: Option<Durability>) -> Durability {
     match bucket.policy.degraded_writes {
         DegradedWrites::Queue => bucket.policy.level.min(possible.unwrap_or(Durability::Local)),
+        DegradedWrites::Refuse => bucket.policy.level,
+    }
+}
+
+/// The least level that this bucket ever acknowledges.
+const fn least(bucket: &Bucket) -> Durability {
+    match bucket.policy.degraded_writes {
+        DegradedWrites::Queue => Durability::Local,
         DegradedWrites::Refuse => bucket.policy.level,
     }
 }
