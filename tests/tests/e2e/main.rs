@@ -18,6 +18,8 @@ mod partitions;
 
 mod prepared;
 
+mod lanes;
+
 mod damage;
 
 mod clients;

@@ -1,0 +1,61 @@
+//! What goes over the wire between two sites for one put, and what its acknowledgement waits for. A peer between the two
+//! keeps answers back, so that nothing is measured and nothing is guessed from time.
+use crate::common::{Known, try_put_bytes};
+use afar_tests::{
+    cluster::{Cluster, Setup, TWO},
+    data,
+    liar::{CHUNK, Conduct, Liar, SYNC, VERSION},
+    limits::SETTLE_MAX,
+    wait::until,
+};
+
+const MIB: usize = 1 << 20;
+
+/// Strasbourg reaches Warsaw only through the one between.
+fn with_one_between() -> (Cluster, Liar) {
+    let mut cluster = Setup::of(&TWO).start();
+    cluster.bucket("lanes", &[]);
+    let between = Liar::between(&cluster, "strasbourg", "warsaw");
+    let strasbourg = cluster.node_mut("strasbourg");
+    strasbourg.kill();
+    strasbourg.redirect("warsaw", between.address());
+    strasbourg.start();
+    let afar = cluster.afar_at(&["strasbourg"]);
+    until("strasbourg writes through the one between", SETTLE_MAX, || {
+        let ran = try_put_bytes(&afar, b"hello", "lanes/hello");
+        if ran.code == 0 && between.seen() & VERSION != 0 { Ok(()) } else { Err(ran.to_string()) }
+    });
+    (cluster, between)
+}
+
+fn put_while(conduct: Conduct, bytes: usize) -> (i32, u8) {
+    let (cluster, between) = with_one_between();
+    let mut chance = data::chance(data::seed());
+    let known = Known { at: "lanes/a".into(), content: data::bytes(&mut chance, bytes) };
+    between.behave(conduct);
+    let ran = try_put_bytes(&cluster.afar_at(&["strasbourg"]), &known.content, &known.at);
+    eprintln!("{ran}");
+    let seen = between.seen();
+    between.behave(Conduct::Honest);
+    if ran.code == 0 {
+        known.must_be_at(&cluster.afar_at(&["warsaw"]));
+    }
+    (ran.code, seen)
+}
+
+#[test]
+fn rule_28_up_to_a_mebibyte_chunk_and_version_travel_together() {
+    assert_eq!(put_while(Conduct::Together(CHUNK | VERSION), MIB), (0, CHUNK | VERSION), "one round trip, and no sync of its own");
+}
+
+#[test]
+fn rule_28_of_a_larger_object_sync_and_version_travel_together() {
+    assert_eq!(put_while(Conduct::Together(SYNC | VERSION), 5 * MIB), (0, CHUNK | SYNC | VERSION), "two round trips");
+}
+
+#[test]
+fn chunks_whose_sync_fails_far_away_acknowledge_nothing() {
+    let (code, seen) = put_while(Conduct::RefuseSyncs, 5 * MIB);
+    assert!([1, 5, 13, 14].contains(&code), "acknowledged without the far sync: exit {code}");
+    assert_ne!(seen & SYNC, 0, "a sync was asked for");
+}
