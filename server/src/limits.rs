@@ -105,6 +105,9 @@ pub const MEMORY_HEARD_EVERY: Duration = Duration::from_secs(60);
 /// What is remembered of peers is written this often at most (at once for a new run or incarnation).
 pub const MEMORY_WRITE_EVERY: Duration = Duration::from_secs(5);
 
+/// Peers' layouts are looked at this often, besides whenever a heartbeat brings news.
+pub const LAYOUT_EVERY: Duration = Duration::from_secs(2);
+
 // Answers.
 
 /// Messages of errors travel in headers ([`afar_proto::limits::HEADER_BYTES_MAX`], percent-encoded: up to three times as long).

@@ -7,8 +7,10 @@ use crate::{
     clock::Clock,
     cluster::{
         connect::bulk_window,
+        exchange,
         identity::{Expected, Identity, IdentityError},
         keyring::{KeyRing, NotSealed},
+        layouts::{ChainError, Layouts},
         memory::{self, MemoryError},
         peers::{Own, PeerError, Peers, PeersOptions},
     },
@@ -33,14 +35,22 @@ use crate::{
     },
 };
 use afar_model::{
-    layout::{Layout, NodeIndex},
+    layout::NodeIndex,
     units::UnixMillis,
 };
 use afar_proto::v1;
 use afar_store::{DirectoryState, OpenError, Opened, Options, Store, disk::FailingDisk, index::sled::SledFactory};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -49,8 +59,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Node {
     /// What it was told.
     pub config: Config,
-    /// Sites and nodes.
-    pub layout: Arc<Layout>,
+    /// Sites and nodes, as they are and were.
+    pub layouts: Arc<Layouts>,
     /// Which of the nodes this is.
     pub me: NodeIndex,
     /// Its certificate.
@@ -81,6 +91,8 @@ pub struct Node {
     pub reliance: Reliance,
     /// The last survey.
     pub survey: ArcSwap<Survey>,
+    /// Records here beyond what is assigned, as last counted; negative: not counted yet by this layout.
+    pub surplus: AtomicI64,
     /// What still has to reach others, as of a second ago.
     pub pending: ArcSwap<Pending>,
 }
@@ -108,6 +120,12 @@ pub enum StartError {
     /// The layout's endpoints.
     #[error(transparent)]
     Peers(#[from] PeerError),
+    /// The chain of layouts.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The configuration is of a node that the layout does not name.
+    #[error("node = {0:?}: the current layout names no such node; make a bundle for it with `afar node add`")]
+    NotInLayout(String),
     /// The access keys.
     #[error(transparent)]
     KeyRing(#[from] NotSealed),
@@ -128,7 +146,7 @@ impl StartError {
     /// The exit code of the command line's contract.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Identity(_) | Self::Peers(_) => 2,
+            Self::Identity(_) | Self::Peers(_) | Self::NotInLayout(_) => 2,
             Self::Store(OpenError::Locked { .. }) => 11,
             Self::Store(
                 OpenError::NoDirectory | OpenError::NotInitialised { .. } | OpenError::Foreign { .. } | OpenError::NotEmpty { .. },
@@ -162,11 +180,13 @@ impl Node {
         clock.start_after(store.newest_stamp_seen());
         let listener = TcpListener::bind(config.listen).await.map_err(|error| StartError::Listen { address: config.listen, error })?;
         let address = listener.local_addr().map_err(|error| StartError::Listen { address: config.listen, error })?;
-        let layout = Arc::new(config.layout.clone());
+        // A chain that is new beside disks that are not: what was forgotten with it, only the others can tell.
+        let forgotten = !config.state.join("layouts").exists() && opened.directories.iter().any(|directory| directory.state == DirectoryState::Healthy);
+        let layouts = Arc::new(Layouts::load(&config.state, &config.cluster, config.genesis.clone(), config.layouts.clone())?);
+        let me = layouts.current().node_named(&config.node).ok_or_else(|| StartError::NotInLayout(config.node.clone()))?;
         let peers = Peers::new(PeersOptions {
-            layout: Arc::clone(&layout),
-            endpoints: config.endpoints.clone(),
-            own: Own { node: config.me, incarnation: opened.incarnation, boot: opened.boot },
+            layouts: Arc::clone(&layouts),
+            own: Own { node: me, incarnation: opened.incarnation, boot: opened.boot },
             identity: Arc::clone(&identity),
             clock: clock.clone(),
             lifecycle: lifecycle.clone(),
@@ -174,11 +194,11 @@ impl Node {
             transfer: config.limits.transfer,
             memory: memory::load(&config.state)?,
         })?;
-        let lost = !opened.losses.is_empty() || opened.directories.iter().any(|directory| directory.state == DirectoryState::Created);
+        let lost = forgotten || !opened.losses.is_empty() || opened.directories.iter().any(|directory| directory.state == DirectoryState::Created);
         let reliance = Reliance::open(&config.state, lost).map_err(|error| StartError::File { path: config.state.clone(), error })?;
         let lane_budget = u32::try_from(config.limits.transfer / 2).unwrap_or(u32::MAX >> 1);
         let node = Arc::new(Self {
-            buckets: BucketTable::new(Arc::clone(&layout)),
+            buckets: BucketTable::new(Arc::clone(&layouts)),
             lanes: Lanes::start(&peers, peers.others(), lane_budget, &lifecycle),
             ledger: Ledger::default(),
             settlements: Settlements::default(),
@@ -187,8 +207,9 @@ impl Node {
             pending: ArcSwap::default(),
             keyring: KeyRing::new(&config.secret, &config.admin)?,
             transfer: Arc::new(Semaphore::new(usize::try_from(config.limits.transfer).unwrap_or(Semaphore::MAX_PERMITS))),
-            me: config.me,
-            layout,
+            me,
+            layouts,
+            surplus: AtomicI64::new(-1),
             identity,
             store,
             opened,
@@ -231,6 +252,8 @@ impl Node {
             .collect();
         let pending = self.pending.load();
         state.catching_up = self.is_catching_up();
+        state.layout_synced = self.is_synced();
+        state.surplus_records = self.surplus().unwrap_or(u64::MAX);
         state.draining = self.lifecycle.is_draining();
         state.pending_records = pending.records;
         state.pending_bytes = pending.bytes;
@@ -245,14 +268,14 @@ impl Node {
 
     /// Where a node is reached.
     pub fn endpoint(&self, node: NodeIndex) -> String {
-        self.config.endpoints.get(usize::from(node.0)).cloned().unwrap_or_default()
+        self.layout().node(node).map(|node| node.endpoint.clone()).unwrap_or_default()
     }
 
     fn open_doors(self: &Arc<Self>, listener: TcpListener) -> Servers {
-        let others = self.layout.nodes().len().saturating_sub(1);
+        let others = self.peers.others().count();
         let door = Door {
             identity: Arc::clone(&self.identity),
-            layout: Arc::clone(&self.layout),
+            layouts: Arc::clone(&self.layouts),
             lifecycle: self.lifecycle.clone(),
             connections: self.config.limits.connections,
             peer_window: bulk_window(self.config.limits.transfer, others),
@@ -263,15 +286,13 @@ impl Node {
     /// Work that goes on by itself until the node ends.
     fn start_background(self: &Arc<Self>) {
         for peer in self.peers.others() {
-            let node = Arc::clone(self);
-            self.lifecycle.spawn("reconcile", move |stop| reconcile::run(node, peer, stop));
-            let node = Arc::clone(self);
-            self.lifecycle.spawn("audit", move |stop| audit::run(node, peer, stop));
+            self.start_peer_tasks(peer);
         }
         let start = |name, task: fn(Arc<Self>, CancellationToken) -> BoxFuture<'static, ()>| {
             let node = Arc::clone(self);
             self.lifecycle.spawn(name, move |stop| task(node, stop));
         };
+        start("layouts", |node, stop| Box::pin(exchange::run(node, stop)));
         start("outbox", |node, stop| Box::pin(outbox::run(node, stop)));
         start("settlements", |node, stop| Box::pin(settlements::run(node, stop)));
         start("surveys", |node, stop| Box::pin(upkeep::surveys(node, stop)));
@@ -281,6 +302,19 @@ impl Node {
         start("references", |node, stop| Box::pin(upkeep::references(node, stop)));
         start("discard", |node, stop| Box::pin(upkeep::discard(node, stop)));
         start("physics", |node, stop| Box::pin(upkeep::physics(node, stop)));
+    }
+
+    /// What goes on with one peer until it leaves.
+    pub fn start_peer_tasks(self: &Arc<Self>, peer: NodeIndex) {
+        let node = Arc::clone(self);
+        self.lifecycle.spawn("reconcile", move |stop| reconcile::run(node, peer, stop));
+        let node = Arc::clone(self);
+        self.lifecycle.spawn("audit", move |stop| audit::run(node, peer, stop));
+    }
+
+    /// How many records this node holds beyond what the current layout assigns to it; `None` if it has not counted yet.
+    pub fn surplus(&self) -> Option<u64> {
+        u64::try_from(self.surplus.load(Ordering::Acquire)).ok()
     }
 
     fn write_pid(&self) -> Result<(), StartError> {

@@ -6,7 +6,7 @@ use crate::{
     cluster::{Blueprint, NodePlan, create},
     error::Error,
 };
-use afar_model::{geo::Coordinates, layout::Site, limits, policy::Policy, units::Metres};
+use afar_model::{geo::Coordinates, layout::{Duty, Site}, limits, policy::Policy, units::Metres};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::path::PathBuf;
@@ -92,6 +92,7 @@ fn site(text: &str) -> Result<Site, String> {
         uncertainty: Metres(uncertainty),
         country: country.to_ascii_uppercase(),
         provider: parts.get(3).map(|provider| (*provider).to_owned()).unwrap_or_default(),
+        duty: Duty::Active,
     })
 }
 

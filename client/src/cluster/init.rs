@@ -9,7 +9,7 @@
 use super::{authority::Authority, authority::is_loopback, config_file, durable};
 use crate::error::{Error, Kind};
 use afar_model::{
-    layout::{Layout, Node, Site, is_name},
+    layout::{Duty, Layout, Node, Site, is_name},
     limits,
     placement::{Geography, Placement},
     policy::Policy,
@@ -43,6 +43,17 @@ impl NodePlan {
     /// Where clients and peers reach it.
     pub fn endpoint(&self) -> String {
         format!("https://{}", self.authority())
+    }
+
+    /// As a layout names it.
+    pub fn node(&self) -> Node {
+        Node {
+            name: self.name.clone(),
+            site: self.site.clone(),
+            capacity: self.capacity,
+            endpoint: self.endpoint(),
+            duty: Duty::Active,
+        }
     }
 
     /// Where it listens: on this machine alone if it is reached there, else on every interface.
@@ -103,7 +114,7 @@ impl Blueprint {
                 problems.push(format!("node {} has no capacity", node.name));
             }
         }
-        let nodes = self.nodes.iter().map(|node| Node { name: node.name.clone(), site: node.site.clone(), capacity: node.capacity });
+        let nodes = self.nodes.iter().map(NodePlan::node);
         let layout = match Layout::new(1, self.partitions, self.sites.clone(), nodes.collect()) {
             Ok(layout) => Some(layout),
             Err(found) => {

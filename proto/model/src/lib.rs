@@ -17,7 +17,11 @@ pub mod geo;
 
 pub mod policy;
 
+pub mod assignment;
+
 pub mod layout;
+
+pub mod document;
 
 pub mod placement;
 

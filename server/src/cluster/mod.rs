@@ -11,6 +11,10 @@ pub mod memory;
 
 pub mod skew;
 
+pub mod layouts;
+
+pub mod exchange;
+
 pub mod connect;
 
 pub mod peers;

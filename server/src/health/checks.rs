@@ -1,5 +1,6 @@
 //! What an operator must know of this node beside the state of the data: each with a stable name, a state, and what to do.
 use crate::node::Node;
+use afar_model::document::ShortHash;
 use afar_proto::v1;
 use afar_store::DirectoryState;
 
@@ -9,10 +10,27 @@ fn check(name: &str, state: &str, detail: impl Into<String>) -> v1::Check {
 
 /// Everything that this node checks of itself.
 pub fn checks(node: &Node) -> Vec<v1::Check> {
-    let mut checks = vec![clock(node), views(node), disks(node), losses(node), policies(node), panics(node)];
+    let mut checks = vec![layout(node), clock(node), views(node), disks(node), losses(node), policies(node), panics(node)];
     checks.push(certificate(node));
     checks.extend(peers(node));
     checks
+}
+
+fn layout(node: &Node) -> v1::Check {
+    let (open, current) = (node.layouts.open(), node.layouts.current());
+    if let Some(trouble) = node.layouts.trouble() {
+        return check("layout", "critical", trouble);
+    }
+    let latched = node.layouts.latched();
+    if !latched.is_empty() {
+        let names: Vec<String> = latched.iter().map(|hash| ShortHash(hash).to_string()).collect();
+        let what = "a site was lost: nothing is removed for good anywhere until an operator releases it";
+        return check("layout", "warning", format!("{what} (`afar layout release {}`)", names.join(" ")));
+    }
+    match open.chapters().len() {
+        1 => check("layout", "ok", format!("version {}", current.version())),
+        n => check("layout", "warning", format!("version {} is taking over: {} older still open", current.version(), n - 1)),
+    }
 }
 
 fn clock(node: &Node) -> v1::Check {
@@ -71,7 +89,7 @@ fn policies(node: &Node) -> v1::Check {
     let present = node.buckets.present();
     let mut troubles: Vec<String> = present.conflicts.iter().map(|name| format!("two buckets are named {name:?}: remove one")).collect();
     for bucket in present.buckets.values() {
-        match &bucket.placement {
+        match &bucket.now().placement {
             Err(why) => troubles.push(format!("bucket {:?}: {why}", bucket.name)),
             Ok(placement) if !placement.is_complete() => troubles.push(format!("bucket {:?}: fewer sites than copies", bucket.name)),
             Ok(_) => {}

@@ -109,7 +109,7 @@ pub async fn discard(node: Arc<Node>, stop: CancellationToken) {
         let reader = Arc::clone(&node);
         let Some(old) = node.lifecycle.blocking("old", move || prepared_before_grace(&reader)).await else { continue };
         for row in old {
-            let everybody = node.layout.node_indexes().all(|n| node.answers(n));
+            let everybody = node.layout().members().all(|n| node.answers(n));
             let Some(bucket) = node.buckets.get(&row.bucket).filter(|_| everybody) else { continue };
             let listed = versions::Listed { entry: row.entry.clone(), holders: vec![node.me] };
             if let Ok(versions::Standing::Disproved) = versions::complete(&node, &bucket, &row.key, &listed).await {

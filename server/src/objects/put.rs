@@ -12,7 +12,6 @@ use super::{
     buckets::Bucket,
     commit::{self, Commit, Committed},
     error::ObjectError,
-    targets,
     versions::{self, Listed},
 };
 use crate::{
@@ -30,7 +29,7 @@ use afar_model::{
     layout::NodeIndex,
     limits::{CHUNK_BYTES, INLINE_BYTES_MAX, MANIFEST_CHUNKS_MAX, MANIFESTS_MAX},
     placement::{Geography, Partition, sites_of},
-    policy::{DegradedWrites, Durability},
+    policy::Durability,
     record::{ChunkRef, Chunker, Content, DIRECT_CHUNKS_MAX, Data, Manifest, Record, RecordKey, RecordKind, Right, Version, VersionEntry},
     units::Metres,
 };
@@ -236,7 +235,7 @@ impl Put {
     /// Resume: the bytes of a chunk that is said to be stored, and the nodes that prove it.
     async fn present(&self, chunk: ChunkRef) -> Result<(Bytes, BTreeSet<NodeIndex>), ObjectError> {
         let key = RecordKey { bucket: self.bucket.id, id: chunk.id };
-        let partition = Partition::of_record(&chunk.id, self.node.layout.partitions());
+        let partition = Partition::of_record(&chunk.id, self.node.layout().partitions());
         let chosen = commit::targets(&self.node, &self.bucket, partition, &self.failed)?;
         let proved = fetch::prove_all(&self.node, &chosen.nodes, std::slice::from_ref(&key)).await;
         let proved = proved.into_iter().flat_map(|proved| proved.holders).collect();
@@ -258,9 +257,9 @@ impl Put {
         let index = self.chunks.len();
         self.chunks.push(ChunkRef { id: record.id(), length });
         self.placed.push(0);
-        let partition = Partition::of_record(&record.id(), self.node.layout.partitions());
+        let partition = Partition::of_record(&record.id(), self.node.layout().partitions());
         let chosen = commit::targets(&self.node, &self.bucket, partition, &self.failed).map_err(|error| self.because(error))?;
-        let assigned = self.bucket.assigned(&self.node.layout, partition);
+        let assigned = self.bucket.targets(partition);
         let permit = self.admit().await?;
         let (node, lane) = (Arc::clone(&self.node), self.lane());
         self.pieces.spawn(async move {
@@ -355,9 +354,9 @@ impl Put {
     /// Nothing that a failed node wrote for this put counts any more.
     fn fail(&mut self, node: NodeIndex, why: &str) {
         if why.contains("disk full") {
-            self.full = Some(format!("{}: {why}", self.node.layout.node_name(node)));
+            self.full = Some(format!("{}: {why}", self.node.layout().node_name(node)));
         }
-        tracing::warn!(node = self.node.layout.node_name(node), why, upload = %self.intent.upload, "a node failed during a put");
+        tracing::warn!(node = self.node.layout().node_name(node), why, upload = %self.intent.upload, "a node failed during a put");
         self.failed.insert(node);
         self.destinations.remove(&node);
         let bit = self.bit(node);
@@ -502,9 +501,9 @@ impl Put {
         for index in 0..self.chunks.len() {
             let (Some(chunk), Some(placed)) = (self.chunks.get(index).copied(), self.placed.get(index).copied()) else { break };
             let name = (chunk.id, RecordKind::Chunk, chunk.length);
-            let partition = Partition::of_record(&chunk.id, self.node.layout.partitions());
+            let partition = Partition::of_record(&chunk.id, self.node.layout().partitions());
             let level = *levels.entry(placed).or_insert_with(|| reached(&self.node, &self.bucket, &self.nodes(placed)));
-            if level >= Some(self.bucket.policy.level) || level >= Some(self.wanted(partition)?) {
+            if level >= Some(self.bucket.level()) || level >= Some(self.wanted(partition)?) {
                 groups.entry(self.nodes(placed)).or_default().push(name);
                 continue;
             }
@@ -613,7 +612,7 @@ pub fn receipt(
     holders: &[NodeIndex],
     deduplicated: u64,
 ) -> Receipt {
-    let sites = sites_of(&node.layout, holders.iter().copied());
+    let sites = sites_of(&node.layout(), holders.iter().copied());
     let note = match durability {
         Durability::Local => "no far copy yet: queued until a far site answers".to_owned(),
         _ => String::new(),
@@ -625,8 +624,8 @@ pub fn receipt(
         version,
         size: object.map_or(0, |(_, size)| size),
         durability,
-        sites: sites.iter().map(|site| node.layout.site_name(*site).to_owned()).collect(),
-        distance: Geography::claimed(&node.layout).greatest_distance(&sites),
+        sites: sites.iter().map(|site| node.layout().site_name(*site).to_owned()).collect(),
+        distance: Geography::claimed(&node.layout()).greatest_distance(&sites),
         deduplicated,
         note,
     }
@@ -650,24 +649,17 @@ async fn already(node: &Arc<Node>, bucket: &Bucket, key: &str, existing: Version
 }
 
 fn wanted(bucket: &Bucket, possible: Option<Durability>) -> Durability {
-    match bucket.policy.degraded_writes {
-        DegradedWrites::Queue => bucket.policy.level.min(possible.unwrap_or(Durability::Local)),
-        DegradedWrites::Refuse => bucket.policy.level,
-    }
+    if bucket.queues() { bucket.level().min(possible.unwrap_or(Durability::Local)) } else { bucket.level() }
 }
 
 /// The least level that this bucket ever acknowledges.
-const fn least(bucket: &Bucket) -> Durability {
-    match bucket.policy.degraded_writes {
-        DegradedWrites::Queue => Durability::Local,
-        DegradedWrites::Refuse => bucket.policy.level,
-    }
+fn least(bucket: &Bucket) -> Durability {
+    if bucket.queues() { Durability::Local } else { bucket.level() }
 }
 
 /// What copies at these nodes amount to for a bucket.
 pub fn reached(node: &Node, bucket: &Bucket, nodes: &[NodeIndex]) -> Option<Durability> {
-    let refuted = node.peers.refuted();
-    targets::reached(&bucket.policy, &Geography { layout: &node.layout, refuted: &refuted }, nodes)
+    bucket.reached(&node.peers.refuted(), nodes)
 }
 
 /// Makes one record durable at its level, trying stand-ins for nodes that fail. Answers who holds it, and whether all of
@@ -682,8 +674,8 @@ pub async fn spread(
     lane: LaneKind,
     failed: &BTreeSet<NodeIndex>,
 ) -> Result<(Vec<NodeIndex>, bool), ObjectError> {
-    let partition = Partition::of_record(&record.id(), node.layout.partitions());
-    let assigned = bucket.assigned(&node.layout, partition);
+    let partition = Partition::of_record(&record.id(), node.layout().partitions());
+    let assigned = bucket.targets(partition);
     let (mut excluded, mut durable, mut deduplicated) = (failed.clone(), Vec::new(), true);
     let mut full: Option<String> = None;
     for _ in 0..limits::COMMIT_ROUNDS {
@@ -725,14 +717,14 @@ fn owed(node: &Node, bucket: &Bucket, groups: &[Group], committed: &Committed) -
     let mut debts = commit::debts(node, &committed.owed, &[version]);
     for group in groups {
         for (id, kind, length) in &group.records {
-            let partition = Partition::of_record(id, node.layout.partitions());
+            let partition = Partition::of_record(id, node.layout().partitions());
             let lacking: Vec<NodeIndex> =
-                bucket.assigned(&node.layout, partition).into_iter().filter(|n| !group.nodes.contains(n)).collect();
+                bucket.targets(partition).into_iter().filter(|n| !group.nodes.contains(n)).collect();
             debts.extend(commit::debts(node, &lacking, &[(RecordKey { bucket: bucket.id, id: *id }, *kind, *length)]));
         }
     }
     for debt in &debts {
-        if let Some(to) = node.layout.node_named(&debt.to) {
+        if let Some(to) = node.layout().node_named(&debt.to) {
             node.ledger.lacks(to, [debt.key]);
         }
     }
@@ -751,8 +743,9 @@ async fn write(node: &Arc<Node>, to: NodeIndex, record: &Record, purpose: Purpos
         records: vec![v1::Record::from(record)],
         sync: false,
         class: purpose.name().to_owned(),
-        layout_version: node.layout.version(),
+        layout_version: node.layout().version(),
         supersedes: Vec::new(),
+        open_versions: node.open_versions(),
     };
     match lane.store(request).await {
         Ok(stored) if stored.records.iter().all(|stored| &stored.id[..] == record.id().as_bytes()) => At::There(stored),

@@ -157,7 +157,7 @@ enum Plan {
 
 async fn manifest(node: &Arc<Node>, bucket: &Bucket, id: RecordId) -> Result<Vec<ChunkRef>, ObjectError> {
     let key = RecordKey { bucket: bucket.id, id };
-    let partition = Partition::of_record(&id, node.layout.partitions());
+    let partition = Partition::of_record(&id, node.layout().partitions());
     let record = fetch::read_anywhere(node, key, partition, &[]).await.map_err(versions::unreadable)?;
     Ok(Manifest::decode(record.body()).map_err(|error| ObjectError::Integrity(error.to_string()))?.chunks)
 }
@@ -186,7 +186,7 @@ fn chunk_bytes(
             let (node, bucket) = (Arc::clone(&node), Arc::clone(&bucket));
             async move {
                 let key = RecordKey { bucket: bucket.id, id: chunk.id };
-                let partition = Partition::of_record(&chunk.id, node.layout.partitions());
+                let partition = Partition::of_record(&chunk.id, node.layout().partitions());
                 let record = fetch::read_anywhere(&node, key, partition, &[]).await.map_err(versions::unreadable)?;
                 if record.kind() != RecordKind::Chunk || record.body().len() != chunk.length as usize {
                     return Err(ObjectError::Integrity(format!("chunk {} is not what its version says", chunk.id)));
@@ -207,7 +207,7 @@ pub async fn holders(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &List
     {
         keys.extend(pieces.into_iter().map(|(key, _, _)| key));
     }
-    let whom: Vec<NodeIndex> = bucket.eligible(&node.layout).into_iter().filter(|n| *n == node.me || node.peers.usable(*n)).collect();
+    let whom: Vec<NodeIndex> = bucket.eligible().into_iter().filter(|n| *n == node.me || node.peers.usable(*n)).collect();
     let mut holders = whom.clone();
     for batch in keys.chunks(limits::PROVE_BATCH) {
         for proved in fetch::prove_all(node, &whom, batch).await {

@@ -34,7 +34,8 @@ pub async fn create_bucket(
     check_bucket_name(name)?;
     let policy = policy.unwrap_or_else(|| node.default_policy());
     let refuted = node.peers.refuted();
-    let geography = Geography { layout: &node.layout, refuted: &refuted };
+    let layout = node.layout();
+    let geography = Geography { layout: &layout, refuted: &refuted };
     Placement::new(&policy, &geography).map_err(|why| ObjectError::NotFar(format!("no bucket can be kept like that: {why}")))?;
     if node.buckets.find(name).is_some() {
         return Err(ObjectError::Conflict(format!("bucket {name:?} exists already")));
@@ -123,12 +124,13 @@ async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<
     if let Some(trouble) = node.clock_trouble() {
         return Err(ObjectError::unavailable(format!("this node refuses writes: {trouble}")));
     }
-    let silent: Vec<NodeIndex> = node.layout.node_indexes().filter(|n| !node.can_store(*n)).collect();
+    let layout = node.layout();
+    let silent: Vec<NodeIndex> = layout.members().filter(|n| !node.can_store(*n)).collect();
     if everywhere && !silent.is_empty() {
-        let names: Vec<String> = silent.iter().map(|n| format!("{}: {}", node.layout.node_name(*n), node.why_unusable(&[*n]))).collect();
+        let names: Vec<String> = silent.iter().map(|n| format!("{}: {}", layout.node_name(*n), node.why_unusable(&[*n]))).collect();
         return Err(ObjectError::unavailable(format!("every node must know of this, and not all answer ({})", names.join("; "))));
     }
-    let targets: Vec<NodeIndex> = node.layout.node_indexes().filter(|n| !silent.contains(n)).collect();
+    let targets: Vec<NodeIndex> = layout.members().filter(|n| !silent.contains(n)).collect();
     if !enough(node, &targets) {
         let far = node.default_policy().min_distance;
         let why = format!(
@@ -161,8 +163,9 @@ async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<
 
 /// Whether a setting on these nodes is where it has to be: on all of them, or far under the default policy.
 fn enough(node: &Node, durable: &[NodeIndex]) -> bool {
-    let everywhere = durable.len() == node.layout.nodes().len();
+    let layout = node.layout();
+    let everywhere = layout.members().all(|n| durable.contains(&n));
     let refuted = node.peers.refuted();
-    let geography = Geography { layout: &node.layout, refuted: &refuted };
-    everywhere || level(&node.default_policy(), &sites_of(&node.layout, durable.iter().copied()), &geography) >= Some(Durability::Far)
+    let geography = Geography { layout: &layout, refuted: &refuted };
+    everywhere || level(&node.default_policy(), &sites_of(&layout, durable.iter().copied()), &geography) >= Some(Durability::Far)
 }

@@ -1,10 +1,12 @@
 //! To which nodes a record goes now: pure. The assigned nodes that can be used, and where that is not far enough, others
 //! that the whole policy allows stand in (hinted handoff; rule 7).
+use super::buckets::Bucket;
 use afar_model::{
-    layout::{Layout, NodeIndex},
-    placement::{Geography, Partition, Placement, level, sites_of},
+    layout::{Layout, NodeIndex, SiteIndex},
+    placement::{Geography, Partition, level, sites_of},
     policy::{Durability, Policy},
 };
+use std::collections::BTreeSet;
 
 /// Where a record goes now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,27 +19,38 @@ pub struct Targets {
     pub level: Option<Durability>,
 }
 
-/// Chooses among the nodes for which `usable` holds.
-pub fn choose(
-    policy: &Policy,
-    placement: &Placement,
-    geography: &Geography<'_>,
-    partition: Partition,
-    usable: &dyn Fn(NodeIndex) -> bool,
-) -> Targets {
-    let layout = geography.layout;
-    let assigned = placement.assigned(policy, layout, partition);
+/// Chooses among the nodes for which `usable` holds, so that every open layout is satisfied (rule 21). While one is being
+/// replaced by another, what is written goes to where both want it.
+pub fn choose(bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteIndex)>, partition: Partition, usable: &dyn Fn(NodeIndex) -> bool) -> Targets {
+    let assigned = bucket.targets(partition);
     let (mut nodes, owed): (Vec<NodeIndex>, Vec<NodeIndex>) = assigned.iter().partition(|node| usable(**node));
-    if !owed.is_empty() && reached(policy, geography, &nodes) < Some(policy.level) {
-        let spares: Vec<NodeIndex> = placement.fallback(policy, layout, partition).into_iter().filter(|node| usable(*node)).collect();
-        nodes = stand_in(policy, geography, nodes, &spares);
+    for view in bucket.writing_views() {
+        let Ok(placement) = &view.placement else { continue };
+        if view.reached(refuted, &nodes) >= Some(view.policy.level) {
+            continue;
+        }
+        let geography = Geography { layout: &view.layout, refuted };
+        let eligible = view.eligible();
+        let (mine, others): (Vec<NodeIndex>, Vec<NodeIndex>) = nodes.iter().partition(|node| eligible.contains(node));
+        let spares: Vec<NodeIndex> = placement
+            .fallback(&view.policy, &view.layout, partition)
+            .into_iter()
+            .filter(|node| usable(*node) && !mine.contains(node))
+            .collect();
+        let chosen = stand_in(&view.policy, &geography, mine.clone(), &spares);
+        // What another layout wants stays.
+        let kept: Vec<NodeIndex> = if bucket.writing_views().count() > 1 { mine } else { Vec::new() };
+        nodes = chosen;
+        nodes.extend(others);
+        let dropped: Vec<NodeIndex> = kept.into_iter().filter(|node| !nodes.contains(node)).collect();
+        nodes.extend(dropped);
     }
-    let level = reached(policy, geography, &nodes);
+    let level = bucket.reached(refuted, &nodes);
     Targets { nodes, owed, level }
 }
 
 /// What copies at these nodes amount to.
-pub fn reached(policy: &Policy, geography: &Geography<'_>, nodes: &[NodeIndex]) -> Option<Durability> {
+fn reached(policy: &Policy, geography: &Geography<'_>, nodes: &[NodeIndex]) -> Option<Durability> {
     level(policy, &sites_of(geography.layout, nodes.iter().copied()), geography)
 }
 
@@ -70,7 +83,7 @@ fn worth(policy: &Policy, geography: &Geography<'_>, nodes: &[NodeIndex]) -> (us
     (group, sites.len().min(usize::from(policy.copies)))
 }
 
-fn first_at(layout: &Layout, nodes: &[NodeIndex], site: afar_model::layout::SiteIndex) -> Option<NodeIndex> {
+fn first_at(layout: &Layout, nodes: &[NodeIndex], site: SiteIndex) -> Option<NodeIndex> {
     nodes.iter().copied().find(|node| layout.site_of(*node) == Some(site))
 }
 

@@ -95,8 +95,8 @@ async fn check(record: v1::Record, key: RecordKey) -> Option<Record> {
 /// Where to look for a record, best first: here, the assigned, then whoever else may hold it.
 pub fn candidates(node: &Node, key: &RecordKey, partition: Partition) -> Vec<NodeIndex> {
     let (assigned, eligible) = match node.buckets.get(&key.bucket) {
-        Some(bucket) => (bucket.assigned(&node.layout, partition), bucket.eligible(&node.layout)),
-        None => (Vec::new(), node.layout.node_indexes().collect()),
+        Some(bucket) => (bucket.assigned(partition), bucket.eligible()),
+        None => (Vec::new(), node.layout().members().collect()),
     };
     let mut order = node.peers.nearest_first(assigned);
     let others: Vec<NodeIndex> = eligible.into_iter().filter(|node| !order.contains(node)).collect();
@@ -123,7 +123,7 @@ pub async fn read_anywhere(node: &Arc<Node>, key: RecordKey, partition: Partitio
             continue;
         }
         if !node.peers.usable(candidate) {
-            silent.push(node.layout.node_name(candidate).to_owned());
+            silent.push(node.layout().node_name(candidate).to_owned());
             continue;
         }
         match fetch_from(node, candidate, &[key], ChannelKind::Bulk(0)).await {
@@ -136,8 +136,8 @@ pub async fn read_anywhere(node: &Arc<Node>, key: RecordKey, partition: Partitio
                 node.ledger.lacks(candidate, [key]);
             }
             Err(error) => {
-                tracing::debug!(%error, from = node.layout.node_name(candidate), "fetch failed");
-                silent.push(node.layout.node_name(candidate).to_owned());
+                tracing::debug!(%error, from = node.layout().node_name(candidate), "fetch failed");
+                silent.push(node.layout().node_name(candidate).to_owned());
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::{
     limits,
 };
 use afar_model::layout::NodeIndex;
+use parking_lot::RwLock;
 use afar_proto::v1::{self, peer_client::PeerClient, store_request::Work};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -128,7 +129,8 @@ fn closed() -> LaneError {
 /// The lanes to every peer.
 #[derive(Debug)]
 pub struct Lanes {
-    by_node: HashMap<NodeIndex, PeerLanes>,
+    by_node: RwLock<HashMap<NodeIndex, PeerLanes>>,
+    budget_bytes: u32,
 }
 
 #[derive(Debug)]
@@ -140,16 +142,23 @@ struct PeerLanes {
 impl Lanes {
     /// Starts a task per lane. `budget_bytes`: what may be in flight to one peer.
     pub fn start(peers: &Arc<Peers>, others: impl Iterator<Item = NodeIndex>, budget_bytes: u32, lifecycle: &Lifecycle) -> Self {
-        let by_node = others.map(|node| (node, PeerLanes::start(peers, node, budget_bytes, lifecycle))).collect();
-        Self { by_node }
+        let lanes = Self { by_node: RwLock::default(), budget_bytes };
+        others.for_each(|node| lanes.add(peers, node, lifecycle));
+        lanes
+    }
+
+    /// Starts lanes to a node that has none.
+    pub fn add(&self, peers: &Arc<Peers>, node: NodeIndex, lifecycle: &Lifecycle) {
+        self.by_node.write().entry(node).or_insert_with(|| PeerLanes::start(peers, node, self.budget_bytes, lifecycle));
     }
 
     /// A lane to a peer; `None` for this node itself or one that the layout does not name.
-    pub fn to(&self, node: NodeIndex, kind: LaneKind) -> Option<&LaneHandle> {
-        let lanes = self.by_node.get(&node)?;
+    pub fn to(&self, node: NodeIndex, kind: LaneKind) -> Option<LaneHandle> {
+        let lanes = self.by_node.read();
+        let lanes = lanes.get(&node)?;
         match kind {
-            LaneKind::Small => Some(&lanes.small),
-            LaneKind::Bulk(n) => lanes.bulk.get(n % lanes.bulk.len().max(1)),
+            LaneKind::Small => Some(lanes.small.clone()),
+            LaneKind::Bulk(n) => lanes.bulk.get(n % lanes.bulk.len().max(1)).cloned(),
         }
     }
 }

@@ -61,7 +61,7 @@ pub async fn run(node: Arc<Node>, stop: CancellationToken) {
         if let Some(pending) = node.lifecycle.blocking("look", move || look(&looker)).await {
             node.pending.store(Arc::new(pending));
         }
-        let creditors: Vec<NodeIndex> = summary.iter().filter_map(|owed| node.layout.node_named(&owed.to)).collect();
+        let creditors: Vec<NodeIndex> = summary.iter().filter_map(|owed| node.layout().node_named(&owed.to)).collect();
         for creditor in creditors.into_iter().filter(|n| node.can_store(*n)) {
             if stop.run_until_cancelled(pay(&node, creditor)).await.is_none() {
                 return;
@@ -71,7 +71,7 @@ pub async fn run(node: Arc<Node>, stop: CancellationToken) {
 }
 
 async fn pay(node: &Arc<Node>, creditor: NodeIndex) {
-    let name = node.layout.node_name(creditor).to_owned();
+    let name = node.layout().node_name(creditor).to_owned();
     loop {
         let debts = node.store.owed(Some(&name), None, limits::OUTBOX_BATCH).unwrap_or_default();
         if debts.is_empty() {

@@ -162,17 +162,14 @@ impl Session {
         Some(match result {
             Ok(records) => v1::StoreReply { sequence, records, failure: None },
             Err(Failure { reason, detail }) => {
-                tracing::warn!(from = self.node.layout.node_name(self.from), reason, detail, "refused records");
+                tracing::warn!(from = self.node.layout().node_name(self.from), reason, detail, "refused records");
                 v1::StoreReply { sequence, records: Vec::new(), failure: Some(v1::StoreFailure { reason: reason.into(), detail }) }
             }
         })
     }
 
     async fn store(&self, sequence: u64, request: v1::StoreRecords) -> Result<Vec<v1::StoredRecord>, Failure> {
-        let ours = self.node.layout.version();
-        if request.layout_version != ours {
-            return Err(Failure::new("layout", format!("the sender has layout {}, this node has {ours}", request.layout_version)));
-        }
+        self.accept_layout(&request)?;
         let purpose = Purpose::from_name(&request.class);
         let supersedes: Result<Vec<RecordId>, InvalidMessage> = request.supersedes.iter().map(|id| convert::id("supersedes", id)).collect();
         let supersedes = supersedes?;
@@ -202,6 +199,18 @@ impl Session {
         Ok(stored)
     }
 
+    /// Rule 21: what was placed by layouts that are all closed here is refused, and so is what was placed by none that is known
+    /// here; the sender, or this node, has one to fetch.
+    fn accept_layout(&self, request: &v1::StoreRecords) -> Result<(), Failure> {
+        let ours = self.node.open_versions();
+        let theirs = if request.open_versions.is_empty() { std::slice::from_ref(&request.layout_version) } else { &request.open_versions };
+        if theirs.iter().any(|version| ours.contains(version)) {
+            return Ok(());
+        }
+        self.node.layouts_differ(self.from);
+        Err(Failure::new("layout", format!("the sender writes by layout {}, this node by {}", numbers(theirs), numbers(&ours))))
+    }
+
     async fn sync(&self, sequences: &[u64]) -> Result<(), Failure> {
         let mut tokens = Vec::new();
         {
@@ -224,7 +233,7 @@ impl Session {
             else {
                 continue;
             };
-            let holders: Vec<NodeIndex> = settled.holders.iter().filter_map(|name| self.node.layout.node_named(name)).collect();
+            let holders: Vec<NodeIndex> = settled.holders.iter().filter_map(|name| self.node.layout().node_named(name)).collect();
             self.node.note_holders(RecordKey { bucket, id }, &version.key, &holders);
             versions.push((bucket, version.key, Stamp::from_u64(version.stamp), id));
         }
@@ -240,6 +249,10 @@ impl Session {
         };
         self.node.discard(RecordKey { bucket, id }, &version.key).await;
     }
+}
+
+fn numbers(versions: &[u64]) -> String {
+    versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
 
 /// A record that was hashed, and what its key held when it arrived.
@@ -274,7 +287,7 @@ impl Arrived {
             return Err(Failure::new("gone", "the bucket is being removed, or was"));
         }
         match node.buckets.get(&id) {
-            Some(bucket) if !bucket.eligible(&node.layout).contains(&node.me) => {
+            Some(bucket) if !bucket.eligible().contains(&node.me) => {
                 Err(Failure::new("policy", format!("the policy of bucket {:?} allows no copy here", bucket.name)))
             }
             _ => Ok(()),

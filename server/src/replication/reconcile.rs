@@ -43,7 +43,7 @@ pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
                     pause = if node.ledger.missing_at(peer) > 0 { limits::RECONCILE_RETRY } else { limits::RECONCILE_EVERY };
                     compared = node.peers.view(peer).map(|view| (view.incarnation, view.boot, view.catching_up));
                 }
-                Some(Err(error)) => tracing::debug!(peer = node.layout.node_name(peer), error, "comparison broken off"),
+                Some(Err(error)) => tracing::debug!(peer = node.layout().node_name(peer), error, "comparison broken off"),
             }
         }
         tokio::select! {
@@ -166,7 +166,7 @@ impl Round<'_> {
 
     fn assigned(&mut self, node: NodeIndex, entry: &IdEntry) -> bool {
         self.unknown |= self.node.buckets.is_unknown(&entry.key.bucket);
-        self.node.is_assigned(node, &entry.key, Partition::of_record(&entry.key.id, self.node.layout.partitions()))
+        self.node.is_assigned(node, &entry.key, Partition::of_record(&entry.key.id, self.node.layout().partitions()))
     }
 
     fn missing(&mut self, key: RecordKey) {
@@ -187,7 +187,7 @@ impl Round<'_> {
         let mut client = fetch::peer(self.node, self.peer, ChannelKind::Bulk(1)).ok_or("no such peer")?;
         let request = v1::IdsRequest {
             first: 0,
-            last: self.node.layout.partitions().saturating_sub(1),
+            last: self.node.layout().partitions().saturating_sub(1),
             after: after.map(v1::RecordKey::from),
             limit: PAGE_MAX as u32,
         };
@@ -284,7 +284,7 @@ impl Round<'_> {
     fn version_assigned(&mut self, node: NodeIndex, row: &VersionRow) -> bool {
         self.unknown |= self.node.buckets.is_unknown(&row.bucket);
         self.node.buckets.get(&row.bucket).is_some_and(|bucket| {
-            let assigned = bucket.assigned(&self.node.layout, bucket.version_partition(&row.key));
+            let assigned = bucket.assigned(bucket.version_partition(&row.key));
             assigned.contains(&node)
         })
     }

@@ -9,9 +9,11 @@
 //!
 //! At shutdown the loop stops first, then clients' requests get some time to end, then peers' streams. A connection that
 //! never speaks must not hold that up (hyper #4170), so everything here has a bound in time.
-use crate::{cluster::identity::Identity, gateways::grpc::guard::GuardLayer, lifecycle::Lifecycle, limits};
-use afar_model::layout::{Layout, NodeIndex};
+use crate::{cluster::{identity::Identity, layouts::Layouts}, gateways::grpc::guard::GuardLayer, lifecycle::Lifecycle, limits};
+use afar_model::layout::NodeIndex;
+use parking_lot::Mutex;
 use std::{
+    collections::HashMap,
     io,
     net::SocketAddr,
     pin::Pin,
@@ -40,6 +42,8 @@ pub struct ConnectionInfo {
     pub remote: Option<SocketAddr>,
     /// The node of the layout that their certificate names; `None`: a client.
     pub node: Option<NodeIndex>,
+    /// Their certificate names a node of this cluster, be it one that the layout does not name yet.
+    pub certified: bool,
 }
 
 /// What the listener needs to know.
@@ -48,7 +52,7 @@ pub struct Door {
     /// Our certificate, and the authority of others'.
     pub identity: Arc<Identity>,
     /// Which nodes there are.
-    pub layout: Arc<Layout>,
+    pub layouts: Arc<Layouts>,
     /// Our tasks.
     pub lifecycle: Lifecycle,
     /// Client connections at once.
@@ -72,12 +76,11 @@ impl Door {
         let (to_clients, new_clients) = mpsc::channel(limits::ACCEPT_QUEUE);
         let (to_peers, new_peers) = mpsc::channel(limits::ACCEPT_QUEUE);
         let lifecycle = self.lifecycle.clone();
-        let per_peer = self.layout.nodes().iter().map(|_| Arc::new(Semaphore::new(limits::CONNECTIONS_PER_PEER))).collect();
         let hall = Arc::new(Hall {
             clients: Arc::new(Semaphore::new(self.connections)),
-            per_peer,
+            per_peer: Mutex::default(),
             identity: self.identity,
-            layout: self.layout,
+            layouts: self.layouts,
             to_clients,
             to_peers,
         });
@@ -154,9 +157,9 @@ async fn end_within(
 /// Where connections stand between their handshake and their server.
 struct Hall {
     clients: Arc<Semaphore>,
-    per_peer: Vec<Arc<Semaphore>>,
+    per_peer: Mutex<HashMap<NodeIndex, Arc<Semaphore>>>,
     identity: Arc<Identity>,
-    layout: Arc<Layout>,
+    layouts: Arc<Layouts>,
     to_clients: mpsc::Sender<Connection>,
     to_peers: mpsc::Sender<Connection>,
 }
@@ -200,15 +203,19 @@ impl Hall {
             Ok(Err(error)) => return tracing::debug!(%remote, %error, "TLS handshake"),
             Err(_) => return tracing::debug!(%remote, "TLS handshake took too long"),
         };
-        let node = self.node_of(&stream);
-        let places = node.map_or(Some(&self.clients), |node| self.per_peer.get(usize::from(node.0)));
-        let Some(place) = places.and_then(|places| Arc::clone(places).try_acquire_owned().ok()) else {
-            let caller = node.map_or("a client", |node| self.layout.node_name(node));
+        let name = self.name_of(&stream);
+        let layout = self.layouts.current();
+        let node = name.as_deref().and_then(|name| layout.node_named(name));
+        if let Some(name) = name.as_deref().filter(|_| node.is_none()) {
+            tracing::warn!(name, "a certificate names a node that the layout does not (yet): treated as a client");
+        }
+        let Ok(place) = self.places(node).try_acquire_owned() else {
+            let caller = node.map_or("a client", |node| layout.node_name(node));
             return tracing::warn!(%remote, caller, "too many connections: this one is closed");
         };
         let connection = Connection {
             stream,
-            info: ConnectionInfo { remote: Some(remote), node },
+            info: ConnectionInfo { remote: Some(remote), node, certified: name.is_some() },
             silence: Some(Box::pin(tokio::time::sleep(limits::FIRST_BYTE))),
             _place: place,
         };
@@ -218,14 +225,15 @@ impl Hall {
     }
 
     /// The handshake has verified the certificate; here it is only read.
-    fn node_of(&self, stream: &TlsStream<TcpStream>) -> Option<NodeIndex> {
+    fn name_of(&self, stream: &TlsStream<TcpStream>) -> Option<String> {
         let certificate = stream.get_ref().1.peer_certificates()?.first()?;
-        let name = self.identity.node_named_by(certificate)?;
-        let node = self.layout.node_named(&name);
-        if node.is_none() {
-            tracing::warn!(name, "a certificate names a node that the layout does not: treated as a client");
-        }
-        node
+        self.identity.node_named_by(certificate)
+    }
+
+    fn places(&self, node: Option<NodeIndex>) -> Arc<Semaphore> {
+        let Some(node) = node else { return Arc::clone(&self.clients) };
+        let mut per_peer = self.per_peer.lock();
+        Arc::clone(per_peer.entry(node).or_insert_with(|| Arc::new(Semaphore::new(limits::CONNECTIONS_PER_PEER))))
     }
 }
 

@@ -52,6 +52,11 @@ pub fn from_node<T>(request: &Request<T>) -> Option<NodeIndex> {
     request.extensions().get::<ConnectionInfo>().and_then(|info| info.node)
 }
 
+/// Whether a request comes from a node of this cluster, be it one that the layout does not name yet.
+pub fn is_certified<T>(request: &Request<T>) -> bool {
+    request.extensions().get::<ConnectionInfo>().is_some_and(|info| info.certified)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

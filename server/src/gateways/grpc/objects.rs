@@ -107,12 +107,13 @@ impl Objects for ObjectsService {
         let wanted = wanted(request.key, request.version.as_deref(), request.object.as_deref()).map_err(|error| invalid(&error))?;
         let found = read::find(&self.node, &caller, &request.bucket, wanted).await?;
         let holders = read::holders(&self.node, &found.bucket, &found.key, &found.listed).await;
-        let sites = sites_of(&self.node.layout, holders);
+        let layout = self.node.layout();
+        let sites = sites_of(&layout, holders);
         let refuted = self.node.peers.refuted();
-        let geography = Geography { layout: &self.node.layout, refuted: &refuted };
-        let state = afar_model::state::state(&found.bucket.policy, &sites, &[], &geography);
+        let geography = Geography { layout: &layout, refuted: &refuted };
+        let state = afar_model::state::state(found.bucket.policy(), &sites, &[], &geography);
         let mut info = info(&found);
-        info.sites = sites.iter().map(|site| self.node.layout.site_name(*site).to_owned()).collect();
+        info.sites = sites.iter().map(|site| layout.site_name(*site).to_owned()).collect();
         info.distance_metres = geography.greatest_distance(&sites).0;
         info.state = state.name().to_owned();
         Ok(Response::new(info))
@@ -207,7 +208,7 @@ impl ObjectsService {
     /// Which chunks have verified, durable copies far enough apart.
     async fn present(&self, bucket: &crate::objects::buckets::Bucket, keys: &[RecordKey]) -> Vec<bool> {
         let node = &self.node;
-        let whom: Vec<_> = bucket.eligible(&node.layout).into_iter().filter(|n| node.can_store(*n)).collect();
+        let whom: Vec<_> = bucket.eligible().into_iter().filter(|n| node.can_store(*n)).collect();
         let proved = fetch::prove_all(node, &whom, keys).await;
         proved.iter().map(|proved| put::reached(node, bucket, &proved.holders) >= Some(afar_model::policy::Durability::Far)).collect()
     }

@@ -157,7 +157,7 @@ impl Peer for PeerService {
         self.partner(&request)?;
         let request = request.into_inner();
         let after = request.after.as_ref().map(RecordKey::try_from).transpose().map_err(|error| invalid(&error))?;
-        let range = range(request.first, request.last, self.node.layout.partitions());
+        let range = range(request.first, request.last, self.node.layout().partitions());
         let limit = limit(request.limit);
         let kinds = [RecordKind::Chunk, RecordKind::Manifest, RecordKind::Setting];
         let ids = self.blocking("ids", move |node| node.store.ids(range, after.as_ref(), &kinds, limit)).await?.map_err(not_ready)?;

@@ -42,7 +42,7 @@ impl StatusTrait for StatusService {
 }
 
 fn report(node: &Node) -> v1::NodeStatus {
-    let (layout, usage, survey) = (&node.layout, node.store.usage(), node.survey.load_full());
+    let (layout, usage, survey) = (node.layout(), node.store.usage(), node.survey.load_full());
     let owed = node.store.owed_summary().unwrap_or_default();
     let oldest = owed.iter().map(|owed| owed.oldest).min();
     let site = layout.site_of(node.me).map(|site| layout.site_name(site).to_owned()).unwrap_or_default();
@@ -54,7 +54,7 @@ fn report(node: &Node) -> v1::NodeStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         incarnation: convert::bytes(node.store.incarnation().as_bytes()),
         layout_version: layout.version(),
-        layout_digest: convert::bytes(&layout.digest()),
+        layout_digest: convert::bytes(layout.hash()),
         state: own_state(node, &usage).to_owned(),
         capacity_bytes: usage.capacity,
         used_bytes: usage.used,
@@ -103,7 +103,8 @@ fn site_info(site: &afar_model::layout::Site) -> v1::SiteInfo {
 }
 
 fn node_info(node: &Node, index: NodeIndex) -> Option<v1::NodeInfo> {
-    let named = node.layout.node(index)?;
+    let layout = node.layout();
+    let named = layout.node(index)?;
     Some(v1::NodeInfo {
         name: named.name.clone(),
         site: named.site.clone(),
