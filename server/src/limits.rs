@@ -174,6 +174,13 @@ pub const AUDIT_EVERY: Duration = Duration::from_secs(15);
 /// Records of one challenge.
 pub const AUDIT_RECORDS: usize = 4;
 
+/// Surplus copies are looked for this often when there were none …
+pub const RELEASE_EVERY: Duration = Duration::from_secs(60);
+/// … and this often when there were, or it could not be told.
+pub const RELEASE_AGAIN: Duration = Duration::from_secs(2);
+/// Rule 10: what every other node must have been heard within before anything is removed.
+pub const PERMISSION_WITHIN: Duration = Duration::from_secs(60);
+
 // Objects.
 
 /// Versions of a key that are looked at: newer ones shadow the rest. So many that prepared ones, which are discarded after

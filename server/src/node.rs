@@ -30,7 +30,8 @@ use crate::{
         lane::Lanes,
         ledger::Ledger,
         outbox::{self, Pending},
-        reconcile,
+        rebalance::Rebalance,
+        reconcile, release,
         settlements::{self, Settlements},
     },
 };
@@ -91,6 +92,8 @@ pub struct Node {
     pub reliance: Reliance,
     /// The last survey.
     pub survey: ArcSwap<Survey>,
+    /// How fast copies are fetched while layouts change.
+    pub rebalance: Rebalance,
     /// Records here beyond what is assigned, as last counted; negative: not counted yet by this layout.
     pub surplus: AtomicI64,
     /// What still has to reach others, as of a second ago.
@@ -209,6 +212,7 @@ impl Node {
             transfer: Arc::new(Semaphore::new(usize::try_from(config.limits.transfer).unwrap_or(Semaphore::MAX_PERMITS))),
             me,
             layouts,
+            rebalance: Rebalance::new(),
             surplus: AtomicI64::new(-1),
             identity,
             store,
@@ -253,6 +257,9 @@ impl Node {
         let pending = self.pending.load();
         state.catching_up = self.is_catching_up();
         state.layout_synced = self.is_synced();
+        state.to_fetch_records = self.rebalance.to_fetch().0;
+        state.to_fetch_bytes = self.rebalance.to_fetch().1;
+        state.fetch_rate = self.rebalance.rate();
         state.surplus_records = self.surplus().unwrap_or(u64::MAX);
         state.draining = self.lifecycle.is_draining();
         state.pending_records = pending.records;
@@ -293,6 +300,7 @@ impl Node {
             self.lifecycle.spawn(name, move |stop| task(node, stop));
         };
         start("layouts", |node, stop| Box::pin(exchange::run(node, stop)));
+        start("release", |node, stop| Box::pin(release::run(node, stop)));
         start("outbox", |node, stop| Box::pin(outbox::run(node, stop)));
         start("settlements", |node, stop| Box::pin(settlements::run(node, stop)));
         start("surveys", |node, stop| Box::pin(upkeep::surveys(node, stop)));

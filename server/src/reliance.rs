@@ -252,6 +252,16 @@ impl Node {
         self.layouts.open().layouts().map(|layout| layout.version()).collect()
     }
 
+    /// Returns when the current layout waits for a peer no longer.
+    pub async fn leaves(&self, peer: NodeIndex) {
+        let mut changes = self.layouts.changes();
+        while self.layout().duty(peer).is_member() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// A peer writes by a layout that is not open here, or the reverse: one of the two fetches it at once.
     pub fn layouts_differ(&self, peer: NodeIndex) {
         self.peers.poke(peer);

@@ -37,7 +37,7 @@ pub struct Open {
 }
 
 impl Open {
-    fn new(chapters: Vec<Arc<Chapter>>, all_drained: bool) -> Self {
+    pub(crate) fn new(chapters: Vec<Arc<Chapter>>, all_drained: bool) -> Self {
         Self { chapters, token: Arc::new(()), all_drained: Arc::new(AtomicBool::new(all_drained)) }
     }
 

@@ -79,12 +79,12 @@ fn a_good_file_is_read() {
     let path = folder.path().join("afard.toml");
     fs::write(&path, GOOD).unwrap();
     let config = Config::load(&path).unwrap();
-    assert_eq!((config.me, config.host.as_str()), (NodeIndex(0), "127.0.0.1"));
+    assert_eq!(config.host, "127.0.0.1");
     assert_eq!(config.data, [folder.path().join("data")]);
     assert_eq!(config.limits.transfer, 256 << 20);
     assert_eq!(config.limits.index_cache, limits::INDEX_CACHE_DEFAULT);
     assert_eq!((config.policy.min_distance, config.policy.verify_distance), (Metres(700_000), VerifyDistance::Off));
-    assert_eq!(config.layout.nodes()[0].capacity, 1 << 40);
+    assert_eq!(config.genesis.layout.nodes()[0].capacity, 1 << 40);
     assert_eq!(config.admin.access_key_id, "AFAR1");
     assert_eq!(config.feasible(), Ok(()));
     assert!(!format!("{config:?}").contains("0123456789abcdef"), "secrets do not print");

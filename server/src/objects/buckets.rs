@@ -83,6 +83,20 @@ pub struct Bucket {
 }
 
 impl Bucket {
+    /// A bucket as it was created, under the open layouts; `None` if there is none, which cannot be.
+    pub fn new(
+        (id, name, shards, created): (BucketId, String, u16, Stamp),
+        policy: &Policy,
+        open: &Open,
+        refuted: &BTreeSet<(SiteIndex, SiteIndex)>,
+    ) -> Option<Self> {
+        let mut views: Vec<View> = open.layouts().map(|layout| View::new(layout, &id, policy, refuted)).collect();
+        let now = views.pop()?;
+        let partitions = now.layout.partitions();
+        let (writing, all_drained) = (open.writing(), open.all_drained());
+        Some(Self { id, name, shards, created, closed: false, now, before: views, _writing: writing, all_drained, partitions })
+    }
+
     /// Under the current layout.
     pub const fn now(&self) -> &View {
         &self.now
@@ -259,8 +273,6 @@ impl BucketTable {
 
 /// Pure: the order of the records does not matter, and what cannot be read is left out with a warning.
 fn fold(open: &Open, records: &[Record], refuted: &BTreeSet<(SiteIndex, SiteIndex)>) -> Settings {
-    let (layouts, writing): (Vec<&Arc<Layout>>, _) = (open.layouts().collect(), open.writing());
-    let Some((current, older)) = layouts.split_last() else { return Settings::default() };
     let mut settings = Settings::default();
     let mut keys: BTreeMap<String, StoredKey> = BTreeMap::new();
     let (mut removed, mut revoked) = (BTreeSet::new(), BTreeSet::new());
@@ -274,10 +286,9 @@ fn fold(open: &Open, records: &[Record], refuted: &BTreeSet<(SiteIndex, SiteInde
         match Setting::decode(record.body()) {
             Ok(Setting::BucketCreated { name, policy, shards, stamp }) => {
                 let id = BucketId::from(record.id());
-                let view = |layout: &Arc<Layout>| View::new(layout, &id, &policy, refuted);
-                let (now, before) = (view(current), older.iter().map(|layout| view(layout)).collect());
-                let bucket = Bucket { id, name, shards, created: stamp, closed: false, now, before, _writing: Arc::clone(&writing), all_drained: open.all_drained(), partitions: current.partitions() };
-                settings.buckets.insert(id, Arc::new(bucket));
+                if let Some(bucket) = Bucket::new((id, name, shards, stamp), &policy, open, refuted) {
+                    settings.buckets.insert(id, Arc::new(bucket));
+                }
             }
             Ok(Setting::BucketRemoved { bucket, .. }) => {
                 removed.insert(bucket);

@@ -29,7 +29,7 @@ pub async fn answer(node: &Arc<Node>, nonce: [u8; 32], keys: Vec<RecordKey>) -> 
 
 /// Challenges one peer for as long as the node runs.
 pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
-    loop {
+    while node.layout().duty(peer).is_member() {
         if node.peers.usable(peer) && node.ledger.compared_at(peer).is_some() {
             match challenge(&node, peer).await {
                 // Nothing in common: nothing proved.
@@ -95,7 +95,7 @@ fn should_hold(node: &Node, peer: NodeIndex, entry: &IdEntry) -> bool {
         RecordKind::Version => version_partition(node, &entry.key),
         _ => Some(Partition::of_record(&entry.key.id, node.layout().partitions())),
     };
-    partition.is_some_and(|partition| node.is_assigned(peer, &entry.key, partition))
+    partition.is_some_and(|partition| node.is_assigned_by_any(peer, &entry.key, partition))
         && node.ledger.holding(peer, true, &entry.key) != Holding::No
 }
 

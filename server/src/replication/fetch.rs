@@ -2,11 +2,15 @@
 //! a bad copy is never passed on, and is mended from the copy that was good.
 use crate::{cluster::peers::ChannelKind, limits, node::Node};
 use afar_model::{
+    document::LayoutHash,
     layout::NodeIndex,
     placement::Partition,
     record::{Record, RecordKey},
 };
-use afar_proto::v1::{self, peer_client::PeerClient};
+use afar_proto::{
+    convert,
+    v1::{self, peer_client::PeerClient},
+};
 use afar_store::{AppendClass, ReadError};
 use std::{sync::Arc, time::Duration};
 use tonic::{Request, transport::Channel};
@@ -223,15 +227,21 @@ pub async fn prove_at(node: &Arc<Node>, at: NodeIndex, keys: &[RecordKey]) -> Ve
     if at == node.me {
         return prove_here(node, keys).await;
     }
-    ask_proofs(node, at, keys).await.filter(|proofs| proofs.len() == keys.len()).unwrap_or_else(|| vec![Proof::Unknown; keys.len()])
+    ask_proofs(node, at, keys, &[]).await.filter(|proofs| proofs.len() == keys.len()).unwrap_or_else(|| vec![Proof::Unknown; keys.len()])
 }
 
-async fn ask_proofs(node: &Node, at: NodeIndex, keys: &[RecordKey]) -> Option<Vec<Proof>> {
+/// As [`prove_at`], but only if that node has this layout as its current and only one.
+pub async fn prove_under(node: &Arc<Node>, at: NodeIndex, keys: &[RecordKey], layout: &LayoutHash) -> Vec<Proof> {
+    ask_proofs(node, at, keys, layout).await.filter(|proofs| proofs.len() == keys.len()).unwrap_or_else(|| vec![Proof::Unknown; keys.len()])
+}
+
+async fn ask_proofs(node: &Node, at: NodeIndex, keys: &[RecordKey], layout: &[u8]) -> Option<Vec<Proof>> {
     if !node.peers.usable(at) {
         return None;
     }
     let mut client = peer(node, at, ChannelKind::Control)?;
-    let request = v1::ProveRequest { keys: keys.iter().map(|key| v1::RecordKey::from(*key)).collect() };
+    let keys = keys.iter().map(|key| v1::RecordKey::from(*key)).collect();
+    let request = v1::ProveRequest { keys, layout: convert::bytes(layout) };
     let reply = client.prove(with_deadline(request, limits::FETCH_DEADLINE)).await.ok()?.into_inner();
     Some(reply.proofs().map(Proof::from).collect())
 }

@@ -204,7 +204,14 @@ impl Session {
     fn accept_layout(&self, request: &v1::StoreRecords) -> Result<(), Failure> {
         let ours = self.node.open_versions();
         let theirs = if request.open_versions.is_empty() { std::slice::from_ref(&request.layout_version) } else { &request.open_versions };
-        if theirs.iter().any(|version| ours.contains(version)) {
+        let layout = self.node.layout();
+        if !layout.duty(self.from).is_member() {
+            return Err(Failure::new("layout", "the layout says that the sender is out of service"));
+        }
+        // What is said to everybody must be said to everybody that this node knows of.
+        let to_all = |record: &v1::Record| record.kind == RecordKind::Setting as u32;
+        let knows_all = theirs.contains(&layout.version()) || request.class == Purpose::Repair.name();
+        if theirs.iter().any(|version| ours.contains(version)) && (knows_all || !request.records.iter().any(to_all)) {
             return Ok(());
         }
         self.node.layouts_differ(self.from);

@@ -30,13 +30,22 @@ use tokio_util::sync::CancellationToken;
 
 /// Compares with one peer for as long as the node runs: when it comes up, when something happened, and now and then.
 pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
+    let node_leaves = Arc::clone(&node);
+    let leaves = async move { node_leaves.leaves(peer).await };
+    tokio::select! {
+        () = compare(node, peer, stop) => {}
+        () = leaves => {}
+    }
+}
+
+async fn compare(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
     let mut changes = node.peers.changes();
     let mut poked = node.pokes();
     loop {
         let mut pause = limits::RECONCILE_RETRY;
         let mut compared: Compared = None;
         if node.peers.usable(peer) {
-            let round = Round { node: &node, peer, found: Comparison::default(), unknown: false };
+            let round = Round { node: &node, peer, found: Comparison::default(), unknown: false, partitions: node.layout().partitions() };
             match stop.run_until_cancelled(round.run()).await {
                 None => return,
                 Some(Ok(())) => {
@@ -88,6 +97,7 @@ struct Round<'a> {
     found: Comparison,
     /// A record of a bucket was seen whose creation has not arrived here yet: nothing can be said of it.
     unknown: bool,
+    partitions: u32,
 }
 
 impl Round<'_> {
@@ -98,15 +108,20 @@ impl Round<'_> {
         self.node.ledger.scrubbed(self.peer, view.oldest_unverified);
         let begun = (Instant::now(), self.node.now());
         let epoch = self.node.loss_epoch();
+        let layout = *self.node.layout().hash();
         let complete = self.walk().await?;
         self.push_missing(view.catching_up).await;
         let unchanged = self.node.peers.view(self.peer).is_some_and(|now| now.incarnation == Some(incarnation));
         if !unchanged {
             return Err("the peer became another during the comparison".into());
         }
+        if *self.node.layout().hash() != layout {
+            return Err("the layout changed during the comparison".into());
+        }
         self.node.ledger.compared(self.peer, incarnation, self.found, begun);
         if complete {
             self.node.compared_with(self.peer, epoch);
+            self.node.layouts.note_compared(self.peer, begun.0, &layout);
         }
         Ok(())
     }
@@ -144,10 +159,10 @@ impl Round<'_> {
             let their_set: HashSet<RecordKey> = theirs.iter().map(|entry| entry.key).collect();
             let mut wanted = Vec::new();
             for entry in &theirs {
-                let (mine, held) = (self.assigned(self.node.me, entry), our_set.contains(&entry.key));
+                let (mine, held) = (self.assigned_now(self.node.me, entry), our_set.contains(&entry.key));
                 if mine && !held {
                     wanted.push((entry.key, entry.length));
-                } else if held && !self.assigned(self.peer, entry) {
+                } else if held && !self.assigned_now(self.peer, entry) {
                     self.extra(entry.key);
                 }
             }
@@ -164,9 +179,20 @@ impl Round<'_> {
         }
     }
 
+    /// By the current layout: what this node has to fetch.
+    fn assigned_now(&mut self, node: NodeIndex, entry: &IdEntry) -> bool {
+        self.unknown |= self.node.buckets.is_unknown(&entry.key.bucket);
+        self.node.is_assigned(node, &entry.key, self.partition(entry))
+    }
+
+    /// By any open layout: what a peer is believed to hold.
     fn assigned(&mut self, node: NodeIndex, entry: &IdEntry) -> bool {
         self.unknown |= self.node.buckets.is_unknown(&entry.key.bucket);
-        self.node.is_assigned(node, &entry.key, Partition::of_record(&entry.key.id, self.node.layout().partitions()))
+        self.node.is_assigned_by_any(node, &entry.key, self.partition(entry))
+    }
+
+    fn partition(&self, entry: &IdEntry) -> Partition {
+        Partition::of_record(&entry.key.id, self.partitions)
     }
 
     fn missing(&mut self, key: RecordKey) {
@@ -229,7 +255,12 @@ impl Round<'_> {
     /// Fetches records from the peer and stores them. Answers whether all of them are here now.
     async fn pull(&self, wanted: &[(RecordKey, u32)]) -> Result<bool, String> {
         let mut complete = true;
+        let transition = self.node.layouts.open().chapters().len() > 1;
         for batch in batches(wanted) {
+            if transition {
+                let bytes = batch.iter().filter_map(|key| wanted.iter().find(|(wanted, _)| wanted == key)).map(|(_, length)| u64::from(*length));
+                self.node.rebalance.take(bytes.sum()).await;
+            }
             let records = fetch::fetch_from(self.node, self.peer, &batch, ChannelKind::Bulk(1)).await?;
             let good: Vec<Record> = records.into_iter().flatten().collect();
             if good.len() < batch.len() {
@@ -239,6 +270,7 @@ impl Round<'_> {
             }
             self.node.store.commit(AppendClass::Repair, good.clone()).await.map_err(|error| error.to_string())?;
             self.node.after_storing(good.iter());
+            self.node.rebalance.fetched(good.len() as u64, good.iter().map(|record| record.body().len() as u64).sum());
         }
         Ok(complete)
     }
@@ -258,9 +290,9 @@ impl Round<'_> {
             let (mut wanted, mut settled) = (Vec::new(), Vec::new());
             for row in &theirs {
                 let held = our_map.get(&name(row));
-                if held.is_none() && self.version_assigned(self.node.me, row) {
+                if held.is_none() && self.version_assigned(self.node.me, row, false) {
                     wanted.push((name(row), 1024));
-                } else if held.is_some() && !self.version_assigned(self.peer, row) {
+                } else if held.is_some() && !self.version_assigned(self.peer, row, false) {
                     self.extra(name(row));
                 }
                 if row.entry.settled && held.is_none_or(|held| !held.settled) {
@@ -268,7 +300,7 @@ impl Round<'_> {
                 }
             }
             for row in ours.iter().filter(|row| !their_map.contains_key(&name(row))) {
-                if self.version_assigned(self.peer, row) {
+                if self.version_assigned(self.peer, row, true) {
                     self.missing(name(row));
                 }
             }
@@ -281,10 +313,11 @@ impl Round<'_> {
         }
     }
 
-    fn version_assigned(&mut self, node: NodeIndex, row: &VersionRow) -> bool {
+    fn version_assigned(&mut self, node: NodeIndex, row: &VersionRow, by_any: bool) -> bool {
         self.unknown |= self.node.buckets.is_unknown(&row.bucket);
         self.node.buckets.get(&row.bucket).is_some_and(|bucket| {
-            let assigned = bucket.assigned(bucket.version_partition(&row.key));
+            let partition = bucket.version_partition(&row.key);
+            let assigned = if by_any { bucket.assigned_by_any(partition) } else { bucket.assigned(partition) };
             assigned.contains(&node)
         })
     }

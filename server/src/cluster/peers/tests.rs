@@ -7,7 +7,10 @@ use crate::{
     },
     gateways::grpc::{listener::Door, meta},
 };
-use afar_model::layout::examples;
+use afar_model::{
+    document::Chapter,
+    layout::{Layout, examples},
+};
 use std::{pin::Pin, time::Instant};
 use tokio::net::TcpListener;
 use tonic::{Response, Streaming, service::Routes};
@@ -91,13 +94,19 @@ impl World {
 
     /// The node of that index. `disks`: its incarnation; `boot`: its run; `clock_ms`: how far its clock is off.
     async fn start(&mut self, index: u16, disks: u8, boot: u8, clock_ms: i64) -> Chassis {
-        let layout = Arc::new(examples::three_sites().unwrap());
+        let example = examples::three_sites().unwrap();
+        let mut nodes = example.nodes().to_vec();
+        for (node, endpoint) in nodes.iter_mut().zip(&self.endpoints) {
+            node.endpoint.clone_from(endpoint);
+        }
+        let layout = Layout::new(1, example.partitions(), example.sites().to_vec(), nodes).unwrap();
         let lifecycle = Lifecycle::new();
         let state = tempfile::tempdir().unwrap();
+        let genesis = Chapter::genesis("demo", layout.clone(), Vec::new());
+        let layouts = Arc::new(Layouts::load(state.path(), "demo", genesis, Vec::new()).unwrap());
         let identity = self.identity(layout.node_name(NodeIndex(index)));
         let peers = Peers::new(PeersOptions {
-            layout: Arc::clone(&layout),
-            endpoints: self.endpoints.clone(),
+            layouts: Arc::clone(&layouts),
             own: Own { node: NodeIndex(index), incarnation: Incarnation::from_bytes([disks; 16]), boot: BootId::from_bytes([boot; 16]) },
             identity: Arc::clone(&identity),
             clock: Clock::new(clock_ms),
@@ -112,7 +121,7 @@ impl World {
             Some(listener) => listener,
             None => TcpListener::bind(&address).await.unwrap(),
         };
-        let door = Door { identity, layout, lifecycle: lifecycle.clone(), connections: 4, peer_window: 1 << 20 };
+        let door = Door { identity, layouts, lifecycle: lifecycle.clone(), connections: 4, peer_window: 1 << 20 };
         let service = v1::peer_server::PeerServer::new(OnlyHello(Arc::clone(&peers)));
         door.serve(listener, Routes::default(), Routes::new(service));
         peers.start();

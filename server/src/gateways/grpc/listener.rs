@@ -213,8 +213,14 @@ impl Hall {
             let caller = node.map_or("a client", |node| layout.node_name(node));
             return tracing::warn!(%remote, caller, "too many connections: this one is closed");
         };
+        // A node that the layout does not name yet is a client until it does; then it must come again, by the other door.
+        let anew: Option<Leaving> = (name.is_some() && node.is_none()).then(|| {
+            let mut changes = self.layouts.changes();
+            Box::pin(async move { drop(changes.changed().await) }) as Leaving
+        });
         let connection = Connection {
             stream,
+            anew,
             info: ConnectionInfo { remote: Some(remote), node, certified: name.is_some() },
             silence: Some(Box::pin(tokio::time::sleep(limits::FIRST_BYTE))),
             _place: place,
@@ -237,9 +243,13 @@ impl Hall {
     }
 }
 
+type Leaving = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// A connection after its handshake, with its place among those of its class.
 struct Connection {
     stream: TlsStream<TcpStream>,
+    /// Ends when this connection belongs to another class.
+    anew: Option<Leaving>,
     info: ConnectionInfo,
     /// Until the first byte came.
     silence: Option<Pin<Box<Sleep>>>,
@@ -255,6 +265,9 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.anew.as_mut().is_some_and(|anew| anew.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if let Some(silence) = &mut self.silence {
             if polled.is_ready() {

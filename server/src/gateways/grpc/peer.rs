@@ -54,6 +54,10 @@ impl PeerService {
     #[allow(clippy::result_large_err)]
     fn partner<T>(&self, request: &Request<T>) -> Result<NodeIndex, Status> {
         let from = self.from(request)?;
+        if !self.node.layout().duty(from).is_member() {
+            let message = "the layout says that this node is out of service: nothing that it says counts any more";
+            return Err(status(Code::FailedPrecondition, meta::exit::FAILED, message));
+        }
         match self.node.peers.view(from) {
             Some(view) if view.state == PeerState::Refused => Err(status(Code::FailedPrecondition, meta::exit::FAILED, view.trouble)),
             _ => Ok(from),
@@ -148,8 +152,11 @@ impl Peer for PeerService {
 
     async fn prove(&self, request: Request<v1::ProveRequest>) -> Result<Response<v1::ProveReply>, Status> {
         self.partner(&request)?;
-        let keys = keys(&request.into_inner().keys)?;
-        let proofs = fetch::prove_here(&self.node, &keys).await;
+        let request = request.into_inner();
+        let keys = keys(&request.keys)?;
+        let open = self.node.layouts.open();
+        let fits = request.layout.is_empty() || open.hashes().map(|hash| hash.as_slice()).eq([&request.layout[..]]);
+        let proofs = if fits { fetch::prove_here(&self.node, &keys).await } else { vec![fetch::Proof::Unknown; keys.len()] };
         Ok(Response::new(v1::ProveReply { proofs: proofs.into_iter().map(|proof| v1::Proof::from(proof) as i32).collect() }))
     }
 
