@@ -542,14 +542,13 @@ fn read_genesis(folder: &Path, configured: Chapter) -> Result<Chapter, ChainErro
         Ok(bytes) => {
             let stored = Document::decode(&bytes).map_err(|error| wrong(error.to_string()))?;
             let layout = stored.layout([0; 32]).map_err(|problems| wrong(problems.join("; ")))?;
-            let mut custodians = stored.custodians.clone();
-            if layout.hash() != configured.layout.hash() {
-                tracing::warn!("[layout] in the configuration is not what this node began with: the stored chain counts");
-            } else if custodians.is_empty() {
-                // A cluster that began without custodians is given some by its configuration.
-                custodians.clone_from(&configured.document.custodians);
+            if layout.hash() == configured.layout.hash() {
+                // The same sites and nodes; endpoints may have been mended in the file, and custodians named for the first time.
+                let custodians = if stored.custodians.is_empty() { configured.document.custodians.clone() } else { stored.custodians };
+                return Ok(Chapter { document: Document { custodians, ..configured.document }, ..configured });
             }
-            Ok(Chapter { layout: Arc::new(layout), document: Document { custodians, ..stored } })
+            tracing::warn!("[layout] in the configuration is not what this node began with: the stored chain counts");
+            Ok(Chapter { layout: Arc::new(layout), document: stored })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             fs::create_dir_all(folder).map_err(|error| wrong(error.to_string()))?;
