@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// A site by its place in [`Layout::sites`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SiteIndex(pub u16);
 
 /// A node by its place in [`Layout::nodes`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeIndex(pub u16);
 
 /// A datacentre.
@@ -105,9 +105,9 @@ pub fn is_name(name: &str) -> bool {
         && !name.starts_with('-')
 }
 
-/// Whether this looks like an ISO 3166-1 alpha-2 code.
+/// Whether this looks like an ISO 3166-1 alpha-2 code of a country (and is not the name of a group of them, such as EU).
 pub fn is_country(code: &str) -> bool {
-    code.len() == 2 && code.bytes().all(|c| c.is_ascii_uppercase())
+    code.len() == 2 && code.bytes().all(|c| c.is_ascii_uppercase()) && crate::countries::expand(code).is_none()
 }
 
 impl Layout {

@@ -63,7 +63,7 @@ pub struct Policy {
     pub level: Durability,
     /// The site that holds a copy if it may.
     pub home: Option<String>,
-    /// Countries that may hold a copy (ISO 3166-1 alpha-2); empty: any.
+    /// Countries that may hold a copy (ISO 3166-1 alpha-2), or groups of them ([`crate::countries::GROUPS`]); empty: any.
     pub countries: Vec<String>,
     /// Most copies at sites of one provider; 0: any number.
     pub max_copies_per_provider: u8,
@@ -112,8 +112,8 @@ pub enum PolicyError {
         "level = \"local\": a write is acknowledged at \"far\" or \"full\"; to accept writes while no far site answers, set degraded_writes = \"queue\""
     )]
     Level,
-    /// Not two capital letters.
-    #[error("country {0:?}: must be two capital letters as in ISO 3166-1, such as \"FR\"")]
+    /// Neither two capital letters nor a group.
+    #[error("country {0:?}: must be two capital letters as in ISO 3166-1, such as \"FR\", or a group: \"EU\" or \"EEA\"")]
     Country(String),
 }
 
@@ -140,7 +140,7 @@ impl Policy {
         if self.level == Durability::Local {
             return Err(PolicyError::Level);
         }
-        match self.countries.iter().find(|country| !crate::layout::is_country(country)) {
+        match self.countries.iter().find(|country| !crate::countries::is_country_or_group(country)) {
             Some(country) => Err(PolicyError::Country(country.clone())),
             None => Ok(()),
         }
