@@ -15,6 +15,8 @@ pub const CONNECTION_WINDOW: u32 = 24 << 20;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Short questions (stat, buckets, keys) that are not answered by then go to the next endpoint.
 pub const UNARY_TIMEOUT: Duration = Duration::from_secs(30);
+/// A layout of the greatest size takes a while, and a node checks all of it.
+pub const LAYOUT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Status must answer while most of the cluster does not, so no node gets longer than this.
 pub const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often all endpoints are tried before the error is final: with [`BACKOFF_FIRST`] that is some 5 s, long enough for the

@@ -32,10 +32,10 @@ pub struct Init {
     #[arg(long)]
     name: String,
     /// NAME=LAT,LON,COUNTRY[,PROVIDER[,UNCERTAINTY_M]] (repeatable)
-    #[arg(long, required = true, value_name = "SITE", value_parser = site)]
+    #[arg(long, value_name = "SITE", value_parser = site)]
     site: Vec<Site>,
     /// NAME@SITE=HOST:PORT[,CAPACITY] (repeatable; capacity 1TiB)
-    #[arg(long, required = true, value_name = "NODE", value_parser = node)]
+    #[arg(long, value_name = "NODE", value_parser = node)]
     node: Vec<NodePlan>,
     /// Slices of the hash space, fixed for life
     #[arg(long, value_name = "N", default_value_t = limits::PARTITIONS_DEFAULT)]
@@ -65,15 +65,19 @@ fn words(plan: &Blueprint, dir: &str) -> String {
     let mut lines =
         vec![format!("made cluster {} in {dir}", plan.cluster), format!("policy: {}", policy::words(&plan.policy)), String::new()];
     lines.push("next:".into());
+    if plan.nodes.is_empty() {
+        lines.push(format!("  afar node add NAME --site SITE=LAT,LON,COUNTRY --at HOST:PORT -o BUNDLE --dir {dir}"));
+    }
     for node in &plan.nodes {
         lines.push(format!("  copy {dir}/nodes/{} to {} and run: afard --config afard.toml", node.name, node.host));
     }
-    lines.push(format!("  keep {dir}/ca/ca.key away from the nodes: whoever has it can join"));
+    lines.push(format!("  keep {dir}/ca and {dir}/layout away from the nodes: whoever has them can join, and say what the cluster is"));
+    lines.push(format!("  keep {dir}/recovery somewhere else entirely: it is the second key for the day that this machine burns"));
     lines.push(format!("  . {dir}/client/env && afar status"));
     lines.join("\n")
 }
 
-fn site(text: &str) -> Result<Site, String> {
+pub(super) fn site(text: &str) -> Result<Site, String> {
     let form = "write NAME=LAT,LON,COUNTRY[,PROVIDER[,UNCERTAINTY_M]]";
     let (name, rest) = text.split_once('=').ok_or(form)?;
     let parts: Vec<&str> = rest.split(',').map(str::trim).collect();
@@ -96,7 +100,7 @@ fn site(text: &str) -> Result<Site, String> {
     })
 }
 
-const CAPACITY_DEFAULT: u64 = 1 << 40;
+pub(super) const CAPACITY_DEFAULT: u64 = 1 << 40;
 
 fn node(text: &str) -> Result<NodePlan, String> {
     let form = "write NAME@SITE=HOST:PORT[,CAPACITY]";
@@ -106,14 +110,20 @@ fn node(text: &str) -> Result<NodePlan, String> {
         Some((address, capacity)) => (address, units::parse_bytes(capacity).map_err(|error| error.to_string())?),
         None => (rest, CAPACITY_DEFAULT),
     };
-    let (host, port) = address.trim().rsplit_once(':').ok_or(form)?;
+    let (host, port) = self::address(address)?;
+    Ok(NodePlan { name: name.trim().to_owned(), site: site.trim().to_owned(), host, port, capacity })
+}
+
+/// `HOST:PORT`, an IPv6 address in brackets.
+pub(super) fn address(text: &str) -> Result<(String, u16), String> {
+    let (host, port) = text.trim().rsplit_once(':').ok_or_else(|| format!("{text:?}: write HOST:PORT"))?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
     if host.is_empty() || !host.chars().all(valid) {
         return Err(format!("host {host:?}: write a DNS name or an address"));
     }
     let port: u16 = port.parse().ok().filter(|port| *port > 0).ok_or_else(|| format!("port {port:?}: write a number from 1 to 65535"))?;
-    Ok(NodePlan { name: name.trim().to_owned(), site: site.trim().to_owned(), host: host.to_owned(), port, capacity })
+    Ok((host.to_owned(), port))
 }
 
 #[cfg(test)]

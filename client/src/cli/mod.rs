@@ -13,6 +13,10 @@ pub mod stop;
 mod bucket;
 
 mod cluster;
+mod layout;
+mod node;
+mod operate;
+mod site;
 
 mod config_command;
 
@@ -149,6 +153,15 @@ pub enum Command {
     /// Make a new cluster's certificates and configurations
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Add, drain, replace and remove nodes
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Correct, retire and give up sites
+    #[command(subcommand)]
+    Site(site::Command),
+    /// Show, plan and change the layout
+    #[command(subcommand)]
+    Layout(layout::Command),
     /// Show and check settings
     #[command(subcommand)]
     Config(config_command::Command),
@@ -292,6 +305,9 @@ async fn dispatch(session: &Session, command: Command) -> Result<u8, Error> {
         Command::Bucket(command) => bucket::run(session, command).await,
         Command::Key(command) => key::run(session, command).await,
         Command::Cluster(command) => cluster::run(session, command),
+        Command::Node(command) => Box::pin(node::run(session, command)).await,
+        Command::Site(command) => Box::pin(site::run(session, command)).await,
+        Command::Layout(command) => Box::pin(layout::run(session, command)).await,
         Command::Config(command) => config_command::run(session, command),
         Command::Completions(arguments) => extras::completions(&arguments),
         Command::Man(arguments) => extras::man(&arguments),

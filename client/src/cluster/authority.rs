@@ -51,6 +51,16 @@ fn valid_for(params: &mut CertificateParams, now: Duration, valid: Duration) {
     params.serial_number = Some(SerialNumber::from_slice(&rand::random::<[u8; 16]>()));
 }
 
+/// What an issuer's certificates say of it: the same whenever they are made.
+fn ca_params(cluster: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.remove(DnType::CommonName);
+    params.distinguished_name.push(DnType::CommonName, format!("afar {cluster} CA"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
 impl Authority {
     /// Makes an authority for a cluster, valid from `now` (since 1970) for ten years.
     ///
@@ -58,14 +68,19 @@ impl Authority {
     /// If the system has no randomness, in essence.
     pub fn new(cluster: &str, now: Duration) -> Result<Self, rcgen::Error> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name.remove(DnType::CommonName);
-        params.distinguished_name.push(DnType::CommonName, format!("afar {cluster} CA"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let mut params = ca_params(cluster);
         valid_for(&mut params, now, CA_VALID);
         let pair = Pair { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() };
         Ok(Self { params, key, pair })
+    }
+
+    /// An authority that was made before, from its files.
+    ///
+    /// # Errors
+    /// If the key is none.
+    pub fn restore(cluster: &str, pair: Pair) -> Result<Self, rcgen::Error> {
+        let key = KeyPair::from_pem(&pair.key)?;
+        Ok(Self { params: ca_params(cluster), key, pair })
     }
 
     /// Makes a node's certificate for the host that clients and peers reach it by, valid from `now` for a year.

@@ -1,6 +1,8 @@
 //! How a cluster begins: a certificate authority ([`authority`]), a folder per node with its configuration
 //! ([`config_file`]), all of it checked by the model before a byte is written and put in place at once ([`init`]).
 //!
+//! How it changes: [`operator`].
+//!
 //! The authority's key never lies in a node's folder, and nothing here starts a node.
 pub mod authority;
 
@@ -9,5 +11,7 @@ pub mod config_file;
 pub mod durable;
 
 pub mod init;
+
+pub mod operator;
 
 pub use init::{AdminKey, Blueprint, NodePlan, create};

@@ -12,12 +12,12 @@ use crate::{
     id::BucketId,
     layout::{Duty, Layout, LayoutProblem, Node, NodeIndex, Site},
     limits,
-    placement::{Geography, Partition, Placement, Violation, violations, sites_of},
+    placement::{Geography, Placement},
     policy::Policy,
     units::UnixMillis,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeSet, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 /// What the bytes of a document begin with.
 const MAGIC: [u8; 8] = *b"afarlay\0";
@@ -212,9 +212,12 @@ impl Document {
             return Ok(layout);
         }
         let index = |node: NodeIndex| layout.node_named(&self.nodes.get(usize::from(node.0))?.name);
-        let plans: Option<Vec<(Policy, Assignment)>> =
-            self.plans.iter().map(|(policy, plan)| Some((policy.clone(), plan.renumbered(&index)?))).collect();
-        let plans = plans.ok_or_else(|| vec!["it assigns partitions to nodes that it does not name".to_owned()])?;
+        let renumbered = |(policy, plan): &(Policy, Assignment)| {
+            let known = plan.distinct_nodes().into_iter().all(|node| index(node).is_some());
+            let plan = plan.renumbered(index).ok().filter(|_| known);
+            plan.map(|plan| (policy.clone(), plan)).ok_or_else(|| vec!["it assigns partitions to nodes that it does not name".to_owned()])
+        };
+        let plans = self.plans.iter().map(renumbered).collect::<Result<Vec<_>, _>>()?;
         let layout = layout.with(hash, plans, self.promises.iter().cloned());
         let mut problems: Vec<String> = Vec::new();
         for (policy, _) in &self.plans {
@@ -237,25 +240,12 @@ impl Document {
 
 /// Every set of a plan must satisfy the predicate, but for copies that no set of sites can have.
 fn check_plan(policy: &Policy, layout: &Layout) -> Option<String> {
-    let plan = layout.plan(policy)?;
-    let geography = Geography::claimed(layout);
+    let (plan, geography) = (layout.plan(policy)?, Geography::claimed(layout));
     let complete = Placement::derive(policy, &geography).is_ok_and(|placement| placement.is_complete());
-    let mut seen: BTreeSet<&[NodeIndex]> = BTreeSet::new();
-    for partition in 0..layout.partitions() {
-        let nodes = plan.nodes(Partition(partition));
-        if !seen.insert(nodes) {
-            continue;
-        }
-        if let Some(idle) = nodes.iter().find(|node| layout.duty(**node) != Duty::Active) {
-            return Some(format!("partition {partition} is assigned to {}, which takes nothing more", layout.node_name(*idle)));
-        }
-        let tolerated = |violation: &Violation| !complete && matches!(violation, Violation::Copies { .. });
-        let found = violations(policy, &sites_of(layout, nodes.iter().copied()), &geography);
-        if let Some(violation) = found.iter().find(|violation| !tolerated(violation)) {
-            return Some(format!("partition {partition} is assigned to nodes with {}", violation.explain(layout)));
-        }
+    if let Some(idle) = plan.distinct_nodes().into_iter().find(|node| layout.duty(*node) != Duty::Active) {
+        return Some(format!("partitions are assigned to {}, which takes nothing more", layout.node_name(idle)));
     }
-    None
+    plan.violations(policy, &geography, layout.partitions(), !complete).first().map(ToString::to_string)
 }
 
 impl Signed {

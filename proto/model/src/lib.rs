@@ -4,7 +4,7 @@
 //! disk and so that the writer, the repairer, the status and the demo cannot disagree about what "far" means.
 //!
 //! Reading order: what things are called ([`id`], [`hlc`], [`units`]), what is stored ([`record`]), where it may be
-//! ([`geo`], [`layout`], [`policy`], [`placement`]), and what may be claimed ([`coverage`], [`state`]).
+//! ([`geo`], [`layout`], [`policy`], [`placement`]), where it is ([`assignment`], [`plan`]), and what may be claimed ([`coverage`], [`state`]).
 pub mod id;
 
 pub mod units;
@@ -17,13 +17,17 @@ pub mod geo;
 
 pub mod policy;
 
-pub mod assignment;
-
 pub mod layout;
 
 pub mod document;
 
 pub mod placement;
+
+pub mod countries;
+
+pub mod assignment;
+
+pub mod plan;
 
 pub mod coverage;
 

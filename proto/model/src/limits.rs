@@ -42,3 +42,7 @@ pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 pub const NODES_MAX: usize = 256;
 /// Sites a layout may name: the overlap of reads and writes is decided by search over sites.
 pub const SITES_MAX: usize = 64;
+/// Distinct node sets per node that an assignment may use (rule 22): few sets mean that few combinations of failures lose something.
+pub const SETS_PER_NODE_MAX: usize = 4;
+/// Partitions a layout may have: a set is named by 16 bits.
+pub const PARTITIONS_MAX: u32 = 1 << 16;

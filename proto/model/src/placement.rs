@@ -172,16 +172,16 @@ pub fn violations(policy: &Policy, holders: &[SiteIndex], geography: &Geography<
 
 /// Whether the policy lets a site hold a copy at all.
 pub fn allowed(policy: &Policy, layout: &Layout, site: SiteIndex) -> bool {
-    layout.site(site).is_some_and(|site| policy.countries.is_empty() || policy.countries.contains(&site.country))
+    layout.site(site).is_some_and(|site| crate::countries::allows(&policy.countries, &site.country))
 }
 
 /// A site's provider; empty where it is not said.
-fn provider_of(layout: &Layout, site: SiteIndex) -> &str {
+pub(crate) fn provider_of(layout: &Layout, site: SiteIndex) -> &str {
     layout.site(site).map_or("", |site| &site.provider)
 }
 
 /// The most copies that a policy lets one provider have. Providers that are not named are not known to be the same.
-fn most_at(policy: &Policy, provider: &str) -> usize {
+pub(crate) fn most_at(policy: &Policy, provider: &str) -> usize {
     if policy.max_copies_per_provider == 0 || provider.is_empty() { usize::MAX } else { usize::from(policy.max_copies_per_provider) }
 }
 
@@ -412,7 +412,7 @@ impl Placement {
     }
 }
 
-fn not_far(policy: &Policy, geography: &Geography<'_>, candidates: &[SiteIndex]) -> Infeasible {
+pub(crate) fn not_far(policy: &Policy, geography: &Geography<'_>, candidates: &[SiteIndex]) -> Infeasible {
     let layout = geography.layout;
     let mut pairs = Vec::new();
     for (index, a) in candidates.iter().enumerate() {
@@ -423,8 +423,12 @@ fn not_far(policy: &Policy, geography: &Geography<'_>, candidates: &[SiteIndex])
     }
     pairs.sort_by_key(|(_, _, distance, _)| std::cmp::Reverse(*distance));
     let excluded = layout.site_indexes().filter(|site| !candidates.contains(site)).map(|site| {
-        let why = if allowed(policy, layout, site) { "has no node".to_owned() } else { "its country is not allowed".to_owned() };
-        (layout.site_name(site).to_owned(), why)
+        let why = match allowed(policy, layout, site) {
+            false => "its country is not allowed",
+            true if layout.nodes_at(site).next().is_none() => "has no node",
+            true => "no node of it takes anything",
+        };
+        (layout.site_name(site).to_owned(), why.to_owned())
     });
     Infeasible::NotFar { want: usize::from(policy.far_copies), min_distance: policy.min_distance, pairs, excluded: excluded.collect() }
 }

@@ -63,7 +63,7 @@ pub struct Policy {
     pub level: Durability,
     /// The site that holds a copy if it may.
     pub home: Option<String>,
-    /// Countries that may hold a copy (ISO 3166-1 alpha-2); empty: any.
+    /// Countries that may hold a copy (ISO 3166-1 alpha-2), or groups of them ([`crate::countries::GROUPS`]); empty: any.
     pub countries: Vec<String>,
     /// Most copies at sites of one provider; 0: any number.
     pub max_copies_per_provider: u8,
@@ -112,8 +112,8 @@ pub enum PolicyError {
         "level = \"local\": a write is acknowledged at \"far\" or \"full\"; to accept writes while no far site answers, set degraded_writes = \"queue\""
     )]
     Level,
-    /// Not two capital letters.
-    #[error("country {0:?}: must be two capital letters as in ISO 3166-1, such as \"FR\"")]
+    /// Neither two capital letters nor a group.
+    #[error("country {0:?}: must be two capital letters as in ISO 3166-1, such as \"FR\", or a group: \"EU\" or \"EEA\"")]
     Country(String),
 }
 
@@ -123,6 +123,16 @@ pub const COPIES_MAX: u8 = 16;
 pub const DISTANCE_MAX: Metres = Metres(20_003_932);
 
 impl Policy {
+    /// For the wire: all of it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).unwrap_or_default()
+    }
+
+    /// From the wire; `None` if it is no policy.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        postcard::from_bytes(bytes).ok().filter(|policy: &Self| policy.check().is_ok())
+    }
+
     /// What of a policy decides where copies go, as bytes that can be compared: two policies with the same key are placed
     /// alike.
     pub fn placement_key(&self) -> Vec<u8> {
@@ -152,7 +162,7 @@ impl Policy {
         if self.level == Durability::Local {
             return Err(PolicyError::Level);
         }
-        match self.countries.iter().find(|country| !crate::layout::is_country(country)) {
+        match self.countries.iter().find(|country| !crate::countries::is_country_or_group(country)) {
             Some(country) => Err(PolicyError::Country(country.clone())),
             None => Ok(()),
         }

@@ -43,9 +43,11 @@ pub fn placed_buckets(node: &Node) -> Vec<v1::PlacedBucket> {
     let placed = |bucket: &Arc<crate::objects::buckets::Bucket>| v1::PlacedBucket {
         id: convert::bytes(bucket.id.as_bytes()),
         name: bucket.name.clone(),
-        policy: postcard::to_stdvec(bucket.policy()).unwrap_or_default().into(),
+        policy: bucket.policy().to_bytes().into(),
     };
-    present.buckets.values().map(placed).collect()
+    // The one without a name and an id is the policy of buckets to come.
+    let default = v1::PlacedBucket { policy: node.default_policy().to_bytes().into(), ..v1::PlacedBucket::default() };
+    present.buckets.values().map(placed).chain([default]).collect()
 }
 
 /// Takes a chain, or only checks its last document. Answers why not.

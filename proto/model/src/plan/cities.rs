@@ -1,0 +1,53 @@
+//! Where a further site could be: cities with datacentres, so that advice names a place that exists. Coordinates are those of the city
+//! centres, WGS 84, to a hundredth of a degree (about a kilometre), which is as exact as advice needs to be.
+
+/// Name, country (ISO 3166-1 alpha-2), latitude and longitude in degrees.
+pub type City = (&'static str, &'static str, f64, f64);
+
+/// In the order of names.
+pub const CITIES: [City; 44] = [
+    ("Amsterdam", "NL", 52.37, 4.90),
+    ("Athens", "GR", 37.98, 23.73),
+    ("Barcelona", "ES", 41.39, 2.17),
+    ("Berlin", "DE", 52.52, 13.41),
+    ("Bucharest", "RO", 44.43, 26.10),
+    ("Budapest", "HU", 47.50, 19.04),
+    ("Copenhagen", "DK", 55.68, 12.57),
+    ("Dallas", "US", 32.78, -96.80),
+    ("Dublin", "IE", 53.35, -6.26),
+    ("Frankfurt", "DE", 50.11, 8.68),
+    ("Helsinki", "FI", 60.17, 24.94),
+    ("Johannesburg", "ZA", -26.20, 28.05),
+    ("Lisbon", "PT", 38.72, -9.14),
+    ("London", "GB", 51.51, -0.13),
+    ("Los Angeles", "US", 34.05, -118.24),
+    ("Luxembourg", "LU", 49.61, 6.13),
+    ("Madrid", "ES", 40.42, -3.70),
+    ("Marseille", "FR", 43.30, 5.37),
+    ("Milan", "IT", 45.46, 9.19),
+    ("Montreal", "CA", 45.50, -73.57),
+    ("Mumbai", "IN", 19.08, 72.88),
+    ("Munich", "DE", 48.14, 11.58),
+    ("New York", "US", 40.71, -74.01),
+    ("Nuremberg", "DE", 49.45, 11.08),
+    ("Oslo", "NO", 59.91, 10.75),
+    ("Palermo", "IT", 38.12, 13.36),
+    ("Paris", "FR", 48.86, 2.35),
+    ("Prague", "CZ", 50.08, 14.44),
+    ("Reykjavik", "IS", 64.15, -21.94),
+    ("Riga", "LV", 56.95, 24.11),
+    ("Roubaix", "FR", 50.69, 3.18),
+    ("Sao Paulo", "BR", -23.55, -46.63),
+    ("Seattle", "US", 47.61, -122.33),
+    ("Singapore", "SG", 1.35, 103.82),
+    ("Sofia", "BG", 42.70, 23.32),
+    ("Stockholm", "SE", 59.33, 18.07),
+    ("Strasbourg", "FR", 48.57, 7.75),
+    ("Sydney", "AU", -33.87, 151.21),
+    ("Tokyo", "JP", 35.68, 139.69),
+    ("Toulouse", "FR", 43.60, 1.44),
+    ("Vienna", "AT", 48.21, 16.37),
+    ("Virginia", "US", 39.04, -77.49),
+    ("Warsaw", "PL", 52.23, 21.01),
+    ("Zurich", "CH", 47.38, 8.54),
+];

@@ -1,0 +1,255 @@
+//! Moves as few copies as new slots need. Partitions that are at the same nodes now are a class; a linear program says how many of each
+//! class go to which nodes, where a copy that stays costs nothing and one that arrives costs one, and what is not whole in its solution is
+//! rounded a few at a time, asking it again what that means for the others.
+use super::{
+    capacity::World,
+    simplex::{Column, EPSILON, Solution, TOLERANCE, Worth, solve},
+};
+use crate::assignment::Assignment;
+use std::collections::BTreeMap;
+
+/// Pivots for rounding before it is given up.
+const EFFORT: usize = 60_000;
+/// What a copy costs more on a node that is full than on an empty one: enough to break ties.
+const FULLNESS: f64 = 0.01;
+/// What a set of nodes in use costs less than a new one: enough to break ties.
+const IN_USE: f64 = 0.02;
+
+/// Partitions that are kept by the same nodes now.
+#[derive(Debug)]
+pub struct Class {
+    /// Nodes that still take something, by new number, ascending.
+    nodes: Vec<u16>,
+    /// Whether they may go on as they are.
+    may_stay: bool,
+    partitions: Vec<u32>,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Classes(Vec<Class>);
+
+/// How many partitions of which class go to which nodes.
+pub type Ways = BTreeMap<(usize, Vec<u16>), u32>;
+
+impl Classes {
+    /// Of a previous assignment; without one, all partitions are in one class that is nowhere.
+    pub fn new(world: &World, previous: Option<&Assignment>) -> Self {
+        let number: BTreeMap<_, u16> = world.nodes.iter().zip(0..).map(|(node, number)| (*node, number)).collect();
+        let mut classes: BTreeMap<Vec<u16>, Vec<u32>> = BTreeMap::new();
+        for partition in 0..world.partitions {
+            let nodes = previous.map(|previous| previous.nodes(crate::placement::Partition(partition))).unwrap_or_default();
+            let mut nodes: Vec<u16> = nodes.iter().filter_map(|node| number.get(node).copied()).collect();
+            nodes.sort_unstable();
+            classes.entry(nodes).or_default().push(partition);
+        }
+        let class = |(nodes, partitions): (Vec<u16>, _)| {
+            let mut sites: Vec<usize> = nodes.iter().map(|node| world.site_of[usize::from(*node)]).collect();
+            sites.sort_unstable();
+            Class { may_stay: world.family.admits(&sites), nodes, partitions }
+        };
+        Self(classes.into_iter().map(class).collect())
+    }
+
+    /// For each partition its nodes.
+    pub fn partitions(&self, ways: Ways, count: u32) -> Vec<Vec<u16>> {
+        let mut nodes = vec![Vec::new(); count as usize];
+        let mut left: Vec<&[u32]> = self.0.iter().map(|class| class.partitions.as_slice()).collect();
+        for ((class, to), count) in ways {
+            let (now, later) = left[class].split_at((count as usize).min(left[class].len()));
+            now.iter().for_each(|partition| nodes[*partition as usize] = to.clone());
+            left[class] = later;
+        }
+        nodes
+    }
+}
+
+/// How many copies must be made for a partition at `from` to be at `to`.
+fn arriving(from: &[u16], to: &[u16]) -> usize {
+    to.iter().filter(|node| !from.contains(node)).count()
+}
+
+/// The sets of nodes in use, the most used first.
+pub fn distinct(ways: &Ways) -> Vec<Vec<u16>> {
+    let mut uses: BTreeMap<&Vec<u16>, u32> = BTreeMap::new();
+    for ((_, nodes), count) in ways {
+        *uses.entry(nodes).or_default() += count;
+    }
+    let mut sets: Vec<(&Vec<u16>, u32)> = uses.into_iter().collect();
+    sets.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    sets.into_iter().map(|(nodes, _)| nodes.clone()).collect()
+}
+
+/// Gives a new plan's sets to the classes that are the most like them.
+pub fn matched(classes: &Classes, sets: &[(Vec<u16>, u32)]) -> Ways {
+    let pairs = classes.0.iter().enumerate().flat_map(|(class, from)| {
+        sets.iter().enumerate().map(move |(set, (nodes, _))| (arriving(&from.nodes, nodes), class, set))
+    });
+    let mut pairs: Vec<(usize, usize, usize)> = pairs.collect();
+    pairs.sort_unstable();
+    let mut left: Vec<u32> = classes.0.iter().map(|class| class.partitions.len() as u32).collect();
+    let mut room: Vec<u32> = sets.iter().map(|(_, count)| *count).collect();
+    let mut ways = Ways::new();
+    for (_, class, set) in pairs {
+        let count = left[class].min(room[set]);
+        if count > 0 {
+            left[class] -= count;
+            room[set] -= count;
+            *ways.entry((class, sets[set].0.clone())).or_default() += count;
+        }
+    }
+    ways
+}
+
+/// The fewest copies to move so that no node has more than its slots; only to `targets`, if there are any.
+pub fn few_moves(world: &World, classes: &Classes, slots: &[u32], targets: Option<Vec<Vec<u16>>>) -> Option<Ways> {
+    let mut loads = vec![0_u32; slots.len()];
+    for class in &classes.0 {
+        class.nodes.iter().for_each(|node| loads[usize::from(*node)] += class.partitions.len() as u32);
+    }
+    let fullness = loads.iter().zip(slots).map(|(load, slots)| (f64::from(*load) / f64::from((*slots).max(1))).min(1.0));
+    let mut keeping = Keeping {
+        world,
+        classes: &classes.0,
+        targets,
+        arrival: fullness.map(|fullness| 1.0 + FULLNESS * fullness).collect(),
+        pool: Vec::new(),
+        left: EFFORT,
+    };
+    keeping.pool = keeping.known_ways();
+    let sizes: Vec<u32> = classes.0.iter().map(|class| class.partitions.len() as u32).collect();
+    let relaxed = keeping.relaxed(slots, &sizes)?;
+    keeping.left = EFFORT;
+    let mut ways = Ways::new();
+    for (column, count) in keeping.round(slots.to_vec(), sizes, relaxed)? {
+        let column = &keeping.pool[column];
+        *ways.entry((column.class, column.items.clone())).or_default() += count;
+    }
+    Some(ways)
+}
+
+struct Keeping<'a> {
+    world: &'a World,
+    classes: &'a [Class],
+    targets: Option<Vec<Vec<u16>>>,
+    /// What a copy that arrives costs, by node.
+    arrival: Vec<f64>,
+    pool: Vec<Column>,
+    left: usize,
+}
+
+impl Keeping<'_> {
+    /// To stay, and to go where another class is if that is one copy away.
+    fn known_ways(&self) -> Vec<Column> {
+        let allowed = |nodes: &Vec<u16>| self.targets.as_ref().is_none_or(|targets| targets.contains(nodes));
+        let goals: Vec<(usize, &Class)> = self.classes.iter().enumerate().filter(|(_, to)| to.may_stay && allowed(&to.nodes)).collect();
+        let mut known = Vec::new();
+        for (class, from) in self.classes.iter().enumerate() {
+            for (goal, to) in &goals {
+                if class == *goal {
+                    known.push(Column { class, items: to.nodes.clone(), cost: 0.0 });
+                } else if arriving(&from.nodes, &to.nodes) == 1 {
+                    known.push(Column { class, items: to.nodes.clone(), cost: self.cost(&from.nodes, &to.nodes) - IN_USE });
+                }
+            }
+        }
+        known
+    }
+
+    fn cost(&self, from: &[u16], to: &[u16]) -> f64 {
+        to.iter().filter(|node| !from.contains(node)).map(|node| self.arrival[usize::from(*node)]).sum()
+    }
+
+    /// The linear program; `None` if there is no room for all.
+    fn relaxed(&mut self, room: &[u32], sizes: &[u32]) -> Option<Solution> {
+        let floats = |numbers: &[u32]| numbers.iter().copied().map(f64::from).collect::<Vec<f64>>();
+        let mut pool = std::mem::take(&mut self.pool);
+        let solution = solve(&floats(room), &floats(sizes), &mut pool, &mut |worth| self.offers(room, sizes, worth));
+        self.pool = pool;
+        self.left = self.left.saturating_sub(solution.pivots + 1);
+        (solution.unplaced < TOLERANCE * 10.0).then_some(solution)
+    }
+
+    /// For each class the way that pays most.
+    fn offers(&self, room: &[u32], sizes: &[u32], worth: &Worth<'_>) -> Vec<Column> {
+        let sites = self.world.nodes_at.len();
+        let open = |node: &usize| room[*node] > 0;
+        let price_of_new = |node: usize| worth.prices[node] + self.arrival[node];
+        let cheapest = |nodes: &Vec<usize>| {
+            nodes.iter().copied().filter(|node| open(node)).min_by(|a, b| price_of_new(*a).total_cmp(&price_of_new(*b)).then(a.cmp(b)))
+        };
+        let new: Vec<Option<usize>> = self.world.nodes_at.iter().map(cheapest).collect();
+        let mut offers = Vec::new();
+        for (class, from) in self.classes.iter().enumerate().filter(|(class, _)| sizes[*class] > 0) {
+            let below = worth.classes[class] - 2.0 * EPSILON;
+            let items = match &self.targets {
+                None => {
+                    let mut nodes = new.clone();
+                    let mut prices: Vec<f64> = (0..sites).map(|site| nodes[site].map_or(f64::INFINITY, price_of_new)).collect();
+                    for node in from.nodes.iter().map(|node| usize::from(*node)).filter(open) {
+                        let site = self.world.site_of[node];
+                        if worth.prices[node] < prices[site] {
+                            (prices[site], nodes[site]) = (worth.prices[node], Some(node));
+                        }
+                    }
+                    let set = self.world.family.cheapest(&prices, below).map(|(_, set)| set);
+                    set.map(|set| set.into_iter().filter_map(|site| nodes[site]).map(|node| node as u16).collect::<Vec<u16>>())
+                }
+                Some(targets) => {
+                    let price = |to: &Vec<u16>| {
+                        self.cost(&from.nodes, to) + to.iter().map(|node| worth.prices[usize::from(*node)]).sum::<f64>()
+                    };
+                    let fits = |to: &&Vec<u16>| to.iter().all(|node| open(&usize::from(*node)));
+                    let best = targets.iter().filter(fits).map(|to| (price(to), to)).min_by(|a, b| a.0.total_cmp(&b.0));
+                    best.filter(|(price, _)| *price < below).map(|(_, to)| to.clone())
+                }
+            };
+            if let Some(mut items) = items {
+                items.sort_unstable();
+                offers.push(Column { class, cost: self.cost(&from.nodes, &items), items });
+            }
+        }
+        offers
+    }
+
+    /// Makes a solution whole: columns of the pool, each with a number of partitions.
+    fn round(&mut self, mut room: Vec<u32>, mut sizes: Vec<u32>, solution: Solution) -> Option<Vec<(usize, u32)>> {
+        let mut ways = Vec::new();
+        let mut parts = Vec::new();
+        for (column, amount) in solution.amounts {
+            let whole = self.take(column, (amount + TOLERANCE) as u32, &mut room, &mut sizes);
+            ways.push((column, whole));
+            parts.push((column, amount - f64::from(whole)));
+        }
+        if sizes.iter().all(|size| *size == 0) {
+            return Some(ways);
+        }
+        parts.retain(|(_, part)| *part > TOLERANCE);
+        parts.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        let many = parts.get(..parts.len().div_ceil(4)).unwrap_or_default();
+        let one = parts.iter().take(8).map(std::slice::from_ref);
+        for chosen in std::iter::once(many).chain(one) {
+            let (mut room, mut sizes) = (room.clone(), sizes.clone());
+            let taken: Vec<(usize, u32)> =
+                chosen.iter().map(|(column, _)| (*column, self.take(*column, 1, &mut room, &mut sizes))).filter(|(_, n)| *n > 0).collect();
+            if taken.is_empty() || self.left == 0 {
+                continue;
+            }
+            let Some(relaxed) = self.relaxed(&room, &sizes) else { continue };
+            if let Some(rest) = self.round(room, sizes, relaxed) {
+                return Some(ways.into_iter().chain(taken).chain(rest).collect());
+            }
+        }
+        None
+    }
+
+    /// Takes up to `count` partitions of a column's class to its nodes, as far as there is room; says how many.
+    fn take(&self, column: usize, count: u32, room: &mut [u32], sizes: &mut [u32]) -> u32 {
+        let Column { class, items, .. } = &self.pool[column];
+        let most = items.iter().map(|node| room[usize::from(*node)]).min().unwrap_or(0);
+        let count = count.min(most).min(sizes[*class]);
+        items.iter().for_each(|node| room[usize::from(*node)] -= count);
+        sizes[*class] -= count;
+        count
+    }
+}

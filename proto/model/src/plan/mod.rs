@@ -1,0 +1,106 @@
+//! Plans which nodes hold which partition (rule 22): pure, without chance, and computed once by whoever proposes a layout; nodes check the
+//! result with the predicate and never compute it again.
+//!
+//! What is asked for, in this order:
+//! 1. Every partition's nodes keep to the policy: one node at each site, the home site's first if it may hold a copy.
+//! 2. Capacity: the first node to be full is full as late as can be. That is at least 98 % of what a partition that could be cut at will
+//!    would give where every node has 100 slots and more, else the optimum in whole numbers.
+//! 3. Few distinct sets of nodes, at most four per node: fewer sets are lost by fewer combinations of failures.
+//! 4. Few copies move: none that gains no capacity.
+//!
+//! How: `family` answers which set of sites is the cheapest at given prices, `simplex` makes a linear program's solver of that, `capacity`
+//! finds the largest unit (what a partition may grow to) at which all have room, `spread` cuts sites' partitions into nodes', and `keep`
+//! moves as few copies of a previous assignment as the new slots need. A node that takes nothing any more (draining, removed, lost) has the
+//! weight 0.
+mod capacity;
+mod family;
+mod keep;
+mod simplex;
+mod spread;
+
+mod cities;
+mod report;
+mod suggest;
+
+pub use report::{Move, Survivor, Usable, moves, survivors, usable_capacity};
+pub use suggest::{Change, Constraint, Suggestion, conflict, suggest};
+
+use crate::{
+    assignment::Assignment,
+    layout::NodeIndex,
+    limits,
+    placement::{Geography, Infeasible, not_far},
+    policy::Policy,
+};
+use capacity::{Unit, World};
+use keep::{Classes, Ways};
+
+/// Where every node has this many slots, a unit that is a little smaller costs a fraction of the 2 % that rule 22 leaves.
+const MANY_SLOTS: u32 = 100;
+/// Units to try, in thousandths of the best, where the best leaves no room to move few copies into few sets.
+const LOOSER: [u64; 4] = [997, 994, 991, 988];
+/// The least part of the optimum that a looser unit may leave.
+const ENOUGH: f64 = 0.982;
+
+/// Assigns partitions to nodes.
+///
+/// `weights` is by [`NodeIndex`] what a node holds in bytes; 0 means that it takes nothing (draining, removed, lost), as does a missing
+/// entry. `previous` is the assignment that holds now, with the node indexes of this layout (see [`Assignment::renumbered`]); nodes in it
+/// that take nothing keep nothing. One for another number of partitions is ignored.
+///
+/// Where no set of sites has all the copies of the policy, those with the most are used, and every report says that copies are missing.
+///
+/// # Errors
+/// If no set of sites that take something is far.
+pub fn assign(
+    policy: &Policy,
+    geography: &Geography<'_>,
+    weights: &[u64],
+    partitions: u32,
+    previous: Option<&Assignment>,
+) -> Result<Assignment, Infeasible> {
+    let partitions = partitions.clamp(1, limits::PARTITIONS_MAX);
+    let world = World::new(policy, geography, weights, partitions)?;
+    let impossible = || not_far(policy, geography, &world.family.sites);
+    let (unit, packing) = world.largest_unit().ok_or_else(impossible)?;
+    let previous = previous.filter(|previous| previous.partitions() == partitions);
+    let classes = Classes::new(&world, previous);
+    let kept = previous.and_then(|_| keep_most(&world, &classes, unit));
+    let ways = kept.unwrap_or_else(|| {
+        let levelled = world.levelled(&world.at_sites(&world.slots(unit)));
+        let levelled = if levelled.is_empty() { packing } else { levelled };
+        keep::matched(&classes, &spread::over_nodes(&world, &levelled))
+    });
+    let nodes = classes.partitions(ways, partitions);
+    Assignment::of_partitions(nodes.into_iter().map(|nodes| in_order(&world, &nodes))).map_err(|_| impossible())
+}
+
+/// The plan that moves the fewest copies of the previous assignment among those that have the best capacity and few enough sets; `None` if
+/// none was found, and then a new plan is made.
+fn keep_most(world: &World, classes: &Classes, best: Unit) -> Option<Ways> {
+    let most_sets = world.nodes.len() * limits::SETS_PER_NODE_MAX;
+    let enough = world.fractional_optimum() / f64::from(world.partitions) * ENOUGH;
+    let many = |unit: &Unit| unit.bytes() >= enough && world.slots(*unit).into_iter().all(|slots| slots >= MANY_SLOTS);
+    let looser = LOOSER.into_iter().map(|part| best.scaled(part, 1000)).filter(many);
+    for unit in std::iter::once(best).chain(looser) {
+        let slots = world.slots(unit);
+        let Some(ways) = keep::few_moves(world, classes, &slots, None) else { continue };
+        let sets = keep::distinct(&ways);
+        if sets.len() <= most_sets {
+            return Some(ways);
+        }
+        // Too many: the least used ones must go.
+        let fewer = sets.into_iter().take(most_sets).collect();
+        if let Some(ways) = keep::few_moves(world, classes, &slots, Some(fewer)) {
+            return Some(ways);
+        }
+    }
+    None
+}
+
+/// The home site's node first, the others in the order of their names.
+fn in_order(world: &World, nodes: &[u16]) -> Vec<NodeIndex> {
+    let mut nodes: Vec<usize> = nodes.iter().map(|node| usize::from(*node)).collect();
+    nodes.sort_by_key(|node| (Some(world.site_of[*node]) != world.family.home(), *node));
+    nodes.into_iter().map(|node| world.nodes[node]).collect()
+}
