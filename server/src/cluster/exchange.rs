@@ -156,7 +156,10 @@ impl Node {
             views.iter().all(|view| view.as_ref().is_some_and(|view| same(view) && flag(view)))
         };
         let drained = self.layouts.is_drained() && all(&|view| view.layout_drained);
-        self.layouts.note_drained(drained);
+        if drained && self.layouts.note_all_drained() {
+            // What is compared from now on counts.
+            self.poke();
+        }
         let (current, layouts) = (*layout.hash(), Arc::clone(&self.layouts));
         let kept: Option<Vec<LayoutHash>> = if drained && self.is_synced() && all(&|view| view.layout_synced) {
             Some(Vec::new())

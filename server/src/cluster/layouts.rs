@@ -470,14 +470,16 @@ impl Layouts {
         others.is_empty() || progress.all_drained.is_some() && others.iter().all(|other| progress.compared.contains(other))
     }
 
-    /// Every member was heard to write by the current layout, or not.
-    pub fn note_drained(&self, all: bool) {
+    /// Every member was heard to write by the current layout. Answers whether that is news: once true it stays so, for what
+    /// begins later begins by the current layout.
+    pub fn note_all_drained(&self) -> bool {
         let mut progress = self.progress.lock();
-        // Once true it stays so: what begins later begins by the current layout.
-        if all && progress.all_drained.is_none() {
+        let news = progress.all_drained.is_none();
+        if news {
             progress.all_drained = Some(Instant::now());
             self.open.load().all_drained.store(true, Ordering::Release);
         }
+        news
     }
 
     /// This node has compared itself with a peer, completely; `begun` is when.
