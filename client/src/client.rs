@@ -322,7 +322,8 @@ const CANDIDATES_SHOWN: usize = 4;
 fn ambiguous(named: &Named, ids: &[[u8; 32]], more: bool) -> Error {
     let shown: Vec<String> = ids.iter().take(CANDIDATES_SHOWN).map(|id| RecordId::from_bytes(*id).to_string()).collect();
     let others = if more || ids.len() > CANDIDATES_SHOWN { " and others" } else { "" };
-    Error::usage(format!("{named} is ambiguous: it may be {}{others}", shown.join(" or "))).hint("write more digits of the one that you mean")
+    Error::usage(format!("{named} is ambiguous: it may be {}{others}", shown.join(" or ")))
+        .hint("write more digits of the one that you mean")
 }
 
 /// A page's entries and folded prefixes, in one order.

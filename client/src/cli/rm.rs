@@ -47,7 +47,8 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, E
     for named in &named {
         wanted.push(client.resolve(named).await?);
     }
-    let mut removal = Removal { out: &session.out, client: &client, arguments: &arguments, several: wanted.len() > 1, sums: Sums::default() };
+    let mut removal =
+        Removal { out: &session.out, client: &client, arguments: &arguments, several: wanted.len() > 1, sums: Sums::default() };
     for wanted in &wanted {
         removal.remove(wanted).await?;
     }
