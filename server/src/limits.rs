@@ -202,6 +202,8 @@ pub const ADMISSION_WAIT: Duration = Duration::from_secs(10);
 pub const UPLOAD_SILENCE: Duration = Duration::from_secs(30);
 /// Chunks of one get that are read ahead.
 pub const READ_AHEAD: usize = 4;
+/// Whole ids that an ambiguous one is answered with: as many as anybody reads before typing another digit.
+pub const RESOLVE_CANDIDATES: usize = 8;
 /// Keys that are asked for in one page of a listing.
 pub const LIST_PAGE: usize = 1000;
 

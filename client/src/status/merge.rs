@@ -3,12 +3,14 @@
 //! Rules: of each shard of each bucket the survey of the lowest-ranked node counts that answered, made a complete survey, is
 //! not catching up and knows of no fewer versions than the others. What nobody proved is unknown, and unknown is never green: a shard without a reporter, a survey that
 //! is stale, a survey made so soon after a silent node was last heard that it may still count that node's copies, and zero
-//! objects that not every node confirms.
-use super::fetch::Answer;
+//! objects that not every node confirms. Nor is green what a critical check speaks against that concerns the data's safety
+//! ([`Advice::doubts_safety`]): a count of copies is only as good as the distances, clocks and disks that it relies on.
+use super::{advice::Advice, fetch::Answer};
 use crate::limits;
 use afar_model::{
     geo::{self, Coordinates, Physics},
     limits::AUDIT_WITHIN,
+    policy::Policy,
     state::State,
     units::{Metres, UnixMillis},
 };
@@ -118,6 +120,8 @@ pub struct CheckResult {
     pub state: String,
     /// What was found.
     pub detail: String,
+    /// What it is about, for scripts and the runbook: "AFAR-DISK". Empty for a check that this program does not know.
+    pub code: &'static str,
 }
 
 /// The state of a cluster: what `afar status --json` prints.
@@ -125,8 +129,13 @@ pub struct CheckResult {
 pub struct ClusterStatus {
     /// The worst of all.
     pub state: State,
+    /// The critical checks that keep it from being `safe`, although every object would be.
+    pub doubted_by: Vec<String>,
     /// Of the newest layout seen.
     pub layout_version: u64,
+    /// What a bucket gets without a policy of its own; `None` if no node says.
+    #[serde(skip)]
+    pub default_policy: Option<Policy>,
     /// When the answers were merged (Unix milliseconds).
     #[serde(skip)]
     pub at: UnixMillis,
@@ -149,10 +158,14 @@ pub struct ClusterStatus {
 /// Whether claimed distances are held against measured round trips in every bucket, as far as the caller knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DistanceCheck {
-    /// Some bucket enforces or warns, or it is not known.
-    On,
+    /// Some bucket enforces them, or it is not known.
+    Enforced,
+    /// No bucket enforces them, some bucket warns.
+    Warned,
     /// Every bucket has `verify_distance = "off"`.
     Off,
+    /// There is no bucket yet: as the cluster's default policy has it.
+    Default,
 }
 
 /// Merges answers. `None` if no node answered.
@@ -161,7 +174,12 @@ pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck)
     let newest = nodes.values().max_by_key(|node| node.layout_version)?;
     let survey = survey(&nodes, newest, now);
     let sites: Vec<SiteStatus> = newest.sites.iter().map(|site| site_status(site, newest, &nodes)).collect();
-    let mut checks = vec![survey.check.clone(), layout_check(&nodes), physics_check(newest, &nodes, distance_check), clock_check(&nodes)];
+    let mut checks = vec![
+        survey.check.clone(),
+        layout_check(&nodes),
+        physics_check(newest, &nodes, distance_check.or_default(newest)),
+        clock_check(&nodes),
+    ];
     checks.push(nodes_check(&sites, answers));
     for node in nodes.values() {
         checks.extend(node.checks.iter().map(|check| CheckResult {
@@ -169,12 +187,16 @@ pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck)
             node: Some(node.node.clone()),
             state: check.state.clone(),
             detail: check.detail.clone(),
+            code: Advice::about(&check.name).map_or("", |advice| advice.code),
         }));
     }
     checks.sort_by_key(|check| Reverse(severity(&check.state)));
+    let doubted_by = if survey.state == State::Safe { doubted_by(&checks) } else { Vec::new() };
     Some(ClusterStatus {
-        state: survey.state,
+        state: if doubted_by.is_empty() { survey.state } else { State::Unknown },
+        doubted_by,
         layout_version: newest.layout_version,
+        default_policy: newest.default_policy.as_ref().and_then(|policy| Policy::try_from(policy).ok()),
         at: now,
         objects: survey.objects,
         bytes: survey.bytes,
@@ -184,6 +206,31 @@ pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck)
         sites,
         checks,
     })
+}
+
+impl DistanceCheck {
+    fn or_default(self, newest: &v1::NodeStatus) -> Self {
+        let default = newest.default_policy.as_ref().map(|policy| policy.verify_distance.as_str());
+        match (self, default) {
+            (Self::Default, Some("off")) => Self::Off,
+            (Self::Default, Some("warn")) => Self::Warned,
+            (Self::Default, _) => Self::Enforced,
+            (known, _) => known,
+        }
+    }
+}
+
+/// Which critical checks say that nothing here may be called safe.
+fn doubted_by(checks: &[CheckResult]) -> Vec<String> {
+    let doubting = |check: &&CheckResult| check.state == "critical" && Advice::about(&check.name).is_none_or(|advice| advice.doubts_safety);
+    checks.iter().filter(doubting).map(CheckResult::title).collect()
+}
+
+impl CheckResult {
+    /// The node that found it, if one did, and what it is about.
+    pub fn title(&self) -> String {
+        self.node.as_ref().map_or_else(|| self.name.clone(), |node| format!("{node} {}", self.name))
+    }
 }
 
 fn by_name(answers: &[Answer]) -> BTreeMap<&str, &v1::NodeStatus> {
@@ -363,7 +410,8 @@ fn replication(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus)
 }
 
 fn check(name: &str, state: &str, detail: impl Into<String>) -> CheckResult {
-    CheckResult { name: name.into(), node: None, state: state.into(), detail: detail.into() }
+    let code = Advice::about(name).map_or("", |advice| advice.code);
+    CheckResult { name: name.into(), node: None, state: state.into(), detail: detail.into(), code }
 }
 
 fn severity(state: &str) -> u8 {
@@ -434,8 +482,11 @@ fn physics_check(newest: &v1::NodeStatus, nodes: &BTreeMap<&str, &v1::NodeStatus
             refuted.append(&mut suspicious);
             check(name, "ok", format!("not enforced (verify_distance is off in every bucket): {}", refuted.join("; ")))
         }
-        (false, _, DistanceCheck::On) => check(name, "critical", format!("faster than light: {}", refuted.join("; "))),
-        (true, false, DistanceCheck::On) => check(name, "warning", format!("faster than light in fibre: {}", suspicious.join("; "))),
+        (false, _, DistanceCheck::Warned) => {
+            check(name, "warning", format!("faster than light (only warned about in every bucket): {}", refuted.join("; ")))
+        }
+        (false, ..) => check(name, "critical", format!("faster than light: {}", refuted.join("; "))),
+        (true, false, _) => check(name, "warning", format!("faster than light in fibre: {}", suspicious.join("; "))),
     }
 }
 
@@ -528,7 +579,7 @@ mod tests {
     }
 
     fn merged(nodes: Vec<v1::NodeStatus>) -> ClusterStatus {
-        merge(&answers(nodes), NOW, DistanceCheck::On).unwrap()
+        merge(&answers(nodes), NOW, DistanceCheck::Enforced).unwrap()
     }
 
     fn three(per_shard: Option<v1::StateCounts>) -> Vec<v1::NodeStatus> {
@@ -624,7 +675,7 @@ mod tests {
     #[test]
     fn nobody_answers() {
         let silent = Answer { endpoint: "https://a:1".into(), outcome: Err(Error::new(Kind::Unreachable, "no")) };
-        assert_eq!(merge(&[silent], NOW, DistanceCheck::On), None);
+        assert_eq!(merge(&[silent], NOW, DistanceCheck::Enforced), None);
     }
 
     #[test]
@@ -640,6 +691,49 @@ mod tests {
         assert_eq!(status.checks.first().map(|check| check.state.as_str()), Some("critical"));
         let trial = merge(&answers(nodes), NOW, DistanceCheck::Off).unwrap();
         assert_eq!(find(&trial, "distance_physics").state, "ok");
+    }
+
+    /// Nobody has a bucket, and the round trips refute a distance.
+    fn refuted_and_empty(verify_distance: &str) -> ClusterStatus {
+        let mut nodes = three(None);
+        for node in &mut nodes {
+            node.buckets = 0;
+            node.surveys.clear();
+            node.default_policy = Some(v1::Policy { verify_distance: verify_distance.into(), ..v1::Policy::default() });
+        }
+        nodes[0].peers[0].min_round_trip_micros = 400;
+        merge(&answers(nodes), NOW, DistanceCheck::Default).unwrap()
+    }
+
+    #[test]
+    fn rule_25_nothing_is_safe_beside_a_critical_check_of_what_safety_rests_on() {
+        let status = refuted_and_empty("enforce");
+        assert_eq!((status.state, find(&status, "distance_physics").state.as_str()), (State::Unknown, "critical"));
+        assert_eq!(status.doubted_by, ["distance_physics"]);
+        for (verify, state) in [("warn", "warning"), ("off", "ok")] {
+            let status = refuted_and_empty(verify);
+            assert_eq!((status.state, find(&status, "distance_physics").state.as_str()), (State::Safe, state), "{verify}");
+        }
+        for (name, expected) in [
+            ("disk", State::Unknown),
+            ("clock", State::Unknown),
+            ("peer", State::Unknown),
+            ("policy", State::Unknown),
+            ("made_by_a_later_version", State::Unknown),
+            ("certificate", State::Safe),
+            ("program", State::Safe),
+        ] {
+            let mut nodes = three(counts(2, 0, 0));
+            nodes[1].checks = vec![v1::Check { name: name.into(), state: "critical".into(), detail: "why".into() }];
+            let status = merged(nodes.clone());
+            assert_eq!(status.state, expected, "{name}");
+            assert_eq!(status.doubted_by.is_empty(), expected == State::Safe, "{name}");
+            nodes[1].checks[0].state = "warning".into();
+            assert_eq!(merged(nodes).state, State::Safe, "{name}");
+        }
+        let mut nodes = three(counts(0, 0, 2));
+        nodes[1].checks = vec![v1::Check { name: "disk".into(), state: "critical".into(), detail: "why".into() }];
+        assert_eq!(merged(nodes).state, State::Lost, "what is worse stays worse");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The state of a cluster: what each node says of itself, asked of every node directly ([`fetch`]), and what that amounts to
-//! ([`mod@merge`], pure).
+//! ([`mod@merge`], pure); what trouble with a check means and asks for ([`advice`]).
+pub mod advice;
+
 pub mod fetch;
 
 pub mod merge;

@@ -49,6 +49,26 @@ fn rule_25_an_empty_cluster_is_safe_only_when_everybody_says_so() {
 }
 
 #[test]
+fn rule_25_an_empty_cluster_whose_distances_are_refuted_is_not_safe() {
+    // All on one machine: light refutes what is claimed. Nobody has a bucket that would care.
+    let cluster = Setup::of(&THREE).set("policy.verify_distance", "enforce").start();
+    let afar = cluster.afar();
+    let status = until("the distances are refuted", SETTLE_MAX, || {
+        let ran = afar.run(&["status", "--json"]);
+        let critical = check(&ran.json(), "distance_physics").is_some_and(|check| check["state"] == "critical");
+        if critical { Ok(ran) } else { Err(ran.to_string()) }
+    });
+    assert_eq!((status.code, &status.json()["state"]), (5, &"unknown".into()), "{status}");
+    assert_eq!(status.json()["doubted_by"], serde_json::json!(["distance_physics"]));
+    for told in status.json()["checks"].as_array().unwrap() {
+        assert!(told["code"].as_str().is_some_and(|code| code.starts_with("AFAR-")), "every check has its code: {told}");
+    }
+    let problems = afar.run(&["status", "-x"]).expect(5).text();
+    assert!(problems.contains("CRITICAL distance_physics") && problems.contains("AFAR-DISTANCE"), "{problems}");
+    afar.run(&["status", "--check"]).expect(2);
+}
+
+#[test]
 fn rule_25_a_lost_copy_shows_within_the_bound_of_its_proof() {
     let mut cluster = Cluster::three();
     cluster.bucket("shown", &[]);

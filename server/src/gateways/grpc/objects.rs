@@ -12,12 +12,12 @@ use crate::{
         list::{Cursor, Line, Listing},
         put::{self, Intent, Piece, Put, Receipt},
         read::{self, Bite, Found, Wanted},
-        remove,
+        remove, resolve,
     },
     replication::fetch,
 };
 use afar_model::{
-    id::{ObjectId, RecordId, UploadId},
+    id::{ObjectId, ParseIdPrefixError, RecordId, UploadId},
     placement::{Geography, sites_of},
     record::{ChunkRef, RecordKey, VersionEntry},
 };
@@ -51,17 +51,18 @@ impl ObjectsService {
 impl From<ObjectError> for Status {
     fn from(error: ObjectError) -> Self {
         let code = match &error {
-            ObjectError::NoSuchBucket(_) | ObjectError::NoSuchObject { .. } => Code::NotFound,
+            ObjectError::NoSuchBucket(_) | ObjectError::NoSuchObject { .. } | ObjectError::NoSuchKey(_) => Code::NotFound,
             ObjectError::Key(_) | ObjectError::BucketName(_) | ObjectError::Invalid(_) => Code::InvalidArgument,
             ObjectError::Mismatch(_) | ObjectError::Integrity(_) => Code::DataLoss,
-            ObjectError::NotFar(_) => Code::FailedPrecondition,
+            ObjectError::NotFar(_) | ObjectError::Infeasible(_) => Code::FailedPrecondition,
             ObjectError::Unavailable { .. } => Code::Unavailable,
             ObjectError::Busy(_) | ObjectError::NoSpace(_) => Code::ResourceExhausted,
-            ObjectError::Conflict(_) => Code::AlreadyExists,
+            ObjectError::Exists(_) => Code::AlreadyExists,
+            ObjectError::NotEmpty { .. } => Code::FailedPrecondition,
             ObjectError::Denied(_) | ObjectError::Forbidden(_) => Code::PermissionDenied,
             ObjectError::Internal(_) => Code::Internal,
         };
-        let wire = status(code, error.exit(), error.to_string());
+        let wire = meta::hint(status(code, error.exit(), error.to_string()), &error.hint());
         if matches!(error, ObjectError::Unavailable { maybe: true, .. }) { meta::maybe(wire) } else { wire }
     }
 }
@@ -201,6 +202,15 @@ impl Objects for ObjectsService {
             present.extend(self.present(&bucket, batch).await);
         }
         Ok(Response::new(v1::HaveReply { present }))
+    }
+
+    async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::ResolveReply>, Status> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let prefix = request.prefix.parse().map_err(|error: ParseIdPrefixError| ObjectError::Invalid(error.to_string()))?;
+        let found = resolve::resolve(&self.node, &caller, &request.bucket, &request.key, &prefix).await?;
+        let ids = found.ids.iter().map(|id| convert::bytes(id)).collect();
+        Ok(Response::new(v1::ResolveReply { ids, more: found.more }))
     }
 }
 
