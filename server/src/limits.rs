@@ -12,6 +12,11 @@ pub const DRAIN_CLIENTS: Duration = Duration::from_secs(6);
 pub const DRAIN_TASKS: Duration = Duration::from_secs(3);
 /// A secret (64 hex digits), an access key or a certificate chain is far smaller; what is larger is the wrong file.
 pub const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
+/// Certificates and key are read again this often: a renewed one serves soon after it was put there, and three small files
+/// from the page cache cost nothing. Their contents are compared: a time stamp may stay the same when content does not.
+pub const CERTIFICATES_EVERY: Duration = Duration::from_secs(5);
+/// Different certificates whose refusal is logged until the trusted authorities change: a stranger can make as many as he likes.
+pub const REFUSALS_TOLD: usize = 64;
 /// A certificate that ends sooner than this is a warning.
 pub const CERTIFICATE_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
 

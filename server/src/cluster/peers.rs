@@ -519,6 +519,11 @@ impl Peers {
         })
     }
 
+    /// When the certificate ends that a peer showed last; `None` if it was not met in this run.
+    pub fn certificate_ends(&self, node: NodeIndex) -> Option<UnixMillis> {
+        self.slot(node)?.connector.certificate_ends()
+    }
+
     /// These nodes by measured round trip: this one first, then the nearest; those never measured last.
     pub fn nearest_first(&self, nodes: impl IntoIterator<Item = NodeIndex>) -> Vec<NodeIndex> {
         let mut nodes: Vec<NodeIndex> = nodes.into_iter().collect();
