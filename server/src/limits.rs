@@ -235,5 +235,24 @@ pub const SCRUB_STEP_MIN: u64 = 4 << 20;
 /// Between two looks for something to compact.
 pub const COMPACT_EVERY: Duration = Duration::from_secs(60);
 
+// The doctor.
+
+/// Syncs of each directory: an odd one out must not decide, and a slow disk is done within a second.
+pub const DOCTOR_SYNCS: usize = 16;
+/// Bytes written before each of them.
+pub const DOCTOR_BLOCK: usize = 4 << 10;
+/// A directory that has not made its syncs by then is stuck.
+pub const DOCTOR_DISK: Duration = Duration::from_secs(8);
+/// Flash with capacitors takes some 20 to 50 µs for a flush through the kernel: what is faster has not reached a device.
+pub const FSYNC_HONEST: Duration = Duration::from_micros(20);
+/// Every put waits for a sync: above this the disk, not the distance, is what clients wait for.
+pub const FSYNC_SLOW: Duration = Duration::from_millis(100);
+/// A clock that is further off than this is kept by no time service (writes are refused only much later).
+pub const DOCTOR_CLOCK: Duration = Duration::from_secs(1);
+/// The line that TCP's buffers should be able to fill, in bytes a second: 1 Gbit/s, what machines are rented with.
+pub const DOCTOR_LINE: u64 = 125_000_000;
+/// Files and sockets besides connections: segments, index, log, and what a client's request opens.
+pub const DOCTOR_FILES: u64 = 512;
+
 /// Where gRPC is when an endpoint names no port.
 pub const PORT_DEFAULT: u16 = 7700;

@@ -1,6 +1,8 @@
 //! The state of a cluster: what each node says of itself, asked of every node directly ([`fetch`]), and what that amounts to
-//! ([`mod@merge`], pure).
+//! ([`mod@merge`], pure). What each finds when it is examined is in [`doctor`].
 pub mod fetch;
+
+pub mod doctor;
 
 pub mod merge;
 

@@ -149,6 +149,12 @@ impl Connector {
         Self { address, node: node.into(), identity, last: Arc::default(), ended: Arc::default(), certificate_ends: Arc::default() }
     }
 
+    /// One for the same peer that shares nothing with this one.
+    #[must_use]
+    pub fn aside(&self) -> Self {
+        Self::new(self.address.clone(), self.node.clone(), Arc::clone(&self.identity))
+    }
+
     /// Notified whenever a connection has ended: the first sign of a peer's death.
     pub fn ended(&self) -> Arc<Notify> {
         Arc::clone(&self.ended)
@@ -183,6 +189,21 @@ impl Connector {
             // Hedged reads are cancelled all the time: h2 would take that for an attack (h2 #856).
             .http2_max_local_error_reset_streams(Some(usize::MAX));
         Ok(endpoint.connect_with_connector_lazy(self.clone()))
+    }
+
+    /// Connects once, beside the channels, and hangs up: how long TCP and TLS took.
+    ///
+    /// # Errors
+    /// Why it did not come about.
+    pub async fn probe(&self) -> Result<Duration, ConnectError> {
+        let asked = tokio::time::Instant::now();
+        match tokio::time::timeout(limits::PEER_CONNECT, self.connect()).await {
+            Ok(connected) => connected.map(|_| asked.elapsed()),
+            Err(_) => Err(ConnectError::Network {
+                address: self.address.to_string(),
+                why: format!("no connection within {} s", limits::PEER_CONNECT.as_secs()),
+            }),
+        }
     }
 
     async fn connect(&self) -> Result<Connection, ConnectError> {

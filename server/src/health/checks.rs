@@ -51,7 +51,7 @@ fn views(node: &Node) -> v1::Check {
     }
 }
 
-fn disks(node: &Node) -> v1::Check {
+pub(crate) fn disks(node: &Node) -> v1::Check {
     let usage = node.store.usage();
     let mut troubles = Vec::new();
     for directory in &usage.directories {
@@ -111,7 +111,7 @@ fn panics(node: &Node) -> v1::Check {
 }
 
 /// The node's own certificate: in use, in time, believed.
-fn certificate(node: &Node) -> v1::Check {
+pub(crate) fn certificate(node: &Node) -> v1::Check {
     let (identity, now) = (&node.identity, node.now());
     let left = Left::until(identity.not_after(), now);
     let rejected = identity.rejected().map(|why| format!("; the files on disk are not used, those read before are: {why}"));
@@ -130,7 +130,7 @@ fn certificate(node: &Node) -> v1::Check {
 }
 
 /// The authorities that this node trusts.
-fn authority(node: &Node) -> v1::Check {
+pub(crate) fn authority(node: &Node) -> v1::Check {
     match Left::until(node.identity.authority_not_after(), node.now()) {
         Left::Nothing => check("authority", "critical", "an authority has expired: nodes that trust no other do not start any more"),
         Left::Little(days) => {
