@@ -437,3 +437,157 @@ impl Chain {
         Ok(chapters)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::examples;
+
+    const OURS: PublicKey = [1; 32];
+    const THEIRS: PublicKey = [2; 32];
+
+    /// Stands in for a signature: only whoever has the "key" can make it, which is all that is asked of it here.
+    fn mark(key: &PublicKey, message: &[u8]) -> Vec<u8> {
+        blake3::keyed_hash(key, message).as_bytes().to_vec()
+    }
+
+    fn verify(key: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
+        mark(key, message) == signature
+    }
+
+    fn sign(document: &Document, key: PublicKey) -> Signed {
+        let body = document.encode();
+        Signed { signatures: vec![Signature { key, signature: mark(&key, &body) }], body }
+    }
+
+    fn genesis() -> Chapter {
+        Chapter::genesis("trial", examples::three_sites().unwrap(), vec![OURS])
+    }
+
+    fn child(change: impl FnOnce(&mut Document)) -> (Chapter, Signed) {
+        let parent = genesis();
+        let mut document = Document::child_of(&parent, UnixMillis(1), "a change");
+        change(&mut document);
+        let signed = sign(&document, OURS);
+        (parent, signed)
+    }
+
+    fn refusal(change: impl FnOnce(&mut Document)) -> String {
+        let (parent, signed) = child(change);
+        signed.open(&[&parent], &verify).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn rule_21_a_child_of_the_present_layout_signed_by_a_custodian_is_accepted() {
+        let (parent, signed) = child(|document| document.nodes.push(examples::node("new", "warsaw")));
+        let chapter = signed.open(&[&parent], &verify).unwrap();
+        assert_eq!((chapter.layout.version(), chapter.layout.hash()), (2, &signed.hash()));
+        assert_eq!(chapter.document.parents, [*parent.layout.hash()]);
+        let chain = Chain { genesis: parent.document.encode(), documents: vec![signed] };
+        let read = Chain::decode(&chain.encode()).unwrap();
+        assert_eq!(read.chapters(&verify).unwrap(), [parent, chapter]);
+    }
+
+    #[test]
+    fn rule_21_what_is_not_signed_by_a_custodian_of_its_parent_is_refused() {
+        let (parent, signed) = child(|document| document.custodians = vec![OURS, THEIRS]);
+        let document = Document::decode(&signed.body).unwrap();
+        for wrong in [
+            sign(&document, THEIRS),
+            Signed { signatures: Vec::new(), ..signed.clone() },
+            Signed { body: [signed.body.as_slice(), &[0]].concat(), ..signed.clone() },
+        ] {
+            assert!(wrong.open(&[&parent], &verify).is_err());
+        }
+        assert!(sign(&document, THEIRS).open(&[&parent], &verify).unwrap_err().to_string().contains("not signed by a custodian"));
+    }
+
+    #[test]
+    fn what_is_no_layout_or_from_the_future_is_refused() {
+        let (_, signed) = child(|_| ());
+        for length in [0, 7, 9, 10, 40, signed.body.len() - 1] {
+            assert!(Document::decode(&signed.body[..length]).is_err(), "{length}");
+        }
+        let mut future = signed.body.clone();
+        future[8] = 9;
+        assert_eq!(Document::decode(&future), Err(Refused::Future(9)));
+        assert_eq!(Document::decode(&vec![0; limits::LAYOUT_BYTES_MAX + 1]), Err(Refused::TooLarge(limits::LAYOUT_BYTES_MAX + 1)));
+    }
+
+    #[test]
+    fn nobody_disappears_returns_or_moves_unsaid() {
+        assert!(refusal(|document| drop(document.nodes.pop())).contains("missing"));
+        assert!(refusal(|document| drop(document.sites.pop())).contains("missing"));
+        assert!(refusal(|document| document.nodes[0].duty = Duty::Removed).contains("drain it"));
+        assert!(refusal(|document| document.nodes[0].site = "warsaw".into()).contains("cannot move"));
+        assert!(refusal(|document| document.version = 1).contains("does not follow"));
+        assert!(refusal(|document| document.partitions = 8).contains("for the cluster's life"));
+        assert!(refusal(|document| document.cluster = "other".into()).contains("cluster"));
+        assert!(refusal(|document| document.custodians.clear()).contains("custodian"));
+        assert!(refusal(|document| document.nodes[1].endpoint = document.nodes[0].endpoint.clone()).contains("same endpoint"));
+        let (parent, signed) = child(|document| document.nodes[0].duty = Duty::Lost);
+        let lost = signed.open(&[&parent], &verify).unwrap();
+        let mut back = Document::child_of(&lost, UnixMillis(2), "back");
+        back.nodes[0].duty = Duty::Active;
+        assert!(sign(&back, OURS).open(&[&lost], &verify).unwrap_err().to_string().contains("cannot be active again"));
+    }
+
+    #[test]
+    fn rule_24_a_site_that_moves_is_named() {
+        let elsewhere = crate::geo::Coordinates::new(10.0, 10.0).unwrap();
+        assert!(refusal(|document| document.sites[0].coordinates = elsewhere).contains("rule 24"));
+        let (parent, signed) = child(|document| {
+            document.sites[0].coordinates = elsewhere;
+            document.moved = vec!["strasbourg".into()];
+        });
+        assert!(signed.open(&[&parent], &verify).is_ok());
+    }
+
+    #[test]
+    fn rule_22_a_plan_that_breaks_its_policy_is_refused() {
+        let near = |nodes: &[u16]| {
+            let nodes = nodes.iter().map(|node| NodeIndex(*node)).collect::<Vec<_>>();
+            Assignment::of_partitions((0..limits::PARTITIONS_DEFAULT).map(|_| nodes.clone())).unwrap()
+        };
+        for nodes in [vec![0, 1], vec![2], vec![0, 9]] {
+            let (parent, signed) = child(|document| document.plans = vec![(Policy::default(), near(&nodes))]);
+            assert!(signed.open(&[&parent], &verify).is_err(), "{nodes:?}");
+        }
+        let (parent, signed) = child(|document| document.plans = vec![(Policy::default(), near(&[0, 2]))]);
+        let chapter = signed.open(&[&parent], &verify).unwrap();
+        let placement = Placement::new(&Policy::default(), &Geography::claimed(&chapter.layout)).unwrap();
+        let assigned = placement.assigned(&Policy::default(), &chapter.layout, crate::placement::Partition(7));
+        assert_eq!(assigned, [NodeIndex(0), NodeIndex(2)], "what was planned counts");
+    }
+
+    #[test]
+    fn an_index_means_the_same_whatever_the_order_of_a_document() {
+        let (parent, signed) = child(|document| {
+            document.nodes.insert(0, examples::node("new", "warsaw"));
+            document.sites.reverse();
+            let set = vec![NodeIndex(1), NodeIndex(0)];
+            document.plans = vec![(Policy::default(), Assignment::of_partitions((0..limits::PARTITIONS_DEFAULT).map(|_| set.clone())).unwrap())];
+        });
+        let document = signed.open(&[&parent], &verify).unwrap().document;
+        let layout = document.layout_after(signed.hash(), &parent.layout).unwrap();
+        for index in parent.layout.node_indexes() {
+            assert_eq!(layout.node_name(index), parent.layout.node_name(index));
+        }
+        for site in parent.layout.site_indexes() {
+            assert_eq!(layout.site_name(site), parent.layout.site_name(site));
+        }
+        let plan = layout.plan(&Policy::default()).unwrap();
+        let names: Vec<&str> = plan.nodes(crate::placement::Partition(0)).iter().map(|node| layout.node_name(*node)).collect();
+        assert_eq!(names, ["strasbourg", "new"]);
+    }
+
+    #[test]
+    fn rule_10_a_layout_in_which_a_site_is_newly_lost_is_told_from_others() {
+        let (parent, signed) = child(|document| document.sites[0].duty = Duty::Lost);
+        let lost = signed.open(&[&parent], &verify).unwrap();
+        assert_eq!(lost.newly_lost(&[&parent]), ["strasbourg"]);
+        assert_eq!(lost.layout.duty(NodeIndex(0)), Duty::Lost, "with its nodes");
+        let after = sign(&Document::child_of(&lost, UnixMillis(2), "later"), OURS).open(&[&lost], &verify).unwrap();
+        assert!(after.newly_lost(&[&lost]).is_empty());
+    }
+}

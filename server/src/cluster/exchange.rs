@@ -213,10 +213,8 @@ pub async fn run(node: Arc<Node>, stop: CancellationToken) {
 async fn meet(node: &Arc<Node>, peer: NodeIndex) {
     let Some(view) = node.peers.view(peer) else { return };
     let ours = *node.layouts.current().hash();
-    if view.layout_hash == ours.as_slice() && view.state != super::peers::PeerState::Refused {
-        return;
-    }
-    if !view.layout_known && !view.answers {
+    // One that has never said anything may answer all the same: it does not know this node, and refuses it.
+    if view.layout_hash == ours.as_slice() || (!view.layout_known && !view.answers) {
         return;
     }
     let theirs: Option<LayoutHash> = view.layout_hash.as_slice().try_into().ok();

@@ -12,6 +12,7 @@ use afar_model::{
     document::{Chain, Chapter, Document, LayoutHash, Refused, ShortHash, Signed},
     layout::{Duty, Layout, NodeIndex},
     limits::LAYOUT_BYTES_MAX,
+    units::UnixMillis,
 };
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
@@ -21,7 +22,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
@@ -95,6 +96,8 @@ pub struct Layouts {
     current: ArcSwap<Layout>,
     progress: Mutex<Progress>,
     changes: watch::Sender<u64>,
+    /// When the current one became so here, at the latest; zero for one that was found at the start.
+    applied: AtomicU64,
     /// Why the last document was not accepted; for status.
     trouble: Mutex<Option<String>>,
     /// One change at a time.
@@ -162,6 +165,7 @@ impl Layouts {
             open: ArcSwap::from_pointee(Open::new(chapters, false)),
             progress: Mutex::default(),
             changes: watch::Sender::new(0),
+            applied: AtomicU64::new(0),
             trouble: Mutex::default(),
             changing: Mutex::default(),
             drops: Mutex::default(),
@@ -351,6 +355,7 @@ impl Layouts {
         let before = self.open.swap(Arc::new(Open::new(chapters, all_drained)));
         self.current.store(Arc::clone(&newest.layout));
         if changed {
+            self.applied.store(newest.document.made.0, Ordering::Release);
             let mut progress = self.progress.lock();
             progress.former.retain(|token| token.strong_count() > 0);
             progress.former.push(Arc::downgrade(&before.token));
@@ -518,6 +523,12 @@ impl Layouts {
         Ok(())
     }
 
+    /// Before when a record must have been here to have been written by the layouts before this one: what was written since may
+    /// never have been where they would have put it. When the document was made, since that was certainly before it was known.
+    pub fn since(&self) -> UnixMillis {
+        UnixMillis(self.applied.load(Ordering::Acquire))
+    }
+
     /// Layouts that closed the latch and were not answered for (rule 10): while there is one, nothing is removed.
     pub fn latched(&self) -> Vec<LayoutHash> {
         let history = self.history();
@@ -591,4 +602,175 @@ fn read_document(path: &Path) -> Result<Signed, String> {
 /// Whether a node of this duty under a layout is to be waited for.
 pub fn awaited(layout: &Layout, node: NodeIndex) -> bool {
     matches!(layout.duty(node), Duty::Active | Duty::Draining)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use afar_model::{document::Signature, layout::examples};
+    use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+
+    struct Operator(Ed25519KeyPair);
+
+    impl Operator {
+        fn new() -> Self {
+            let secret = Ed25519KeyPair::generate_pkcs8(&aws_lc_rs::rand::SystemRandom::new()).unwrap();
+            Self(Ed25519KeyPair::from_pkcs8(secret.as_ref()).unwrap())
+        }
+
+        fn public(&self) -> [u8; 32] {
+            self.0.public_key().as_ref().try_into().unwrap()
+        }
+
+        fn genesis(&self) -> Chapter {
+            Chapter::genesis("trial", examples::three_sites().unwrap(), vec![self.public()])
+        }
+
+        fn sign(&self, document: &Document) -> Signed {
+            let body = document.encode();
+            let signature = self.0.sign(&body).as_ref().to_vec();
+            Signed { signatures: vec![Signature { key: self.public(), signature }], body }
+        }
+
+        fn child(&self, parent: &Chapter, note: &str) -> Signed {
+            self.sign(&Document::child_of(parent, UnixMillis(1), note))
+        }
+    }
+
+    fn load(state: &Path, operator: &Operator) -> Arc<Layouts> {
+        Arc::new(Layouts::load(state, "trial", operator.genesis(), Vec::new()).unwrap())
+    }
+
+    fn open(layouts: &Layouts) -> Vec<u64> {
+        layouts.open().layouts().map(|layout| layout.version()).collect()
+    }
+
+    #[test]
+    fn rule_21_a_new_layout_is_opened_beside_the_old_ones_and_survives_a_restart() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        let second = operator.child(&layouts.chapter(), "second");
+        assert_eq!(layouts.offer(&second), Ok(Offered::Applied));
+        assert_eq!(layouts.offer(&second), Ok(Offered::Known));
+        let third = operator.child(&layouts.chapter(), "third");
+        assert_eq!(layouts.offer(&third), Ok(Offered::Applied));
+        assert_eq!(open(&layouts), [1, 2, 3]);
+        assert_eq!(open(&load(state.path(), &operator)), [1, 2, 3]);
+        layouts.close_others(&third.hash(), &[]).unwrap();
+        assert_eq!(open(&layouts), [3]);
+        let again = load(state.path(), &operator);
+        assert_eq!((open(&again), *again.current().hash()), (vec![3], third.hash()));
+        assert_eq!(again.whole_chain().documents, [second, third]);
+    }
+
+    #[test]
+    fn a_document_that_was_stored_and_not_applied_before_a_crash_is_applied() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        layouts.offer(&operator.child(&layouts.chapter(), "second")).unwrap();
+        let genesis = format!("{}\n", hex::encode(operator.genesis().layout.hash()));
+        fs::write(state.path().join("layouts/open"), genesis).unwrap();
+        assert_eq!(open(&load(state.path(), &operator)), [1, 2]);
+    }
+
+    #[test]
+    fn rule_21_a_bad_document_changes_nothing_and_is_told() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        let stranger = Operator::new().child(&layouts.chapter(), "not ours");
+        assert!(matches!(layouts.offer(&stranger), Err(Refused::Unsigned(_))));
+        let orphan = Document { parents: vec![[7; 32]], ..Document::child_of(&layouts.chapter(), UnixMillis(1), "orphan") };
+        assert!(matches!(layouts.offer(&operator.sign(&orphan)), Err(Refused::Strange(_))));
+        assert_eq!(open(&layouts), [1]);
+        assert!(layouts.trouble().unwrap().contains("refused"));
+        layouts.offer(&operator.child(&layouts.chapter(), "good")).unwrap();
+        assert_eq!(layouts.trouble(), None);
+    }
+
+    #[test]
+    fn rule_21_two_children_of_one_parent_are_a_conflict_until_a_merge() {
+        let (here, there, operator) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), Operator::new());
+        let (a, b) = (load(here.path(), &operator), load(there.path(), &operator));
+        let (left, right) = (operator.child(&a.chapter(), "left"), operator.child(&b.chapter(), "right"));
+        a.offer(&left).unwrap();
+        b.offer(&right).unwrap();
+        assert_eq!((a.offer(&right), b.offer(&left)), (Ok(Offered::Rival), Ok(Offered::Rival)));
+        assert!(a.trouble().unwrap().contains("two layouts") && a.may_drop(&left.hash()).is_none());
+        assert_eq!(load(here.path(), &operator).rivals().len(), 1, "remembered");
+        let parents = vec![left.hash(), right.hash()];
+        let merge = operator.sign(&Document { parents, ..Document::child_of(&a.chapter(), UnixMillis(2), "merge") });
+        assert_eq!((a.offer(&merge), b.offer(&merge)), (Ok(Offered::Applied), Ok(Offered::Applied)));
+        assert_eq!((a.current().hash(), a.trouble(), b.trouble()), (b.current().hash(), None, None));
+        assert_eq!(a.open().hashes().next(), b.open().hashes().next(), "the common parent is open at both");
+    }
+
+    #[test]
+    fn rule_21_a_layout_is_drained_when_nobody_holds_on_to_older_ones() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        let writing = layouts.open().writing();
+        layouts.offer(&operator.child(&layouts.chapter(), "second")).unwrap();
+        assert!(!layouts.is_drained(), "somebody may still write by the first alone");
+        let newer = layouts.open().writing();
+        drop(writing);
+        assert!(layouts.is_drained());
+        drop(newer);
+    }
+
+    #[test]
+    fn rule_21_synced_means_compared_with_everybody_after_everybody_drained() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        layouts.offer(&operator.child(&layouts.chapter(), "second")).unwrap();
+        let (current, others) = (*layouts.current().hash(), [NodeIndex(1), NodeIndex(2)]);
+        layouts.note_compared(NodeIndex(1), Instant::now(), &current);
+        let too_early = Instant::now();
+        assert!(layouts.note_all_drained() && !layouts.note_all_drained());
+        layouts.note_compared(NodeIndex(1), too_early, &current);
+        layouts.note_compared(NodeIndex(2), Instant::now(), &current);
+        layouts.note_compared(NodeIndex(1), Instant::now(), &[0; 32]);
+        assert!(!layouts.is_synced(&others), "node 1 was compared too early, or by another layout");
+        layouts.note_compared(NodeIndex(1), Instant::now(), &current);
+        assert!(layouts.is_synced(&others));
+        layouts.note_loss();
+        assert!(!layouts.is_synced(&others));
+    }
+
+    #[test]
+    fn rule_11_nothing_replaces_a_layout_while_copies_are_dropped_by_it() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        let (first, second) = (*layouts.current().hash(), operator.child(&layouts.chapter(), "second"));
+        let permit = layouts.may_drop(&first).unwrap();
+        let applying = {
+            let (layouts, second) = (Arc::clone(&layouts), second.clone());
+            std::thread::spawn(move || layouts.offer(&second))
+        };
+        while !layouts.knows(&second.hash()) {
+            std::thread::yield_now();
+        }
+        assert_eq!(*layouts.current().hash(), first);
+        drop(permit);
+        assert_eq!(applying.join().unwrap(), Ok(Offered::Applied));
+        assert!(layouts.may_drop(&first).is_none() && layouts.may_drop(&second.hash()).is_none(), "an older one is open");
+    }
+
+    #[test]
+    fn rule_10_the_latch_is_open_again_only_when_the_layout_that_closed_it_is_named() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        let mut lost = Document::child_of(&layouts.chapter(), UnixMillis(1), "a fire");
+        lost.sites.first_mut().unwrap().duty = Duty::Lost;
+        let lost = operator.sign(&lost);
+        layouts.offer(&lost).unwrap();
+        layouts.close_others(&lost.hash(), &[]).unwrap();
+        assert_eq!(layouts.latched(), [lost.hash()]);
+        assert!(layouts.may_drop(&lost.hash()).is_none());
+        for (releases, left) in [(vec![[9; 32]], 1), (vec![lost.hash()], 0)] {
+            let next = Document { releases, ..Document::child_of(&layouts.chapter(), UnixMillis(2), "release") };
+            layouts.offer(&operator.sign(&next)).unwrap();
+            assert_eq!(layouts.latched().len(), left);
+        }
+    }
 }

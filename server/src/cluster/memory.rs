@@ -20,6 +20,9 @@ use std::{
 /// Words of [`Refusal::Backwards`], by which the refused node knows what it is accused of.
 pub const WENT_BACKWARDS: &str = "log went backwards";
 
+/// Words by which a node learns that the others' layout has taken it out of service.
+pub const OUT_OF_SERVICE: &str = "out of service";
+
 /// How far a directory's log reaches: segment, then offset.
 pub type LogEnd = (u64, u64);
 

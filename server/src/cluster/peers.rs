@@ -156,6 +156,9 @@ pub enum HelloRefused {
         /// Ours.
         ours: u32,
     },
+    /// The layout has taken it out of service. It has not heard of that, or does not mind.
+    #[error("this node is {}: the layout says so, and nothing that it says counts any more", memory::OUT_OF_SERVICE)]
+    OutOfService,
     /// Not believed (rule 19).
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -579,6 +582,9 @@ impl Peers {
     /// # Errors
     /// If the caller is not who it should be, or cannot be worked with.
     pub fn answer_hello(&self, said: v1::NodeState, from: NodeIndex) -> Result<v1::NodeState, HelloRefused> {
+        if !awaited(&self.layouts.current(), from) {
+            return Err(HelloRefused::OutOfService);
+        }
         if from == self.own.node {
             tracing::error!("another process runs under this node's name: stop one of the two");
             return Err(HelloRefused::OurName);
@@ -660,7 +666,7 @@ impl Peers {
                 let _ = self.hear(node, said, Some(Measured { round_trip, midpoint }));
             }
             Ok(Err(status)) if matches!(status.code(), Code::PermissionDenied | Code::FailedPrecondition) => {
-                if status.message().contains(memory::WENT_BACKWARDS) {
+                if [memory::WENT_BACKWARDS, memory::OUT_OF_SERVICE].iter().any(|words| status.message().contains(words)) {
                     self.stale.store(true, Ordering::Release);
                 }
                 self.change(node, slot, |record| {

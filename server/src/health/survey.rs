@@ -97,7 +97,8 @@ impl<'a> Surveyor<'a> {
             };
             self.shards.insert((bucket.id, shard), survey);
         }
-        let uniform = if self.exceptions { None } else { self.uniform(bucket) };
+        let in_transition = bucket.views().count() > 1;
+        let uniform = if self.exceptions || in_transition { None } else { self.uniform(bucket) };
         self.facts.insert(bucket.id, BucketFacts { bucket: Arc::clone(bucket), uniform });
     }
 
@@ -168,16 +169,18 @@ impl<'a> Surveyor<'a> {
         }
         let bucket = &facts.bucket;
         let name = RecordKey { bucket: bucket.id, id: entry.id };
-        let own = self.record_state(bucket, &name, &name, bucket.version_partition(key));
-        if entry.inline { own } else { self.content_state(bucket, &name).max(own) }
+        // Whoever older layouts assigned it to is believed to hold it only if it was written by them.
+        let older = entry.received < self.node.layouts.since();
+        let own = self.record_state(bucket, (&name, &name), bucket.version_partition(key), older);
+        if entry.inline { own } else { self.content_state(bucket, &name, older).max(own) }
     }
 
     /// The worst of a version's manifests and chunks; unknown where they cannot be listed here.
-    fn content_state(&self, bucket: &Bucket, name: &RecordKey) -> State {
+    fn content_state(&self, bucket: &Bucket, name: &RecordKey, older: bool) -> State {
         let Some(version) = self.read(name).and_then(|body| Version::decode(&body).ok()) else { return State::Unknown };
         let Content::Object { data, .. } = version.version.content else { return State::Safe };
         let partitions = self.node.layout().partitions();
-        let piece = |id| self.record_state(bucket, &RecordKey { bucket: bucket.id, id }, name, Partition::of_record(&id, partitions));
+        let piece = |id| self.record_state(bucket, (&RecordKey { bucket: bucket.id, id }, name), Partition::of_record(&id, partitions), older);
         match data {
             Data::Inline => State::Safe,
             Data::Chunks(chunks) => chunks.iter().map(|chunk| piece(chunk.id)).max().unwrap_or(State::Safe),
@@ -197,8 +200,8 @@ impl<'a> Surveyor<'a> {
         self.node.store.get(name).ok().flatten().map(|found| found.record.into_body())
     }
 
-    fn record_state(&self, bucket: &Bucket, key: &RecordKey, version: &RecordKey, partition: Partition) -> State {
-        let assigned = bucket.assigned_by_any(partition);
+    fn record_state(&self, bucket: &Bucket, (key, version): (&RecordKey, &RecordKey), partition: Partition, older: bool) -> State {
+        let assigned = if older { bucket.assigned_by_any(partition) } else { bucket.assigned(partition) };
         let others: Vec<NodeIndex> = bucket.eligible().into_iter().filter(|n| !assigned.contains(n)).collect();
         self.state_at(bucket, (key, version), &assigned, &others, false)
     }

@@ -151,6 +151,10 @@ fn prepared_before_grace(node: &Node) -> Vec<VersionRow> {
 pub async fn references(node: Arc<Node>, stop: CancellationToken) {
     let mut pause = limits::REFERENCES_SOON;
     while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+        if node.layouts.open().chapters().len() > 1 {
+            // What is newly assigned is on its way.
+            continue;
+        }
         let reader = Arc::clone(&node);
         match node.lifecycle.blocking("references", move || dangling(&reader)).await {
             Some(Ok(missing)) => {

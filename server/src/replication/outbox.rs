@@ -61,12 +61,22 @@ pub async fn run(node: Arc<Node>, stop: CancellationToken) {
         if let Some(pending) = node.lifecycle.blocking("look", move || look(&looker)).await {
             node.pending.store(Arc::new(pending));
         }
+        forgive(&node, summary.iter().map(|owed| owed.to.as_str()));
         let creditors: Vec<NodeIndex> = summary.iter().filter_map(|owed| node.layout().node_named(&owed.to)).collect();
         for creditor in creditors.into_iter().filter(|n| node.can_store(*n)) {
             if stop.run_until_cancelled(pay(&node, creditor)).await.is_none() {
                 return;
             }
         }
+    }
+}
+
+/// Who has left the cluster is owed nothing any more; to whom else the records belong now, the layout says.
+fn forgive<'a>(node: &Node, creditors: impl Iterator<Item = &'a str>) {
+    let layout = node.layout();
+    for name in creditors.filter(|name| !layout.node_named(name).is_some_and(|creditor| layout.duty(creditor).is_member())) {
+        let debts = node.store.owed(Some(name), None, limits::OUTBOX_BATCH).unwrap_or_default();
+        node.store.pay(name, debts.into_iter().map(|debt| debt.key).collect());
     }
 }
 
