@@ -19,6 +19,9 @@ pub const UNARY_TIMEOUT: Duration = Duration::from_secs(30);
 pub const LAYOUT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Status must answer while most of the cluster does not, so no node gets longer than this.
 pub const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
+/// A node that is examined syncs its disks and calls every peer: some ten seconds at worst, and another examination may be
+/// under way.
+pub const DOCTOR_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often all endpoints are tried before the error is final: with [`BACKOFF_FIRST`] that is some 5 s, long enough for the
 /// survivors to notice that a site is gone.
 pub const ROUNDS: u32 = 5;

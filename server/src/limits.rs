@@ -12,6 +12,11 @@ pub const DRAIN_CLIENTS: Duration = Duration::from_secs(6);
 pub const DRAIN_TASKS: Duration = Duration::from_secs(3);
 /// A secret (64 hex digits), an access key or a certificate chain is far smaller; what is larger is the wrong file.
 pub const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
+/// Certificates and key are read again this often: a renewed one serves soon after it was put there, and three small files
+/// from the page cache cost nothing. Their contents are compared: a time stamp may stay the same when content does not.
+pub const CERTIFICATES_EVERY: Duration = Duration::from_secs(5);
+/// Different certificates whose refusal is logged until the trusted authorities change: a stranger can make as many as he likes.
+pub const REFUSALS_TOLD: usize = 64;
 /// A certificate that ends sooner than this is a warning.
 pub const CERTIFICATE_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -231,6 +236,25 @@ pub const SCRUB_EVERY: Duration = Duration::from_secs(10);
 pub const SCRUB_STEP_MIN: u64 = 4 << 20;
 /// Between two looks for something to compact.
 pub const COMPACT_EVERY: Duration = Duration::from_secs(60);
+
+// The doctor.
+
+/// Syncs of each directory: an odd one out must not decide, and a slow disk is done within a second.
+pub const DOCTOR_SYNCS: usize = 16;
+/// Bytes written before each of them.
+pub const DOCTOR_BLOCK: usize = 4 << 10;
+/// A directory that has not made its syncs by then is stuck.
+pub const DOCTOR_DISK: Duration = Duration::from_secs(8);
+/// Flash with capacitors takes some 20 to 50 µs for a flush through the kernel: what is faster has not reached a device.
+pub const FSYNC_HONEST: Duration = Duration::from_micros(20);
+/// Every put waits for a sync: above this the disk, not the distance, is what clients wait for.
+pub const FSYNC_SLOW: Duration = Duration::from_millis(100);
+/// A clock that is further off than this is kept by no time service (writes are refused only much later).
+pub const DOCTOR_CLOCK: Duration = Duration::from_secs(1);
+/// The line that TCP's buffers should be able to fill, in bytes a second: 1 Gbit/s, what machines are rented with.
+pub const DOCTOR_LINE: u64 = 125_000_000;
+/// Files and sockets besides connections: segments, index, log, and what a client's request opens.
+pub const DOCTOR_FILES: u64 = 512;
 
 /// Where gRPC is when an endpoint names no port.
 pub const PORT_DEFAULT: u16 = 7700;

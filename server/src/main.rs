@@ -156,7 +156,10 @@ async fn serve(config: Config) -> ExitCode {
         tokio::select! {
             _ = terminate.recv() => break TERMINATED,
             _ = interrupt.recv() => break INTERRUPTED,
-            _ = hangup.recv() => tracing::info!("SIGHUP is ignored: restart the node to read its configuration again"),
+            _ = hangup.recv() => {
+                tracing::info!("SIGHUP: certificates and key are read again; for everything else in the configuration restart the node");
+                running.node.identity.look_again();
+            }
         }
     };
     match running.stop().await {

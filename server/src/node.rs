@@ -8,7 +8,7 @@ use crate::{
     cluster::{
         connect::bulk_window,
         exchange,
-        identity::{Expected, Identity, IdentityError},
+        identity::{Expected, Identity, IdentityError, Reloaded},
         keyring::{KeyRing, NotSealed},
         layouts::{ChainError, Layouts},
         memory::{self, MemoryError},
@@ -278,6 +278,14 @@ impl Node {
         self.layout().node(node).map(|node| node.endpoint.clone()).unwrap_or_default()
     }
 
+    /// Reads certificates and key again. Blocks.
+    ///
+    /// # Errors
+    /// Why they are not used.
+    pub fn reload_identity(&self) -> Result<Reloaded, IdentityError> {
+        self.identity.reload(expected(&self.config, self.now()))
+    }
+
     fn open_doors(self: &Arc<Self>, listener: TcpListener) -> Servers {
         let others = self.peers.others().count();
         let door = Door {
@@ -309,6 +317,7 @@ impl Node {
         start("compact", |node, stop| Box::pin(upkeep::compact(node, stop)));
         start("references", |node, stop| Box::pin(upkeep::references(node, stop)));
         start("discard", |node, stop| Box::pin(upkeep::discard(node, stop)));
+        start("certificates", |node, stop| Box::pin(upkeep::certificates(node, stop)));
         start("physics", |node, stop| Box::pin(upkeep::physics(node, stop)));
     }
 
@@ -366,7 +375,11 @@ async fn drain(node: &Node, servers: Servers) -> Result<(), String> {
 /// # Errors
 /// What is wrong with them.
 pub fn load_identity(config: &Config, now: UnixMillis) -> Result<Identity, IdentityError> {
-    Identity::load(&config.tls, Expected { cluster: &config.cluster, node: &config.node, host: &config.host, now })
+    Identity::load(&config.tls, expected(config, now))
+}
+
+fn expected(config: &Config, now: UnixMillis) -> Expected<'_> {
+    Expected { cluster: &config.cluster, node: &config.node, host: &config.host, now }
 }
 
 async fn open_store(config: &Config, clock: &Clock, lifecycle: &Lifecycle) -> Result<(Store, Opened), StartError> {

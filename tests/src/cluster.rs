@@ -1,5 +1,6 @@
 //! A cluster of real processes, made by `afar cluster init`, ended when dropped.
 use crate::{
+    certificates::Authority,
     command::Afar,
     limits::{LOG_LINES, SETTLE_MAX, START_MAX, STOP_MAX},
     network::Network,
@@ -10,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
     fs::{self, File},
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Instant,
@@ -49,6 +50,7 @@ pub struct Setup {
     edits: Vec<(String, toml::Value)>,
     through_network: bool,
     base: Option<PathBuf>,
+    host: Option<IpAddr>,
 }
 
 impl Setup {
@@ -78,6 +80,13 @@ impl Setup {
         self
     }
 
+    /// On which address of this machine; else 127.0.0.1.
+    #[must_use]
+    pub const fn on(mut self, host: IpAddr) -> Self {
+        self.host = Some(host);
+        self
+    }
+
     /// Makes the folders; starts nothing.
     ///
     /// # Panics
@@ -86,7 +95,7 @@ impl Setup {
         let base = self.base.unwrap_or_else(std::env::temp_dir);
         let folder = tempfile::Builder::new().prefix("afar-test-").tempdir_in(base).expect("a temporary folder");
         let root = folder.path().join("cluster");
-        let addresses = free_addresses(self.places.len());
+        let addresses = free_addresses(self.host.unwrap_or(Ipv4Addr::LOCALHOST.into()), self.places.len());
         let mut arguments: Vec<String> = ["cluster", "init"].map(String::from).to_vec();
         arguments.push(root.display().to_string());
         arguments.extend(["--name", "test", "--verify-distance", "off"].map(String::from));
@@ -128,8 +137,8 @@ pub struct Cluster {
 }
 
 /// Ports that were free a moment ago. All are held before any is let go, so that they differ.
-fn free_addresses(count: usize) -> Vec<SocketAddr> {
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0)).expect("a free port")).collect();
+fn free_addresses(host: IpAddr, count: usize) -> Vec<SocketAddr> {
+    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind((host, 0)).expect("a free port")).collect();
     held.iter().map(|listener| listener.local_addr().expect("a port")).collect()
 }
 
@@ -276,6 +285,17 @@ impl Cluster {
         fs::read_to_string(self.root.join("client/ca.crt")).expect("an authority")
     }
 
+    /// Gives every node, and the command line, certificates of another authority; before they are started.
+    ///
+    /// # Panics
+    /// If the files cannot be written.
+    pub fn adopt(&self, authority: &Authority) {
+        for node in &self.nodes {
+            authority.certify(&node.folder, "test", node.name, false);
+        }
+        fs::write(self.root.join("client/ca.crt"), authority.certificate()).expect("write the authority");
+    }
+
     /// A bucket with the cluster's policy, or, with flags, one of its own. Distances are not measured: everything is on one
     /// machine.
     pub fn bucket(&self, name: &str, flags: &[&str]) {
@@ -314,6 +334,11 @@ fn peers_agree(status: &Value, running: &[&str]) -> bool {
     let checks = status["checks"].as_array().into_iter().flatten().filter(|check| check["state"] != "ok");
     let details = checks.filter(|check| check["name"].as_str().is_some_and(|name| name.contains("peer"))).map(|check| check.to_string());
     !details.into_iter().any(|detail| running.iter().any(|name| detail.contains(&format!("{name}:"))))
+}
+
+/// A node's own check in the status, by its exact name.
+pub fn check_of<'a>(status: &'a Value, node: &str, name: &str) -> Option<&'a Value> {
+    status["checks"].as_array()?.iter().find(|check| check["name"] == name && check["node"] == node)
 }
 
 /// A check of the status by its name.
@@ -505,14 +530,26 @@ impl Node {
         }
     }
 
+    fn signal(&self, signal: Signal) {
+        let pid = self.pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("it runs");
+        kill_process(pid, signal).expect("signal it");
+    }
+
+    /// Asks it to read its certificates again (SIGHUP).
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
     /// Asks it to end (SIGTERM) and waits; the exit code.
     ///
     /// # Panics
     /// If it does not within [`STOP_MAX`].
     #[track_caller]
     pub fn stop(&mut self) -> i32 {
-        let pid = self.pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("it runs");
-        kill_process(pid, Signal::TERM).expect("signal it");
+        self.signal(Signal::TERM);
         let start = Instant::now();
         loop {
             if let Some(code) = self.ended() {

@@ -22,6 +22,8 @@ mod config_command;
 
 mod cp;
 
+mod doctor;
+
 mod extras;
 
 mod get;
@@ -135,6 +137,8 @@ pub enum Command {
     Cp(cp::Arguments),
     /// The state of the cluster, asked of every node
     Status(status::Arguments),
+    /// Let every node examine its machine and its ways to the others
+    Doctor(doctor::Arguments),
     /// Make, list and remove buckets
     #[command(subcommand)]
     Bucket(bucket::Command),
@@ -295,6 +299,7 @@ async fn dispatch(session: &Session, command: Command) -> Result<u8, Error> {
         Command::Rm(arguments) => rm::run(session, arguments).await,
         Command::Cp(arguments) => cp::run(session, arguments).await,
         Command::Status(arguments) => status::run(session, arguments).await,
+        Command::Doctor(arguments) => doctor::run(session, arguments).await,
         Command::Bucket(command) => bucket::run(session, command).await,
         Command::Key(command) => key::run(session, command).await,
         Command::Cluster(command) => cluster::run(session, command),

@@ -72,16 +72,19 @@ pub(crate) async fn ask(client: &Client) -> Result<ClusterStatus, Error> {
     if let Some(status) = merge(&answers, now, distance) {
         return Ok(status);
     }
-    let errors: Vec<&Error> = answers.iter().filter_map(|answer| answer.outcome.as_ref().err()).collect();
+    Err(nobody(answers.iter().filter_map(|answer| answer.outcome.as_ref().err())))
+}
+
+/// That no node answers, and what each said.
+pub(super) fn nobody<'a>(errors: impl Iterator<Item = &'a Error>) -> Error {
+    let errors: Vec<&Error> = errors.collect();
     // A wrong key is no outage: if all who spoke refused it, that is what must be mended.
-    let kind = if !errors.is_empty() && errors.iter().all(|error| error.kind() == Kind::Authentication) {
-        Kind::Authentication
-    } else {
-        Kind::Unreachable
-    };
+    let all = |kind: &Kind| !errors.is_empty() && errors.iter().all(|error| error.kind() == *kind);
+    let refused = [Kind::Authentication, Kind::Denied].into_iter().find(all);
+    let kind = refused.unwrap_or(Kind::Unreachable);
     let why: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    Err(Error::new(kind, format!("no node answers: {}", why.join("; ")))
-        .hint("check that the nodes run and that the endpoints and the key are right"))
+    Error::new(kind, format!("no node answers: {}", why.join("; ")))
+        .hint("check that the nodes run and that the endpoints and the key are right")
 }
 
 /// How much the buckets care about distances; a key that may not list buckets cares.

@@ -522,6 +522,18 @@ impl Peers {
         })
     }
 
+    /// Connects to a peer once, beside its channels, and hangs up: how long TCP and TLS took. `None` as for [`Peers::view`].
+    pub async fn probe(&self, node: NodeIndex) -> Option<Result<Duration, ConnectError>> {
+        // Not the channels' connector: a probe's end is no sign of a peer's death, nor its failure theirs.
+        let probe = self.slot(node)?.connector.aside();
+        Some(probe.probe().await)
+    }
+
+    /// When the certificate ends that a peer showed last; `None` if it was not met in this run.
+    pub fn certificate_ends(&self, node: NodeIndex) -> Option<UnixMillis> {
+        self.slot(node)?.connector.certificate_ends()
+    }
+
     /// These nodes by measured round trip: this one first, then the nearest; those never measured last.
     pub fn nearest_first(&self, nodes: impl IntoIterator<Item = NodeIndex>) -> Vec<NodeIndex> {
         let mut nodes: Vec<NodeIndex> = nodes.into_iter().collect();

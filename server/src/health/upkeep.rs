@@ -60,6 +60,19 @@ pub async fn index(node: Arc<Node>, stop: CancellationToken) {
     }
 }
 
+/// Reads the certificate files again, now and then or when asked to.
+pub async fn certificates(node: Arc<Node>, stop: CancellationToken) {
+    loop {
+        let wait = tokio::time::timeout(limits::CERTIFICATES_EVERY, node.identity.asked());
+        if stop.run_until_cancelled(wait).await.is_none() {
+            return;
+        }
+        let reader = Arc::clone(&node);
+        // What is wrong with them is logged and shown by the identity itself.
+        let _ = node.lifecycle.blocking("certificates", move || reader.reload_identity()).await;
+    }
+}
+
 /// Reads everything again, a little at a time: as much per step as finishes within half the bound.
 pub async fn scrub(node: Arc<Node>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(limits::SCRUB_EVERY)).await.is_some() {

@@ -26,4 +26,6 @@ mod clients;
 
 mod trust;
 
+mod certificates;
+
 mod full_disk;

@@ -9,7 +9,16 @@
 //!
 //! At shutdown the loop stops first, then clients' requests get some time to end, then peers' streams. A connection that
 //! never speaks must not hold that up (hyper #4170), so everything here has a bound in time.
-use crate::{cluster::{identity::Identity, layouts::Layouts}, gateways::grpc::guard::GuardLayer, lifecycle::Lifecycle, limits};
+use crate::{
+    cluster::{
+        identity::Identity,
+        layouts::Layouts,
+        trust::{Held, Role},
+    },
+    gateways::grpc::guard::GuardLayer,
+    lifecycle::Lifecycle,
+    limits,
+};
 use afar_model::layout::NodeIndex;
 use parking_lot::Mutex;
 use std::{
@@ -203,6 +212,12 @@ impl Hall {
             Ok(Err(error)) => return tracing::debug!(%remote, %error, "TLS handshake"),
             Err(_) => return tracing::debug!(%remote, "TLS handshake took too long"),
         };
+        // Nothing is held of those who showed no certificate: they are known by their access keys.
+        let chain = stream.get_ref().1.peer_certificates();
+        let held = match chain.map(|chain| self.identity.hold(chain, Role::Caller)).transpose() {
+            Ok(held) => held,
+            Err(error) => return tracing::debug!(%remote, %error, "its certificate is not believed any more"),
+        };
         let name = self.name_of(&stream);
         let layout = self.layouts.current();
         let node = name.as_deref().and_then(|name| layout.node_named(name));
@@ -223,6 +238,7 @@ impl Hall {
             anew,
             info: ConnectionInfo { remote: Some(remote), node, certified: name.is_some() },
             silence: Some(Box::pin(tokio::time::sleep(limits::FIRST_BYTE))),
+            held,
             _place: place,
         };
         let to = if node.is_some() { &self.to_peers } else { &self.to_clients };
@@ -253,7 +269,15 @@ struct Connection {
     info: ConnectionInfo,
     /// Until the first byte came.
     silence: Option<Pin<Box<Sleep>>>,
+    /// If it rests on a certificate: it ends when that is not believed any more.
+    held: Option<Held>,
     _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn still_believed(&self) -> io::Result<()> {
+        self.held.as_ref().map_or(Ok(()), Held::check)
+    }
 }
 
 impl Connected for Connection {
@@ -265,6 +289,9 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(held) = &self.held {
+            held.poll(cx)?;
+        }
         if self.anew.as_mut().is_some_and(|anew| anew.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
@@ -282,10 +309,12 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.still_believed()?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.still_believed()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 

@@ -2,7 +2,7 @@
 use super::{auth, objects::invalid};
 use crate::{
     cluster::peers::PeerState,
-    health::{checks, upkeep},
+    health::{checks, doctor, upkeep},
     limits,
     node::Node,
 };
@@ -12,18 +12,21 @@ use afar_proto::{
     v1::{self, status_server::Status as StatusTrait},
 };
 use std::sync::Arc;
+use tokio::sync::Mutex;
 use tonic::{Request, Response, Status};
 
 /// The service.
 #[derive(Debug, Clone)]
 pub struct StatusService {
     node: Arc<Node>,
+    /// One examination at a time: two would measure each other.
+    examining: Arc<Mutex<()>>,
 }
 
 impl StatusService {
     /// On this node.
-    pub const fn new(node: Arc<Node>) -> Self {
-        Self { node }
+    pub fn new(node: Arc<Node>) -> Self {
+        Self { node, examining: Arc::default() }
     }
 }
 
@@ -38,6 +41,19 @@ impl StatusTrait for StatusService {
         let reader = Arc::clone(node);
         let status = node.lifecycle.blocking("status", move || report(&reader)).await;
         status.map(Response::new).ok_or_else(|| invalid(&convert::InvalidMessage::new("status", "the node is ending, or has a bug")))
+    }
+
+    async fn doctor(&self, request: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReport>, Status> {
+        let caller = auth::caller_at(&request, &self.node)?;
+        auth::require_admin(&caller, "examine nodes")?;
+        let _one = self.examining.lock().await;
+        let (node, layout) = (&self.node, self.node.layout());
+        Ok(Response::new(v1::DoctorReport {
+            node: layout.node_name(node.me).to_owned(),
+            site: layout.site_of(node.me).map(|site| layout.site_name(site).to_owned()).unwrap_or_default(),
+            findings: doctor::examine(node).await,
+            nodes: layout.node_indexes().filter_map(|index| node_info(node, index)).collect(),
+        }))
     }
 }
 
