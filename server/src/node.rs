@@ -212,7 +212,7 @@ impl Node {
             transfer: Arc::new(Semaphore::new(usize::try_from(config.limits.transfer).unwrap_or(Semaphore::MAX_PERMITS))),
             me,
             layouts,
-            rebalance: Rebalance::new(),
+            rebalance: Rebalance::new(config.pace.clone()),
             surplus: AtomicI64::new(-1),
             identity,
             store,

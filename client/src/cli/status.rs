@@ -212,6 +212,7 @@ fn render(out: &Out, status: &ClusterStatus, problems: bool) -> Vec<String> {
         lines.extend(sites_table(&status.sites));
         lines.push(counts_line(status));
         lines.push(pending_line(status));
+        lines.extend(rebalance_line(status));
     }
     if !status.doubted_by.is_empty() {
         lines.push(format!("Not called safe, for this speaks against it: {}", status.doubted_by.join(", ")));
@@ -284,12 +285,33 @@ fn pending_line(status: &ClusterStatus) -> String {
     )
 }
 
+/// While a layout takes over, or copies wait to be let go of.
+fn rebalance_line(status: &ClusterStatus) -> Option<String> {
+    let moving = status.rebalance;
+    if !moving.in_transition && moving.surplus_records == 0 {
+        return None;
+    }
+    let mut line = match (moving.records, moving.in_transition) {
+        (0, false) => "Rebalancing: done".to_owned(),
+        (0, true) => "Rebalancing: a layout is taking over".to_owned(),
+        (records, _) => format!("Rebalancing: {} ({}) to fetch", units::plural(records as usize, "record", "records"), units::bytes(moving.bytes)),
+    };
+    if let Some(seconds) = moving.seconds_left.filter(|_| moving.records > 0) {
+        let left = humantime::format_duration(Duration::from_secs(seconds));
+        line.push_str(&format!(", at {}/s, about {left} left", units::bytes(moving.bytes_per_second)));
+    }
+    if moving.surplus_records > 0 {
+        line.push_str(&format!("; {} to let go of", units::plural(moving.surplus_records as usize, "copy", "copies")));
+    }
+    Some(line)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         cli::output::ProgressStyle,
-        status::merge::{Counts, NodeSummary, Replication},
+        status::merge::{Counts, NodeSummary, Rebalance, Replication},
     };
     use afar_model::policy::Policy;
 
@@ -314,6 +336,7 @@ mod tests {
             nodes: vec![node(name, answered)],
         };
         ClusterStatus {
+            rebalance: Rebalance::default(),
             state,
             doubted_by: Vec::new(),
             layout_version: 1,

@@ -9,7 +9,10 @@ use super::{advice::Advice, fetch::Answer};
 use crate::limits;
 use afar_model::{
     geo::{self, Coordinates, Physics},
-    limits::AUDIT_WITHIN,
+    layout::{Duty, Layout, Node, Site},
+    limits::{AUDIT_WITHIN, PARTITIONS_DEFAULT},
+    placement::Geography,
+    plan::{self, Survivor},
     policy::Policy,
     state::State,
     units::{Metres, UnixMillis},
@@ -66,6 +69,23 @@ pub struct Replication {
     pub pending_bytes: u64,
     /// The age of the oldest.
     pub oldest_pending_seconds: u64,
+}
+
+/// What has to move until the newest layout is in force everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Rebalance {
+    /// Whether older layouts are still open somewhere.
+    pub in_transition: bool,
+    /// Records that nodes still have to fetch, as far as they know.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes a second that arrive.
+    pub bytes_per_second: u64,
+    /// At that rate; `None` if nothing arrives.
+    pub seconds_left: Option<u64>,
+    /// Records that nodes hold beyond what they are assigned, and have not let go of yet.
+    pub surplus_records: u64,
 }
 
 /// A site and its nodes.
@@ -149,6 +169,8 @@ pub struct ClusterStatus {
     pub buckets: u64,
     /// What is on its way.
     pub replication: Replication,
+    /// What is on its way because the layout changed.
+    pub rebalance: Rebalance,
     /// Sites, in the layout's order.
     pub sites: Vec<SiteStatus>,
     /// What was looked at, the worst first.
@@ -181,6 +203,7 @@ pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck)
         clock_check(&nodes),
     ];
     checks.push(nodes_check(&sites, answers));
+    checks.push(survivors_check(newest, survey.bytes.total));
     for node in nodes.values() {
         checks.extend(node.checks.iter().map(|check| CheckResult {
             name: check.name.clone(),
@@ -203,6 +226,7 @@ pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck)
         versions: survey.versions,
         buckets: nodes.values().map(|node| node.buckets).max().unwrap_or_default(),
         replication: replication(&nodes, newest),
+        rebalance: rebalance(&nodes, newest),
         sites,
         checks,
     })
@@ -306,13 +330,18 @@ fn doubts_about(node: &v1::NodeStatus, nodes: &BTreeMap<&str, &v1::NodeStatus>, 
     if node.surveyed_at > 0 && now.since(surveyed) > limits::SURVEY_STALE {
         doubts.push(format!("{}'s survey is {} s old", node.node, now.since(surveyed).as_secs()));
     }
-    for silent in newest.nodes.iter().filter(|other| !nodes.contains_key(other.name.as_str())) {
+    for silent in members(newest).filter(|other| !nodes.contains_key(other.name.as_str())) {
         let heard = UnixMillis(last_heard(&silent.name, nodes));
         if heard.0 > 0 && surveyed < UnixMillis(heard.0.saturating_add(AUDIT_WITHIN.as_millis() as u64)) {
             doubts.push(format!("{} does not answer, and what it last proved may still be counted", silent.name));
         }
     }
     doubts
+}
+
+/// Nodes that are still waited for: not those that an operator has said to be lost.
+fn members(newest: &v1::NodeStatus) -> impl Iterator<Item = &v1::NodeInfo> {
+    newest.nodes.iter().filter(|node| node.duty != "lost" && node.duty != "removed")
 }
 
 fn last_heard(name: &str, nodes: &BTreeMap<&str, &v1::NodeStatus>) -> u64 {
@@ -325,7 +354,7 @@ fn views<'a>(name: &'a str, nodes: &'a BTreeMap<&str, &v1::NodeStatus>) -> impl 
 
 /// Zero objects are proved only by everybody: zero of zero that nobody proved is unknown.
 fn doubts_about_nothing(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus) -> Option<String> {
-    let silent = newest.nodes.iter().filter(|node| {
+    let silent = members(newest).filter(|node| {
         !nodes
             .get(node.name.as_str())
             .is_some_and(|status| status.survey_complete && status.surveyed_at > 0 && status.state != "catching_up")
@@ -365,6 +394,8 @@ fn site_state(nodes: &[NodeSummary]) -> &'static str {
 fn node_summary(node: &v1::NodeInfo, nodes: &BTreeMap<&str, &v1::NodeStatus>) -> NodeSummary {
     let status = nodes.get(node.name.as_str());
     let state = match status {
+        _ if node.duty == "lost" => "lost",
+        Some(status) if node.duty == "draining" && status.state == "up" => "draining",
         Some(status) => status.state.as_str(),
         None => seen_by_peers(&node.name, nodes),
     };
@@ -400,12 +431,79 @@ fn replication(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus)
         sum.pending_bytes += outbox.pending_bytes;
         sum.oldest_pending_seconds = sum.oldest_pending_seconds.max(outbox.oldest_pending_seconds);
     }
-    for silent in newest.nodes.iter().filter(|node| !nodes.contains_key(node.name.as_str())) {
+    for silent in members(newest).filter(|node| !nodes.contains_key(node.name.as_str())) {
         if let Some(view) = views(&silent.name, nodes).max_by_key(|view| view.last_heard) {
             sum.pending_records += view.pending_records;
             sum.pending_bytes += view.pending_bytes;
         }
     }
+    sum
+}
+
+/// Whether what is stored would still fit, far apart, without any one site (for the policy of new buckets).
+fn survivors_check(newest: &v1::NodeStatus, bytes: u64) -> CheckResult {
+    let name = "survivors";
+    let policy = newest.default_policy.as_ref().and_then(|policy| Policy::try_from(policy).ok());
+    let (Some(policy), Some(layout)) = (policy, layout_of(newest)) else { return check(name, "unknown", "the layout is not understood here") };
+    let weight = |node| if layout.duty(node) == Duty::Active { layout.node(node).map_or(0, |node| node.capacity) } else { 0 };
+    let weights: Vec<u64> = layout.node_indexes().map(weight).collect();
+    let used = |survivor: &Survivor| layout.nodes_at(survivor.site).any(|node| layout.duty(node) == Duty::Active);
+    let survivors = plan::survivors(&policy, &Geography::claimed(&layout), &weights, bytes);
+    let without: Vec<String> = survivors
+        .iter()
+        .filter(|survivor| used(survivor) && !survivor.holds())
+        .map(|survivor| match survivor.usable {
+            None => format!("without {} no writes: the rest is not far enough apart", layout.site_name(survivor.site)),
+            Some(_) => format!("without {} there is too little room, by {} bytes", layout.site_name(survivor.site), survivor.short),
+        })
+        .collect();
+    if without.is_empty() {
+        return check(name, "ok", "the others could hold everything after the loss of any one site");
+    }
+    // Two sites are how most begin: that the second is needed is no news, and their data are safe.
+    let short = survivors.iter().any(|survivor| used(survivor) && survivor.usable.is_some() && survivor.short > 0);
+    check(name, if short { "warning" } else { "ok" }, without.join("; "))
+}
+
+fn layout_of(newest: &v1::NodeStatus) -> Option<Layout> {
+    let duty = |name: &str| match name {
+        "draining" => Duty::Draining,
+        "removed" => Duty::Removed,
+        "lost" => Duty::Lost,
+        _ => Duty::Active,
+    };
+    let site = |site: &v1::SiteInfo| {
+        Some(Site {
+            name: site.name.clone(),
+            coordinates: Coordinates::new(site.latitude, site.longitude).ok()?,
+            uncertainty: Metres(site.uncertainty_metres),
+            country: site.country.clone(),
+            provider: site.provider.clone(),
+            duty: duty(&site.duty),
+        })
+    };
+    let node = |node: &v1::NodeInfo| Node {
+        name: node.name.clone(),
+        site: node.site.clone(),
+        capacity: node.capacity_bytes,
+        endpoint: node.endpoint.clone(),
+        duty: duty(&node.duty),
+    };
+    let sites = newest.sites.iter().map(site).collect::<Option<Vec<_>>>()?;
+    Layout::new(newest.layout_version, PARTITIONS_DEFAULT, sites, newest.nodes.iter().map(node).collect()).ok()
+}
+
+fn rebalance(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus) -> Rebalance {
+    let lagging = nodes.values().any(|node| node.layout_version != newest.layout_version);
+    let mut sum = Rebalance { in_transition: lagging || nodes.values().any(|node| node.open_layouts > 1), ..Rebalance::default() };
+    for node in nodes.values() {
+        sum.records = sum.records.saturating_add(node.to_fetch_records);
+        sum.bytes = sum.bytes.saturating_add(node.to_fetch_bytes);
+        sum.bytes_per_second = sum.bytes_per_second.saturating_add(node.fetch_bytes_per_second);
+        // All ones: not counted yet.
+        sum.surplus_records = sum.surplus_records.saturating_add(Some(node.surplus_records).filter(|count| *count != u64::MAX).unwrap_or(0));
+    }
+    sum.seconds_left = (sum.bytes_per_second > 0).then(|| sum.bytes / sum.bytes_per_second);
     sum
 }
 
@@ -547,6 +645,7 @@ mod tests {
             site: name.into(),
             capacity_bytes: 1 << 40,
             endpoint: format!("https://{name}:7700"),
+            duty: String::new(),
         };
         let peer = |other: &str| v1::PeerView {
             node: other.into(),

@@ -12,6 +12,7 @@ use crate::{
         keyring::{AdminKey, ClusterSecret, Secret},
     },
     files, limits,
+    replication::rebalance::{Pace, Slot, parse_rate},
 };
 use afar_model::{
     document::{self, Chapter, Document, PublicKey, Signed},
@@ -57,6 +58,8 @@ pub struct Config {
     pub admin: AdminKey,
     /// Budgets.
     pub limits: Budgets,
+    /// How fast data may be moved when the layout changes.
+    pub pace: Pace,
     /// The policy of new buckets.
     pub policy: Policy,
     /// The layout that this node begins with, unless it knows later ones.
@@ -158,6 +161,7 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
     let tls = top.section("tls", problems).and_then(|section| read_tls(section, folder, problems));
     let secrets = top.section("secrets", problems).and_then(|section| read_secrets(section, folder, problems));
     let limits = read_limits(top.optional_section("limits", problems), problems);
+    let pace = read_pace(top.optional_section("rebalance", problems), problems);
     let policy = read_policy(top.optional_section("policy", problems), problems);
     let layout = top.section("layout", problems).and_then(|section| read_layout(section, cluster.as_deref(), folder, problems));
     let testing = top.optional_section("testing", problems);
@@ -208,6 +212,7 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         secret,
         admin,
         limits: limits?,
+        pace: pace?,
         policy: policy?,
         genesis,
         layouts,
@@ -281,6 +286,19 @@ fn read_limits(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Opt
     let connections = connections.map_or(limits::CONNECTIONS_DEFAULT, |number| number as usize);
     section.finish(problems);
     Some(Budgets { transfer: transfer?, index_cache: index_cache?, segment: segment?, connections })
+}
+
+fn read_pace(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Option<Pace> {
+    let Some(mut section) = section else { return Some(Pace::default()) };
+    let before = problems.count();
+    let rate = section.optional_text("rate", problems);
+    let rate = rate.and_then(|text| problems.keep(section.line("rate"), parse_rate(&text).map_err(|why| format!("rebalance.rate: {why}"))));
+    let line = section.line("timetable");
+    let texts = section.optional_texts("timetable", problems).unwrap_or_default();
+    let slot = |text: &String| text.parse::<Slot>().map_err(|why| format!("rebalance.timetable: {why}"));
+    let timetable = texts.iter().filter_map(|text| problems.keep(line, slot(text))).collect();
+    section.finish(problems);
+    (problems.count() == before).then_some(Pace { rate, timetable })
 }
 
 fn read_policy(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Option<Policy> {
