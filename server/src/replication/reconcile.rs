@@ -49,7 +49,9 @@ async fn compare(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
             match stop.run_until_cancelled(round.run()).await {
                 None => return,
                 Some(Ok(())) => {
-                    pause = if node.ledger.missing_at(peer) > 0 { limits::RECONCILE_RETRY } else { limits::RECONCILE_EVERY };
+                    // Older layouts stay open until a comparison with everybody was complete.
+                    let again = node.ledger.missing_at(peer) > 0 || node.layouts.waits_for(peer);
+                    pause = if again { limits::RECONCILE_RETRY } else { limits::RECONCILE_EVERY };
                     compared = node.peers.view(peer).map(|view| (view.incarnation, view.boot, view.catching_up));
                 }
                 Some(Err(error)) => tracing::debug!(peer = node.layout().node_name(peer), error, "comparison broken off"),
