@@ -4,9 +4,9 @@
 //! peers → background work → the pid file, which says "serving". The order of ending is the reverse: the doors first, then
 //! those who are under way, then background work, then the disks.
 use crate::{
+    budget::Budget,
     clock::Clock,
     cluster::{
-        connect::bulk_window,
         identity::{Expected, Identity, IdentityError},
         keyring::{KeyRing, NotSealed},
         memory::{self, MemoryError},
@@ -37,11 +37,11 @@ use afar_model::{
     units::UnixMillis,
 };
 use afar_proto::v1;
-use afar_store::{DirectoryState, OpenError, Opened, Options, Store, disk::FailingDisk, index::sled::SledFactory};
+use afar_store::{DirectoryState, OpenError, Opened, Options, Store, disk::FaultyDisk, index::sled::SledFactory};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// A node's parts. Shared by everything that runs in it.
@@ -67,8 +67,8 @@ pub struct Node {
     pub keyring: KeyRing,
     /// Its tasks.
     pub lifecycle: Lifecycle,
-    /// Bytes in flight (rule 29): one permit a byte. Never closed.
-    pub transfer: Arc<Semaphore>,
+    /// Bytes in flight (rule 29).
+    pub transfer: Budget,
     /// The buckets.
     pub buckets: BucketTable,
     /// Streams of records to the others.
@@ -159,10 +159,12 @@ impl Node {
         let identity = Arc::new(load_identity(&config, clock.now())?);
         let lifecycle = Lifecycle::new();
         let (store, opened) = open_store(&config, &clock, &lifecycle).await?;
-        clock.start_after(store.newest_stamp_seen());
+        start_clock(&clock, &store, &lifecycle).await?;
         let listener = TcpListener::bind(config.listen).await.map_err(|error| StartError::Listen { address: config.listen, error })?;
         let address = listener.local_addr().map_err(|error| StartError::Listen { address: config.listen, error })?;
         let layout = Arc::new(config.layout.clone());
+        let others = layout.nodes().len().saturating_sub(1);
+        let transfer = Budget::new(config.limits.transfer, others, config.limits.connections);
         let peers = Peers::new(PeersOptions {
             layout: Arc::clone(&layout),
             endpoints: config.endpoints.clone(),
@@ -171,22 +173,21 @@ impl Node {
             clock: clock.clone(),
             lifecycle: lifecycle.clone(),
             state_directory: config.state.clone(),
-            transfer: config.limits.transfer,
+            bulk_window: transfer.shares().peer_window,
             memory: memory::load(&config.state)?,
         })?;
         let lost = !opened.losses.is_empty() || opened.directories.iter().any(|directory| directory.state == DirectoryState::Created);
         let reliance = Reliance::open(&config.state, lost).map_err(|error| StartError::File { path: config.state.clone(), error })?;
-        let lane_budget = u32::try_from(config.limits.transfer / 2).unwrap_or(u32::MAX >> 1);
         let node = Arc::new(Self {
             buckets: BucketTable::new(Arc::clone(&layout)),
-            lanes: Lanes::start(&peers, peers.others(), lane_budget, &lifecycle),
+            lanes: Lanes::start(&peers, peers.others(), &transfer, &lifecycle),
             ledger: Ledger::default(),
             settlements: Settlements::default(),
             reliance,
             survey: ArcSwap::default(),
             pending: ArcSwap::default(),
             keyring: KeyRing::new(&config.secret, &config.admin)?,
-            transfer: Arc::new(Semaphore::new(usize::try_from(config.limits.transfer).unwrap_or(Semaphore::MAX_PERMITS))),
+            transfer,
             me: config.me,
             layout,
             identity,
@@ -249,13 +250,13 @@ impl Node {
     }
 
     fn open_doors(self: &Arc<Self>, listener: TcpListener) -> Servers {
-        let others = self.layout.nodes().len().saturating_sub(1);
         let door = Door {
             identity: Arc::clone(&self.identity),
             layout: Arc::clone(&self.layout),
             lifecycle: self.lifecycle.clone(),
             connections: self.config.limits.connections,
-            peer_window: bulk_window(self.config.limits.transfer, others),
+            client_window: self.transfer.shares().client_window,
+            peer_window: self.transfer.shares().peer_window,
         };
         door.serve(listener, grpc::client_routes(self), grpc::peer_routes(self))
     }
@@ -327,6 +328,15 @@ pub fn load_identity(config: &Config, now: UnixMillis) -> Result<Identity, Ident
     Identity::load(&config.tls, Expected { cluster: &config.cluster, node: &config.node, host: &config.host, now })
 }
 
+/// The clock goes on after what the log holds, as far as it can be believed (rule 4).
+async fn start_clock(clock: &Clock, store: &Store, lifecycle: &Lifecycle) -> Result<(), StartError> {
+    let (reader, limit) = (store.clone(), clock.limit());
+    let seen = lifecycle.blocking("stamps", move || reader.stamps_up_to(limit)).await;
+    let seen = seen.ok_or_else(|| StartError::System("reading the log's stamps failed: this is a bug, please report it".into()))?;
+    clock.start_after(seen.newest, seen.beyond);
+    Ok(())
+}
+
 async fn open_store(config: &Config, clock: &Clock, lifecycle: &Lifecycle) -> Result<(Store, Opened), StartError> {
     std::fs::create_dir_all(&config.state).map_err(|error| StartError::File { path: config.state.clone(), error })?;
     let mut seed = [0; 32];
@@ -338,11 +348,11 @@ async fn open_store(config: &Config, clock: &Clock, lifecycle: &Lifecycle) -> Re
         index_cache_bytes: config.limits.index_cache,
         ..Options::new(config.node.clone(), config.data.clone(), config.state.clone(), seed, Arc::new(move || clock.now()))
     };
-    let failing = config.fail_sync_after;
-    let open = move || match failing {
+    let faults = config.sync_faults.clone();
+    let open = move || match faults {
         None => Store::open(options),
-        Some(syncs) => {
-            Store::open_on(Arc::new(FailingDisk::new(syncs)), Arc::new(SledFactory { cache_bytes: options.index_cache_bytes }), options)
+        Some(faults) => {
+            Store::open_on(Arc::new(FaultyDisk::new(faults)), Arc::new(SledFactory { cache_bytes: options.index_cache_bytes }), options)
         }
     };
     let opened = lifecycle.blocking("open the log", open).await;

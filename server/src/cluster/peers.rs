@@ -6,7 +6,7 @@
 use crate::{
     clock::Clock,
     cluster::{
-        connect::{Address, ConnectError, Connector, bulk_window, jitter},
+        connect::{Address, ConnectError, Connector, jitter},
         identity::Identity,
         memory::{self, Accepted, Claim, LogEnd, Memory, Refusal, Remembered},
         pulse::{Miss, Pulse},
@@ -282,8 +282,8 @@ pub struct PeersOptions {
     pub lifecycle: Lifecycle,
     /// Where to remember peers.
     pub state_directory: PathBuf,
-    /// The transfer budget in bytes.
-    pub transfer: u64,
+    /// Bytes that may be under way to us on one bulk connection: see [`crate::budget::Shares`].
+    pub bulk_window: u32,
     /// What is remembered, from [`memory::load`].
     pub memory: Memory,
 }
@@ -304,8 +304,6 @@ impl Peers {
     /// # Errors
     /// If an endpoint cannot be called.
     pub fn new(mut options: PeersOptions) -> Result<Arc<Self>, PeerError> {
-        let others = options.layout.nodes().len().saturating_sub(1);
-        let window = bulk_window(options.transfer, others);
         let mut slots = Vec::new();
         for (index, node) in options.layout.node_indexes().zip(options.layout.nodes()) {
             if index == options.own.node {
@@ -321,7 +319,7 @@ impl Peers {
             slots.push(Some(Slot {
                 name: node.name.clone(),
                 control: channel(limits::CONTROL_WINDOW)?,
-                bulk: (0..limits::BULK_LANES).map(|_| channel(window)).collect::<Result<_, _>>()?,
+                bulk: (0..limits::BULK_LANES).map(|_| channel(options.bulk_window)).collect::<Result<_, _>>()?,
                 poke: connector.ended(),
                 connector,
                 usable: AtomicBool::new(false),

@@ -1,6 +1,10 @@
-//! A panic in a request is a bug: it is caught, counted, answered with INTERNAL, and takes nobody else down.
+//! What every request passes through. A panic in it is a bug: it is caught, counted, answered with INTERNAL, and takes nobody
+//! else down. And what it moves is counted: see [`Flow`].
 use crate::{
-    gateways::grpc::meta::{self, exit},
+    gateways::grpc::{
+        flow::{Counted, Flow},
+        meta::{self, exit},
+    },
     lifecycle::Lifecycle,
 };
 use futures_util::{FutureExt as _, future::BoxFuture};
@@ -56,10 +60,13 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let lifecycle = self.lifecycle.clone();
         let method = request.uri().path().to_owned();
+        let flow = Flow::default();
+        let mut request = request.map(|body| Body::new(Counted::new(body, flow.clone())));
+        request.extensions_mut().insert(flow.clone());
         let answering = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         Box::pin(async move {
             match answering.await {
-                Ok(answer) => Ok(answer?.map(|body| Body::new(GuardedBody { body, lifecycle, method }))),
+                Ok(answer) => Ok(answer?.map(|body| Body::new(GuardedBody { body, rest: Bytes::new(), lifecycle, method, flow }))),
                 Err(_) => Ok(panicked(&lifecycle, &method).into_http()),
             }
         })
@@ -75,8 +82,27 @@ fn panicked(lifecycle: &Lifecycle, method: &str) -> Status {
 /// What a streaming answer runs while it is sent.
 struct GuardedBody {
     body: Body,
+    /// What of a message has not been handed over yet.
+    rest: Bytes,
     lifecycle: Lifecycle,
     method: String,
+    flow: Flow,
+}
+
+impl GuardedBody {
+    /// The next frame's worth of `rest`: a whole message would be taken over at once, and nobody could tell how much of it
+    /// the client has taken.
+    fn next_frame(&mut self) -> http_body::Frame<Bytes> {
+        let data = self.rest.split_to(self.rest.len().min(afar_proto::limits::FRAME_BYTES as usize));
+        self.flow.offered(data.len());
+        http_body::Frame::data(data)
+    }
+}
+
+impl Drop for GuardedBody {
+    fn drop(&mut self) {
+        self.flow.ended();
+    }
 }
 
 impl http_body::Body for GuardedBody {
@@ -85,7 +111,18 @@ impl http_body::Body for GuardedBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
         let this = &mut *self;
+        this.flow.wanted();
+        if !this.rest.is_empty() {
+            return Poll::Ready(Some(Ok(this.next_frame())));
+        }
         match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.body).poll_frame(cx))) {
+            Ok(Poll::Ready(Some(Ok(frame)))) => Poll::Ready(Some(Ok(match frame.into_data() {
+                Ok(data) => {
+                    this.rest = data;
+                    this.next_frame()
+                }
+                Err(frame) => frame,
+            }))),
             Ok(polled) => polled,
             Err(_) => {
                 let status = panicked(&this.lifecycle, &this.method);
@@ -96,11 +133,11 @@ impl http_body::Body for GuardedBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
+        if self.rest.is_empty() { self.body.size_hint() } else { http_body::SizeHint::default() }
     }
 }
 

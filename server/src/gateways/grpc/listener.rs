@@ -1,6 +1,7 @@
 //! One port, two classes of callers. An accept loop does the TLS handshakes, bounded in number and time, and then hands
 //! each connection to one of two HTTP/2 servers: peers, who prove by certificate to be a node of the layout, get large
-//! windows and the peer service; everybody else is a client with a window of 1 MiB (rule 29) and no way to the peer service.
+//! windows and the peer service; everybody else is a client with a window of at most 1 MiB (rule 29) and no way to the peer
+//! service.
 //!
 //! ```text
 //! accept ─► TLS handshake ─┬─ certificate of a node of the layout ─► peers' server    (control and bulk lanes)
@@ -28,6 +29,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{
     service::Routes,
     transport::{Server, server::Connected},
@@ -40,6 +42,9 @@ pub struct ConnectionInfo {
     pub remote: Option<SocketAddr>,
     /// The node of the layout that their certificate names; `None`: a client.
     pub node: Option<NodeIndex>,
+    /// Cancelled to close the connection, with everything on it. HTTP/2 keeps what it has taken over to send until the other
+    /// end takes it, and there is no other way to have it back from one that never does.
+    pub close: CancellationToken,
 }
 
 /// What the listener needs to know.
@@ -53,6 +58,8 @@ pub struct Door {
     pub lifecycle: Lifecycle,
     /// Client connections at once.
     pub connections: usize,
+    /// Window of a client's connection, in bytes.
+    pub client_window: u32,
     /// Window of a peer's connection, in bytes.
     pub peer_window: u32,
 }
@@ -84,7 +91,7 @@ impl Door {
         let accepting = accept(listener, hall, lifecycle.clone());
         lifecycle.spawn("accept", |_| accepting);
         let (ending, stopping) = (lifecycle.clone(), lifecycle.clone());
-        let mut client_server = client_server(&lifecycle);
+        let mut client_server = client_server(&lifecycle, self.client_window);
         let mut peer_server = peer_server(&lifecycle, self.peer_window);
         Servers {
             clients: lifecycle.spawn_brief("clients", async move {
@@ -118,8 +125,8 @@ fn server(lifecycle: &Lifecycle, window: u32) -> Guarded {
         .layer(GuardLayer::new(lifecycle.clone()))
 }
 
-fn client_server(lifecycle: &Lifecycle) -> Guarded {
-    server(lifecycle, limits::CLIENT_WINDOW)
+fn client_server(lifecycle: &Lifecycle, window: u32) -> Guarded {
+    server(lifecycle, window)
         .max_connection_age(limits::CLIENT_CONNECTION_AGE)
         .max_connection_age_grace(limits::CLIENT_CONNECTION_GRACE)
 }
@@ -206,9 +213,11 @@ impl Hall {
             let caller = node.map_or("a client", |node| self.layout.node_name(node));
             return tracing::warn!(%remote, caller, "too many connections: this one is closed");
         };
+        let close = CancellationToken::new();
         let connection = Connection {
             stream,
-            info: ConnectionInfo { remote: Some(remote), node },
+            closed: Box::pin(close.clone().cancelled_owned()),
+            info: ConnectionInfo { remote: Some(remote), node, close },
             silence: Some(Box::pin(tokio::time::sleep(limits::FIRST_BYTE))),
             _place: place,
         };
@@ -233,6 +242,7 @@ impl Hall {
 struct Connection {
     stream: TlsStream<TcpStream>,
     info: ConnectionInfo,
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Until the first byte came.
     silence: Option<Pin<Box<Sleep>>>,
     _place: OwnedSemaphorePermit,
@@ -247,6 +257,9 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.closed.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if let Some(silence) = &mut self.silence {
             if polled.is_ready() {
