@@ -277,7 +277,8 @@ mod tests {
 
     #[test]
     fn rule_29_the_shares_add_up_to_at_most_the_budget() {
-        let budgets = [limits::TRANSFER_MIN, limits::TRANSFER_MIN + 1, 48 * MIB + 7, 100 * MIB, limits::TRANSFER_DEFAULT, limits::TRANSFER_MAX];
+        let budgets =
+            [limits::TRANSFER_MIN, limits::TRANSFER_MIN + 1, 48 * MIB + 7, 100 * MIB, limits::TRANSFER_DEFAULT, limits::TRANSFER_MAX];
         for transfer in budgets {
             for peers in 0..=100 {
                 for connections in [1, 8, 64, usize::try_from(connections_max(transfer)).unwrap()] {

@@ -6,6 +6,7 @@
 mod reader;
 
 use crate::{
+    budget::connections_max,
     cluster::{
         connect::Address,
         identity::TlsFiles,
@@ -21,12 +22,14 @@ use afar_model::{
     policy::{DegradedWrites, Durability, Policy, VerifyDistance},
     units::Metres,
 };
+use afar_store::disk::SyncFaults;
 use reader::{Problems, Section};
 use serde::Deserialize;
 use std::{
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Everything that a node is told, checked.
@@ -288,11 +291,12 @@ fn read_limits(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Opt
     let segment = section.size("segment", afar_store::limits::SEGMENT_BYTES_DEFAULT, least..=segment_max, problems);
     let connections = section.integer("connections", 1..=limits::CONNECTIONS_MAX as u64, problems);
     let connections = connections.map_or(limits::CONNECTIONS_DEFAULT, |number| number as usize);
-    let room = connections_max(transfer?);
-    if connections as u64 > room {
-        let (least, transfer) = (limits::WINDOW_MIN >> 10, transfer? >> 20);
+    if let Some(transfer) = transfer
+        && connections as u64 > connections_max(transfer)
+    {
+        let (each, has, room) = (limits::WINDOW_MIN >> 10, transfer >> 20, connections_max(transfer));
         let problem = format!(
-            "limits.connections = {connections}: each takes {least} KiB of limits.transfer, and {transfer} MiB have room for {room}: \
+            "limits.connections = {connections}: each takes {each} KiB of limits.transfer, and {has} MiB have room for {room}: \
              raise limits.transfer or lower this"
         );
         problems.add(section.line("connections"), problem);

@@ -128,7 +128,9 @@ fn wrong_types_and_ranges_are_named() {
     check(
         "connections = 8",
         "connections = 600",
-        &["line 16: limits.connections = 600: each takes 64 KiB of limits.transfer, and 256 MiB have room for 512: raise limits.transfer or lower this"],
+        &[
+            "line 16: limits.connections = 600: each takes 64 KiB of limits.transfer, and 256 MiB have room for 512: raise limits.transfer or lower this",
+        ],
     );
     check("copies = 2", "copies = \"two\"", &["line 18: policy.copies = \"two\": must be a whole number from 1 to 255"]);
     check("level = \"far\"", "level = \"local\"", &["line 21: policy.level = \"local\": must be \"far\" or \"full\""]);

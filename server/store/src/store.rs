@@ -674,6 +674,14 @@ impl Directory {
             usage.bytes_by_kind.setting += setting;
         }
         let state = read_only.map_or(DirectoryState::Healthy, DirectoryState::ReadOnly);
-        DirectoryUsage { path: self.path.clone(), id: Some(self.id), state, capacity: space.capacity, free: space.free, segment_bytes, syncs }
+        DirectoryUsage {
+            path: self.path.clone(),
+            id: Some(self.id),
+            state,
+            capacity: space.capacity,
+            free: space.free,
+            segment_bytes,
+            syncs,
+        }
     }
 }

@@ -54,9 +54,9 @@ impl Flow {
         self.0.sent.send_modify(|sent| sent.offered += bytes as u64);
     }
 
-    /// There will be no more of the answer.
-    pub fn ended(&self) {
-        self.0.sent.send_modify(|sent| sent.ended = true);
+    /// To be dropped when there will be no more of the answer.
+    pub fn ending(&self) -> Ending {
+        Ending(self.clone())
     }
 
     /// Watches how the client takes the answer; returns when the answer has ended.
@@ -80,6 +80,16 @@ impl Flow {
             pace.waited(since.elapsed(), taken.saturating_sub(known))?;
             known = taken;
         }
+    }
+}
+
+/// When this is dropped, the answer has ended.
+#[derive(Debug)]
+pub struct Ending(Flow);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.0.sent.send_modify(|sent| sent.ended = true);
     }
 }
 
@@ -144,11 +154,12 @@ mod tests {
     #[tokio::test]
     async fn a_client_is_not_blamed_for_what_the_node_does_not_give() {
         let flow = Flow::default();
+        let ending = flow.ending();
         flow.offered(ENOUGH);
         flow.wanted();
         let mut watching = std::pin::pin!(flow.watch(BRIEFLY));
         assert!(tokio::time::timeout(BRIEFLY * 5, &mut watching).await.is_err(), "it waits for the node");
-        flow.ended();
+        drop(ending);
         assert_eq!(watching.await, Ok(()));
     }
 }

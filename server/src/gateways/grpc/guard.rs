@@ -2,7 +2,7 @@
 //! else down. And what it moves is counted: see [`Flow`].
 use crate::{
     gateways::grpc::{
-        flow::{Counted, Flow},
+        flow::{Counted, Ending, Flow},
         meta::{self, exit},
     },
     lifecycle::Lifecycle,
@@ -61,12 +61,15 @@ where
         let lifecycle = self.lifecycle.clone();
         let method = request.uri().path().to_owned();
         let flow = Flow::default();
+        let ending = flow.ending();
         let mut request = request.map(|body| Body::new(Counted::new(body, flow.clone())));
         request.extensions_mut().insert(flow.clone());
         let answering = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         Box::pin(async move {
             match answering.await {
-                Ok(answer) => Ok(answer?.map(|body| Body::new(GuardedBody { body, rest: Bytes::new(), lifecycle, method, flow }))),
+                Ok(answer) => {
+                    Ok(answer?.map(|body| Body::new(GuardedBody { body, rest: Bytes::new(), lifecycle, method, flow, _ending: ending })))
+                }
                 Err(_) => Ok(panicked(&lifecycle, &method).into_http()),
             }
         })
@@ -87,6 +90,7 @@ struct GuardedBody {
     lifecycle: Lifecycle,
     method: String,
     flow: Flow,
+    _ending: Ending,
 }
 
 impl GuardedBody {
@@ -96,12 +100,6 @@ impl GuardedBody {
         let data = self.rest.split_to(self.rest.len().min(afar_proto::limits::FRAME_BYTES as usize));
         self.flow.offered(data.len());
         http_body::Frame::data(data)
-    }
-}
-
-impl Drop for GuardedBody {
-    fn drop(&mut self) {
-        self.flow.ended();
     }
 }
 
@@ -146,6 +144,31 @@ impl http_body::Body for GuardedBody {
 mod tests {
     use super::*;
     use tower::{Layer as _, Service as _, service_fn};
+
+    #[tokio::test]
+    async fn rule_29_a_message_is_handed_over_in_frames_that_are_counted() {
+        use http_body::Body as _;
+        const FRAME: usize = afar_proto::limits::FRAME_BYTES as usize;
+        let message = "seven".repeat(2 * FRAME / 5 + 2);
+        let (flow, content) = (Flow::default(), Body::new(message.clone()));
+        let mut body = GuardedBody {
+            body: content,
+            rest: Bytes::new(),
+            lifecycle: Lifecycle::new(),
+            method: String::new(),
+            _ending: flow.ending(),
+            flow,
+        };
+        let mut got = Vec::new();
+        let mut sizes = Vec::new();
+        while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let data = frame.unwrap().into_data().unwrap();
+            sizes.push(data.len());
+            got.extend_from_slice(&data);
+        }
+        assert_eq!(sizes, [FRAME, FRAME, message.len() - 2 * FRAME]);
+        assert!(got == message.as_bytes() && body.is_end_stream());
+    }
 
     #[tokio::test]
     async fn a_panic_is_answered_and_counted() {

@@ -126,9 +126,7 @@ fn server(lifecycle: &Lifecycle, window: u32) -> Guarded {
 }
 
 fn client_server(lifecycle: &Lifecycle, window: u32) -> Guarded {
-    server(lifecycle, window)
-        .max_connection_age(limits::CLIENT_CONNECTION_AGE)
-        .max_connection_age_grace(limits::CLIENT_CONNECTION_GRACE)
+    server(lifecycle, window).max_connection_age(limits::CLIENT_CONNECTION_AGE).max_connection_age_grace(limits::CLIENT_CONNECTION_GRACE)
 }
 
 fn peer_server(lifecycle: &Lifecycle, window: u32) -> Guarded {
