@@ -136,7 +136,7 @@ impl Node {
     pub async fn layout_changed(self: &Arc<Self>) {
         self.ledger.layout_changed();
         for peer in self.peers.layout_changed() {
-            self.lanes.add(&self.peers, peer, &self.lifecycle);
+            self.lanes.add(&self.peers, peer, &self.transfer, &self.lifecycle);
             self.start_peer_tasks(peer);
         }
         self.reload_settings().await;

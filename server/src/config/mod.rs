@@ -6,6 +6,7 @@
 mod reader;
 
 use crate::{
+    budget::connections_max,
     cluster::{
         connect::Address,
         identity::TlsFiles,
@@ -23,12 +24,14 @@ use afar_model::{
     policy::{DegradedWrites, Durability, Policy, VerifyDistance},
     units::Metres,
 };
+use afar_store::disk::SyncFaults;
 use reader::{Problems, Section};
 use serde::Deserialize;
 use std::{
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Everything that a node is told, checked.
@@ -70,8 +73,10 @@ pub struct Config {
     pub host: String,
     /// By how many milliseconds the wall clock is shifted; only in tests.
     pub clock_offset_ms: i64,
-    /// Syncs after which every further one fails (only in tests).
-    pub fail_sync_after: Option<u64>,
+    /// What goes wrong with syncs (only in tests).
+    pub sync_faults: Option<SyncFaults>,
+    /// A client that moves too little for this long loses its transfer; other than [`limits::TRANSFER_SLOW`] only in tests.
+    pub slow_after: Duration,
 }
 
 /// Memory and connections.
@@ -193,7 +198,11 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         problems.add(top.line("policy"), format!("policy.home = {home:?}: the layout names no such site; it names {}", known.join(", ")));
     }
     let clock_offset_ms = if testing { test_number("AFAR_TEST_CLOCK_OFFSET_MS", problems).unwrap_or(0) } else { 0 };
-    let fail_sync_after = if testing { test_number("AFAR_TEST_FAIL_SYNC_AFTER", problems) } else { None };
+    let sync_faults = testing.then(|| SyncFaults {
+        fail_after: test_number("AFAR_TEST_FAIL_SYNC_AFTER", problems),
+        hold: std::env::var_os("AFAR_TEST_HOLD_SYNCS").map(PathBuf::from),
+    });
+    let slow_after = if testing { test_number("AFAR_TEST_SLOW_AFTER_MS", problems).map(Duration::from_millis) } else { None };
     top.finish(problems);
     let Chain { genesis, layouts } = layout?;
     let host = Address::parse(&endpoint?).ok()?.host;
@@ -218,7 +227,8 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         layouts,
         host,
         clock_offset_ms,
-        fail_sync_after,
+        sync_faults,
+        slow_after: slow_after.unwrap_or(limits::TRANSFER_SLOW),
     })
 }
 
@@ -284,6 +294,16 @@ fn read_limits(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Opt
     let segment = section.size("segment", afar_store::limits::SEGMENT_BYTES_DEFAULT, least..=segment_max, problems);
     let connections = section.integer("connections", 1..=limits::CONNECTIONS_MAX as u64, problems);
     let connections = connections.map_or(limits::CONNECTIONS_DEFAULT, |number| number as usize);
+    if let Some(transfer) = transfer
+        && connections as u64 > connections_max(transfer)
+    {
+        let (each, has, room) = (limits::WINDOW_MIN >> 10, transfer >> 20, connections_max(transfer));
+        let problem = format!(
+            "limits.connections = {connections}: each takes {each} KiB of limits.transfer, and {has} MiB have room for {room}: \
+             raise limits.transfer or lower this"
+        );
+        problems.add(section.line("connections"), problem);
+    }
     section.finish(problems);
     Some(Budgets { transfer: transfer?, index_cache: index_cache?, segment: segment?, connections })
 }

@@ -122,9 +122,16 @@ fn wrong_types_and_ranges_are_named() {
     check(
         "transfer = \"256MiB\"",
         "transfer = \"1KiB\"",
-        &["line 15: limits.transfer = \"1KiB\": must be a size from 16.0 MiB to 2.0 GiB, such as \"64MiB\""],
+        &["line 15: limits.transfer = \"1KiB\": must be a size from 32.0 MiB to 2.0 GiB, such as \"64MiB\""],
     );
     check("connections = 8", "connections = -8", &["line 16: limits.connections = -8: must be a whole number from 1 to 4096"]);
+    check(
+        "connections = 8",
+        "connections = 600",
+        &[
+            "line 16: limits.connections = 600: each takes 64 KiB of limits.transfer, and 256 MiB have room for 512: raise limits.transfer or lower this",
+        ],
+    );
     check("copies = 2", "copies = \"two\"", &["line 18: policy.copies = \"two\": must be a whole number from 1 to 255"]);
     check("level = \"far\"", "level = \"local\"", &["line 21: policy.level = \"local\": must be \"far\" or \"full\""]);
     check("latitude = 48.5734", "latitude = nan", &["line 27: site \"strasbourg\": latitude NaN: must be a number from -90 to 90"]);

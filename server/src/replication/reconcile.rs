@@ -284,7 +284,10 @@ impl Round<'_> {
             return Ok(true);
         }
         let mut complete = true;
-        for batch in batches(wanted) {
+        for batch in batches(wanted, self.node.transfer.repair_batch()) {
+            let bytes = wanted_bytes(&batch);
+            let _permit = self.node.transfer.repair(bytes).await;
+            let batch: Vec<RecordKey> = batch.into_iter().map(|(key, _)| key).collect();
             let records = fetch::fetch_from(self.node, self.peer, &batch, ChannelKind::Bulk(1)).await?;
             let good: Vec<Record> = records.into_iter().flatten().collect();
             if good.len() < batch.len() {
@@ -411,6 +414,7 @@ impl Round<'_> {
 
     async fn push(&mut self, keys: &[RecordKey]) {
         for key in keys {
+            let _permit = self.node.transfer.repair(afar_model::limits::CHUNK_BYTES).await;
             let Ok(Some(record)) = fetch::read_here(self.node, *key).await else { continue };
             for group in outbox::group(std::slice::from_ref(&record)) {
                 match copy_to(self.node, self.peer, group, Purpose::Repair, LaneKind::Bulk(1)).await {
@@ -436,15 +440,19 @@ fn order(cursor: &VersionCursor) -> (afar_model::id::BucketId, &str, std::cmp::R
     (cursor.bucket, cursor.key.as_str(), std::cmp::Reverse(cursor.stamp), cursor.id)
 }
 
-fn batches(wanted: &[(RecordKey, u32)]) -> Vec<Vec<RecordKey>> {
-    let mut batches: Vec<Vec<RecordKey>> = Vec::new();
+fn wanted_bytes(batch: &[(RecordKey, u32)]) -> usize {
+    batch.iter().map(|(_, length)| *length as usize).sum()
+}
+
+fn batches(wanted: &[(RecordKey, u32)], most: usize) -> Vec<Vec<(RecordKey, u32)>> {
+    let mut batches: Vec<Vec<(RecordKey, u32)>> = Vec::new();
     let mut bytes = usize::MAX;
     for (key, length) in wanted {
         bytes = bytes.saturating_add(*length as usize);
-        match batches.last_mut().filter(|batch| bytes <= limits::PULL_BYTES && batch.len() < limits::PULL_RECORDS) {
-            Some(batch) => batch.push(*key),
+        match batches.last_mut().filter(|batch| bytes <= most && batch.len() < limits::PULL_RECORDS) {
+            Some(batch) => batch.push((*key, *length)),
             None => {
-                batches.push(vec![*key]);
+                batches.push(vec![(*key, *length)]);
                 bytes = *length as usize;
             }
         }

@@ -63,8 +63,8 @@ fn report(node: &Node) -> v1::NodeStatus {
     let oldest = owed.iter().map(|owed| owed.oldest).min();
     let site = layout.site_of(node.me).map(|site| layout.site_name(site).to_owned()).unwrap_or_default();
     let oldest_unverified = node.store.oldest_unverified().map_or(0, |oldest| node.now().since(oldest).as_secs());
-    let held = node.config.limits.transfer.saturating_sub(node.transfer.available_permits() as u64);
     let to_fetch = node.rebalance.to_fetch();
+    let shares: Vec<v1::BudgetShare> = node.transfer.report().into_iter().map(share).collect();
     v1::NodeStatus {
         node: layout.node_name(node.me).to_owned(),
         site,
@@ -90,7 +90,10 @@ fn report(node: &Node) -> v1::NodeStatus {
         checks: checks::checks(node),
         endpoint: node.endpoint(node.me),
         transfer_budget_bytes: node.config.limits.transfer,
-        transfer_in_flight_bytes: held,
+        // Windows are promised, not in flight.
+        transfer_in_flight_bytes: shares.iter().filter(|share| !share.name.ends_with("windows")).map(|share| share.used_bytes).sum(),
+        transfer_shares: shares,
+        syncs: usage.directories.iter().filter_map(syncs).collect(),
         index_cache_bytes: usage.index_cache_bytes,
         index_bytes: usage.index_bytes,
         buckets: node.buckets.present().buckets.len() as u64,
@@ -101,6 +104,15 @@ fn report(node: &Node) -> v1::NodeStatus {
         surplus_records: node.surplus().unwrap_or(u64::MAX),
         open_layouts: node.layouts.open().chapters().len() as u32,
     }
+}
+
+fn share((name, total_bytes, used_bytes): (&str, u64, u64)) -> v1::BudgetShare {
+    v1::BudgetShare { name: name.to_owned(), total_bytes, used_bytes }
+}
+
+fn syncs(directory: &afar_store::DirectoryUsage) -> Option<v1::DirectorySyncs> {
+    let afar_store::SyncCounts { requests, shared, unasked } = directory.syncs;
+    Some(v1::DirectorySyncs { directory: convert::bytes(directory.id?.as_bytes()), requests, shared, unasked })
 }
 
 fn own_state(node: &Node, usage: &afar_store::Usage) -> &'static str {
