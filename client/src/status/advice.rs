@@ -15,7 +15,7 @@ pub struct Advice {
 }
 
 /// Checks by name: those of this program first, then those that nodes make of themselves.
-const ALL: [(&str, Advice); 13] = [
+const ALL: [(&str, Advice); 15] = [
     (
         "survey",
         known(
@@ -28,6 +28,24 @@ const ALL: [(&str, Advice); 13] = [
     (
         "layout_agreement",
         known("AFAR-LAYOUT", "nodes that disagree refuse to work together", "give every node the same [layout] and restart it", true),
+    ),
+    (
+        "layout",
+        known(
+            "AFAR-LAYOUT",
+            "data are moving to where a new layout wants them, or a layout was refused: nothing is removed meanwhile",
+            "wait; bring back nodes that it still waits for; end a conflict with `afar layout apply --merge`",
+            false,
+        ),
+    ),
+    (
+        "survivors",
+        known(
+            "AFAR-SURVIVORS",
+            "after the loss of that site the others could not hold everything",
+            "give nodes more capacity, or add one at another site",
+            false,
+        ),
     ),
     (
         "distance_physics",

