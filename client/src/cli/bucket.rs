@@ -21,7 +21,9 @@ pub enum Command {
 
 /// Make a bucket
 #[derive(Debug, Args)]
-#[command(after_help = "What is not said is as the cluster's default policy has it.")]
+#[command(
+    after_help = "What is not said is as the cluster's default policy has it. --verify-distance:\nsites nearer than claimed; --degraded-writes: writes that cannot be far now."
+)]
 pub struct Create {
     /// 3 to 63 of a-z, 0-9, '-' and '.'
     name: String,

@@ -24,8 +24,8 @@ use std::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  afar get backups/monday.tar .             as ./monday.tar, verified before it has that name
-  afar get backups@3f2a.. monday.tar        by id
+  afar get backups/monday.tar .             as ./monday.tar, once verified
+  afar get backups@3f2a91c0 monday.tar      by id, or its beginning
   afar get -r backups/host1/ restored/      everything under a prefix")]
 pub struct Arguments {
     /// BUCKET/KEY or BUCKET@ID, then a file, a folder, or `-` for standard output

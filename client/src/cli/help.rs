@@ -162,7 +162,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
         let from = MANUAL.find("    context =").unwrap();
-        let text: String = MANUAL[from..].lines().take_while(|line| line.starts_with("    ")).map(|line| format!("{line}\n")).collect();
+        let text: String =
+            MANUAL[from..].lines().take_while(|line| line.is_empty() || line.starts_with("    ")).map(|line| format!("{line}\n")).collect();
         std::fs::write(&path, &text).unwrap();
         let file = config::read_file(&path).unwrap();
         assert_eq!(file.contexts.keys().collect::<Vec<_>>(), ["lab", "production"]);

@@ -78,7 +78,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// Results and errors as JSON: a document, or lines and a summary
+    /// Results and errors as JSON (see `man afar`)
     #[arg(long, global = true)]
     pub json: bool,
     /// Only results and errors

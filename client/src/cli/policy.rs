@@ -42,7 +42,7 @@ pub struct PolicyFlags {
     /// Copies at distinct sites [default: 2]
     #[arg(long, value_name = "N")]
     copies: Option<u8>,
-    /// Of them pairwise far apart [default: 2]
+    /// Of them pairwise far [default: 2]
     #[arg(long, value_name = "N")]
     far_copies: Option<u8>,
     /// What far means [default: 700]
@@ -51,19 +51,19 @@ pub struct PolicyFlags {
     /// Site that holds a copy if it may
     #[arg(long, value_name = "SITE")]
     home: Option<String>,
-    /// What is OK: far or full [default: far]
+    /// OK means: far, full [default: far]
     #[arg(long, value_enum, hide_possible_values = true)]
     level: Option<Level>,
-    /// That may hold a copy [default: any]
+    /// Only there [default: anywhere]
     #[arg(long, value_name = "CC,..", value_delimiter = ',')]
     countries: Vec<String>,
-    /// [default: any]
+    /// [default: any number]
     #[arg(long, value_name = "N")]
     max_copies_per_provider: Option<u8>,
-    /// Sites nearer than claimed: enforce (they are not far), warn, off [default: enforce]
+    /// enforce, warn, off [default: enforce]
     #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]
     verify_distance: Option<Verify>,
-    /// Writes that cannot be far now: refuse, queue [default: refuse]
+    /// refuse, queue [default: refuse]
     #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]
     degraded_writes: Option<Degraded>,
 }
