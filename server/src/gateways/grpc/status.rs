@@ -47,7 +47,7 @@ impl StatusTrait for StatusService {
         let caller = auth::caller_at(&request, &self.node)?;
         auth::require_admin(&caller, "examine nodes")?;
         let _one = self.examining.lock().await;
-        let (node, layout) = (&self.node, &self.node.layout);
+        let (node, layout) = (&self.node, self.node.layout());
         Ok(Response::new(v1::DoctorReport {
             node: layout.node_name(node.me).to_owned(),
             site: layout.site_of(node.me).map(|site| layout.site_name(site).to_owned()).unwrap_or_default(),
