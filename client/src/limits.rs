@@ -44,6 +44,8 @@ pub const RESUME_STRETCH: usize = 1024;
 pub const CONFIG_BYTES_MAX: u64 = afar_model::limits::CONFIG_BYTES_MAX;
 /// A file that holds one secret is never larger than this.
 pub const SECRET_BYTES_MAX: u64 = 64 << 10;
+/// A command that prints a secret may ask a person or a key server; longer than this is nobody there.
+pub const SECRET_COMMAND_MAX: Duration = Duration::from_secs(120);
 /// A certificate authority's file: a few certificates.
 pub const CA_BYTES_MAX: u64 = 1 << 20;
 /// Endpoints in one configuration: more is a mistake, and each would be waited for.

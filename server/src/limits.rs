@@ -24,8 +24,17 @@ pub const CERTIFICATE_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The transfer budget unless the configuration says otherwise: bytes of bodies in flight and HTTP/2 windows together.
 pub const TRANSFER_DEFAULT: u64 = 256 << 20;
-/// Below this a handful of uploads would wait for each other.
-pub const TRANSFER_MIN: u64 = 16 << 20;
+/// Below this a handful of uploads would wait for each other, and HTTP/2's least windows for 100 peers would not fit.
+pub const TRANSFER_MIN: u64 = 32 << 20;
+/// Connections cannot have smaller windows than HTTP/2's own, so many bytes.
+pub const WINDOW_MIN: u32 = 64 << 10;
+/// What holds bytes weighs at least this much, so that tiny messages are bounded in number, too.
+pub const PERMIT_MIN: u32 = 4 << 10;
+/// A client that gives or takes fewer bytes a second than this for [`TRANSFER_SLOW`] loses its transfer. Frames have up to
+/// 256 KiB, so at less than twice of it a client may be unlucky.
+pub const TRANSFER_RATE_MIN: u64 = 8 << 10;
+/// See [`TRANSFER_RATE_MIN`].
+pub const TRANSFER_SLOW: Duration = Duration::from_secs(30);
 /// A semaphore counts at most this many bytes.
 pub const TRANSFER_MAX: u64 = 2 << 30;
 /// Index cache unless the configuration says otherwise.
@@ -48,11 +57,13 @@ pub const FIRST_BYTE: Duration = Duration::from_secs(10);
 pub const HANDSHAKES: usize = 256;
 /// Connections that are through their handshake and wait for their server.
 pub const ACCEPT_QUEUE: usize = 16;
+/// Connections that a peer opens: one for control, the others for bulk.
+pub const CONNECTIONS_OF_PEER: usize = 1 + BULK_LANES;
 /// Connections one peer may have: its channels, twice over while old ones die.
-pub const CONNECTIONS_PER_PEER: usize = 2 * (1 + BULK_LANES);
+pub const CONNECTIONS_PER_PEER: usize = 2 * CONNECTIONS_OF_PEER;
 /// Requests at once on one connection; more wait at the client.
 pub const STREAMS_PER_CONNECTION: u32 = 256;
-/// A client's window, stream and connection alike (rule 29).
+/// Greatest window of a client, stream and connection alike (rule 29).
 pub const CLIENT_WINDOW: u32 = 1 << 20;
 /// A client's connection is renewed after this time, so that clients spread again after a node was away.
 pub const CLIENT_CONNECTION_AGE: Duration = Duration::from_secs(3600);
@@ -71,8 +82,6 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub const BULK_LANES: usize = 2;
 /// Windows of a control channel: heartbeats and small records.
 pub const CONTROL_WINDOW: u32 = 1 << 20;
-/// Least window of a bulk connection.
-pub const BULK_WINDOW_MIN: u32 = 1 << 20;
 /// Greatest window of a bulk connection: fills 100 ms at 2.5 Gbit/s.
 pub const BULK_WINDOW_MAX: u32 = 32 << 20;
 /// A peer that does not complete TCP and TLS within this time is not there.
@@ -132,10 +141,6 @@ pub const LANE_BATCH_BYTES: usize = 512 << 10;
 pub const LANE_OPEN: Duration = Duration::from_secs(5);
 /// A stream with something in flight that brings no answer for this long is broken. Longer than any honest sync.
 pub const LANE_SILENCE: Duration = Duration::from_secs(15);
-/// Bytes of one stream that are being hashed and written at once.
-pub const RECEIVE_BYTES: u32 = 16 << 20;
-/// What a request weighs at least, so that tiny ones are bounded in number, too.
-pub const RECEIVE_WEIGHT_MIN: u32 = 4 << 10;
 /// Hashing more than this moves to a thread for blocking work: 64 KiB take some 15 µs, about what the move costs.
 pub const HASH_INLINE_BYTES: usize = 64 << 10;
 /// Unsynced requests that one stream remembers: an upload syncs at least every [`SYNC_EVERY_CHUNKS`].
@@ -201,12 +206,12 @@ pub const PROVE_BATCH: usize = 256;
 pub const UPLOAD_PIECES: usize = 32;
 /// What a put has written is synced after this many chunks (4 GiB), which bounds what it must remember.
 pub const SYNC_EVERY_CHUNKS: usize = 4096;
-/// How long a put waits for its first permit before it is told that the node is busy.
+/// How long a put or get waits for its first permit before it is told that the node is busy.
 pub const ADMISSION_WAIT: Duration = Duration::from_secs(10);
-/// A client that sends nothing for this long in the middle of a put loses it (rule 29).
-pub const UPLOAD_SILENCE: Duration = Duration::from_secs(30);
 /// Chunks of one get that are read ahead.
 pub const READ_AHEAD: usize = 4;
+/// Whole ids that an ambiguous one is answered with: as many as anybody reads before typing another digit.
+pub const RESOLVE_CANDIDATES: usize = 8;
 /// Keys that are asked for in one page of a listing.
 pub const LIST_PAGE: usize = 1000;
 

@@ -13,20 +13,32 @@ const TERMINATED: u8 = 143;
 /// The exit code for SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// afar's node: keeps records on its disks and on far away peers'.
+const AFTER: &str = "\
+Exit codes: 0 good, 1 failed, 2 configuration, 11 the data are in use by another
+  process, 130/143 told to stop. The file: deploy/afard.toml.md";
+
+/// afar's node: keeps records on its disks and on far away peers'
 #[derive(Debug, Parser)]
-#[command(name = "afard", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, max_term_width = 100)]
+#[command(
+    name = "afard",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    max_term_width = 80,
+    after_help = AFTER
+)]
 struct Arguments {
-    /// The node's configuration; relative paths in it start at its folder
+    /// The node's configuration
     #[arg(long, value_name = "FILE", required = true)]
     config: Option<PathBuf>,
-    /// Read and check the configuration and certificates, report every problem, and exit
+    /// Only report every problem of the configuration
     #[arg(long)]
     check_config: bool,
-    /// Initialise data directories that are missing or empty (else a known one that is empty is a failed disk)
-    #[arg(long, visible_alias = "init-dir")]
+    /// Make data directories that are missing or empty (else a known one
+    /// that is empty is a failed disk)
+    #[arg(long, alias = "init-dir")]
     init_dirs: bool,
-    /// What to log, such as "debug" or "info,afard::cluster=trace"
+    /// What to log, such as "debug"
     #[arg(long, value_name = "FILTER", env = "AFARD_LOG", default_value = "info")]
     log: String,
     /// Log one JSON object per line
@@ -38,7 +50,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Read a data directory or segment files without an index, a cluster or a running node
+    /// Read data without an index, a cluster or a running node
     Inspect(Inspect),
 }
 
@@ -173,5 +185,24 @@ fn inspect_files(asked: Inspect) -> ExitCode {
         // Whoever read our answer has seen enough.
         Err(inspect::InspectError::Answer(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => complain(&error.to_string(), error.exit_code()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn every_help_fits_a_terminal_of_24_by_80() {
+        let mut definition = Arguments::command();
+        definition.build();
+        definition.clone().debug_assert();
+        let mut helps = vec![definition.render_help().to_string(), definition.render_long_help().to_string()];
+        helps.extend(definition.get_subcommands_mut().map(|command| command.render_help().to_string()));
+        for help in helps {
+            assert!(help.lines().count() <= 24, "{help}");
+            assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
+        }
     }
 }

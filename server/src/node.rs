@@ -4,9 +4,9 @@
 //! peers → background work → the pid file, which says "serving". The order of ending is the reverse: the doors first, then
 //! those who are under way, then background work, then the disks.
 use crate::{
+    budget::Budget,
     clock::Clock,
     cluster::{
-        connect::bulk_window,
         exchange,
         identity::{Expected, Identity, IdentityError, Reloaded},
         keyring::{KeyRing, NotSealed},
@@ -41,7 +41,7 @@ use afar_model::{
     units::UnixMillis,
 };
 use afar_proto::v1;
-use afar_store::{DirectoryState, OpenError, Opened, Options, Store, disk::FailingDisk, index::sled::SledFactory};
+use afar_store::{DirectoryState, OpenError, Opened, Options, Store, disk::FaultyDisk, index::sled::SledFactory};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use std::{
@@ -53,7 +53,7 @@ use std::{
         atomic::{AtomicI64, Ordering},
     },
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// A node's parts. Shared by everything that runs in it.
@@ -79,8 +79,8 @@ pub struct Node {
     pub keyring: KeyRing,
     /// Its tasks.
     pub lifecycle: Lifecycle,
-    /// Bytes in flight (rule 29): one permit a byte. Never closed.
-    pub transfer: Arc<Semaphore>,
+    /// Bytes in flight (rule 29).
+    pub transfer: Budget,
     /// The buckets.
     pub buckets: BucketTable,
     /// Streams of records to the others.
@@ -182,7 +182,7 @@ impl Node {
         let lifecycle = Lifecycle::new();
         let before_layouts = is_of_a_version_without_layouts(&config);
         let (store, opened) = open_store(&config, &clock, &lifecycle).await?;
-        clock.start_after(store.newest_stamp_seen());
+        start_clock(&clock, &store, &lifecycle).await?;
         let listener = TcpListener::bind(config.listen).await.map_err(|error| StartError::Listen { address: config.listen, error })?;
         let address = listener.local_addr().map_err(|error| StartError::Listen { address: config.listen, error })?;
         // A chain that is new beside disks that are not: what was forgotten with it, only the others can tell. Unless there
@@ -192,6 +192,7 @@ impl Node {
         let layouts = Arc::new(Layouts::load(&config.state, &config.cluster, config.genesis.clone(), config.layouts.clone())?);
         note_layouts(&config)?;
         let me = layouts.current().node_named(&config.node).ok_or_else(|| StartError::NotInLayout(config.node.clone()))?;
+        let transfer = Budget::new(config.limits.transfer, layouts.current().members().count().saturating_sub(1), config.limits.connections);
         let peers = Peers::new(PeersOptions {
             layouts: Arc::clone(&layouts),
             own: Own { node: me, incarnation: opened.incarnation, boot: opened.boot },
@@ -199,25 +200,24 @@ impl Node {
             clock: clock.clone(),
             lifecycle: lifecycle.clone(),
             state_directory: config.state.clone(),
-            transfer: config.limits.transfer,
+            bulk_window: transfer.shares().peer_window,
             memory: memory::load(&config.state)?,
         })?;
         let lost = forgotten || !opened.losses.is_empty() || opened.directories.iter().any(|directory| directory.state == DirectoryState::Created);
         let reliance = Reliance::open(&config.state, lost).map_err(|error| StartError::File { path: config.state.clone(), error })?;
-        let lane_budget = u32::try_from(config.limits.transfer / 2).unwrap_or(u32::MAX >> 1);
         let node = Arc::new(Self {
             buckets: BucketTable::new(Arc::clone(&layouts)),
-            lanes: Lanes::start(&peers, peers.others(), lane_budget, &lifecycle),
+            lanes: Lanes::start(&peers, peers.others(), &transfer, &lifecycle),
             ledger: Ledger::default(),
             settlements: Settlements::default(),
             reliance,
             survey: ArcSwap::default(),
             pending: ArcSwap::default(),
             keyring: KeyRing::new(&config.secret, &config.admin)?,
-            transfer: Arc::new(Semaphore::new(usize::try_from(config.limits.transfer).unwrap_or(Semaphore::MAX_PERMITS))),
+            transfer,
             me,
             layouts,
-            rebalance: Rebalance::new(),
+            rebalance: Rebalance::new(config.pace.clone()),
             surplus: AtomicI64::new(-1),
             identity,
             store,
@@ -293,13 +293,13 @@ impl Node {
     }
 
     fn open_doors(self: &Arc<Self>, listener: TcpListener) -> Servers {
-        let others = self.peers.others().count();
         let door = Door {
             identity: Arc::clone(&self.identity),
             layouts: Arc::clone(&self.layouts),
             lifecycle: self.lifecycle.clone(),
             connections: self.config.limits.connections,
-            peer_window: bulk_window(self.config.limits.transfer, others),
+            client_window: self.transfer.shares().client_window,
+            peer_window: self.transfer.shares().peer_window,
         };
         door.serve(listener, grpc::client_routes(self), grpc::peer_routes(self))
     }
@@ -396,6 +396,15 @@ fn expected(config: &Config, now: UnixMillis) -> Expected<'_> {
     Expected { cluster: &config.cluster, node: &config.node, host: &config.host, now }
 }
 
+/// The clock goes on after what the log holds, as far as it can be believed (rule 4).
+async fn start_clock(clock: &Clock, store: &Store, lifecycle: &Lifecycle) -> Result<(), StartError> {
+    let (reader, limit) = (store.clone(), clock.limit());
+    let seen = lifecycle.blocking("stamps", move || reader.stamps_up_to(limit)).await;
+    let seen = seen.ok_or_else(|| StartError::System("reading the log's stamps failed: this is a bug, please report it".into()))?;
+    clock.start_after(seen.newest, seen.beyond);
+    Ok(())
+}
+
 async fn open_store(config: &Config, clock: &Clock, lifecycle: &Lifecycle) -> Result<(Store, Opened), StartError> {
     std::fs::create_dir_all(&config.state).map_err(|error| StartError::File { path: config.state.clone(), error })?;
     let mut seed = [0; 32];
@@ -407,11 +416,11 @@ async fn open_store(config: &Config, clock: &Clock, lifecycle: &Lifecycle) -> Re
         index_cache_bytes: config.limits.index_cache,
         ..Options::new(config.node.clone(), config.data.clone(), config.state.clone(), seed, Arc::new(move || clock.now()))
     };
-    let failing = config.fail_sync_after;
-    let open = move || match failing {
+    let faults = config.sync_faults.clone();
+    let open = move || match faults {
         None => Store::open(options),
-        Some(syncs) => {
-            Store::open_on(Arc::new(FailingDisk::new(syncs)), Arc::new(SledFactory { cache_bytes: options.index_cache_bytes }), options)
+        Some(faults) => {
+            Store::open_on(Arc::new(FaultyDisk::new(faults)), Arc::new(SledFactory { cache_bytes: options.index_cache_bytes }), options)
         }
     };
     let opened = lifecycle.blocking("open the log", open).await;

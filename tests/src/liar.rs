@@ -35,6 +35,8 @@ pub enum Conduct {
     Honest,
     /// Says that every sync failed.
     RefuseSyncs,
+    /// Stores versions, and says that it did not.
+    DenyVersions,
     /// Keeps back its answers to requests of these kinds until one of each kind has arrived: whoever waits for the answer to
     /// one before it sends the next waits for ever.
     Together(u8),
@@ -215,6 +217,9 @@ async fn treated(mut reply: StoreReply, lanes: &Lanes, sent: &Mutex<HashMap<u64,
     match conduct {
         Conduct::RefuseSyncs if kinds & SYNC != 0 => {
             reply.failure = Some(StoreFailure { reason: "read_only".into(), detail: "the sync failed".into() });
+        }
+        Conduct::DenyVersions if kinds & VERSION != 0 => {
+            reply.failure = Some(StoreFailure { reason: "read_only".into(), detail: "the version was not stored".into() });
         }
         Conduct::Together(all) if kinds & all != 0 => {
             // Ends with an error only when the test does.

@@ -3,7 +3,9 @@ use crate::{
     cluster::Cluster,
     limits::{LOOK_EVERY, SETTLE_MAX},
 };
-use afar_proto::v1::{self, PutEnd, PutHeader, PutPiece, PutRequest, objects_client::ObjectsClient, put_piece::Piece};
+use afar_proto::v1::{
+    self, PutEnd, PutHeader, PutPiece, PutRequest, objects_client::ObjectsClient, put_piece::Piece, status_client::StatusClient,
+};
 use bytes::Bytes;
 use rustls::{
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -123,6 +125,16 @@ pub fn signed<T>(cluster: &Cluster, message: T) -> Request<T> {
 pub async fn objects(cluster: &Cluster, node: &str) -> Result<ObjectsClient<Channel>, tonic::transport::Error> {
     let most = afar_proto::limits::MESSAGE_BYTES_MAX;
     Ok(ObjectsClient::new(connect(cluster, node, None).await?).max_decoding_message_size(most).max_encoding_message_size(most))
+}
+
+/// What a node says of itself.
+///
+/// # Panics
+/// If it does not answer.
+pub async fn status(cluster: &Cluster, node: &str) -> v1::NodeStatus {
+    let channel = connect(cluster, node, None).await.expect("a connection");
+    let reply = StatusClient::new(channel).node(signed(cluster, v1::NodeStatusRequest::default())).await;
+    reply.expect("a status").into_inner()
 }
 
 /// The beginning of a put.

@@ -507,6 +507,8 @@ impl Operator {
                 doors.push(door);
             }
         }
+        // Who lags behind gets what was signed before; whether that worked shows in the check.
+        let _ = futures_util::future::join_all(doors.iter().map(|door| offer(door, &self.chain, false))).await;
         let checks = futures_util::future::join_all(doors.iter().map(|door| offer(door, &offered, true))).await;
         let refusals: Vec<String> = checks.iter().filter_map(|check| check.as_ref().ok()?.refusal()).collect();
         if !refusals.is_empty() {

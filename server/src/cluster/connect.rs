@@ -332,13 +332,6 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// The window of one bulk connection: half the transfer budget, shared by all peers' bulk connections (rule 29).
-pub fn bulk_window(transfer: u64, peers: usize) -> u32 {
-    let connections = (peers.max(1) * limits::BULK_LANES) as u64;
-    let share = transfer / 2 / connections;
-    u32::try_from(share).unwrap_or(u32::MAX).clamp(limits::BULK_WINDOW_MIN, limits::BULK_WINDOW_MAX)
-}
-
 /// A pause with up to a fifth more or less, so that nodes do not call in step.
 pub fn jitter(pause: Duration) -> Duration {
     pause.mul_f64(rand::Rng::random_range(&mut rand::rng(), 0.8..1.2))
@@ -368,13 +361,5 @@ mod tests {
         ] {
             assert!(Address::parse(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn rule_29_peers_share_half_of_the_transfer_budget() {
-        assert_eq!(bulk_window(256 << 20, 2), 32 << 20);
-        assert_eq!(bulk_window(256 << 20, 8), 8 << 20);
-        assert_eq!(bulk_window(256 << 20, 200), 1 << 20);
-        assert_eq!(bulk_window(16 << 20, 0), 4 << 20);
     }
 }

@@ -148,7 +148,7 @@ impl Node {
         self.follow_trust();
         self.ledger.layout_changed();
         for peer in self.peers.layout_changed() {
-            self.lanes.add(&self.peers, peer, &self.lifecycle);
+            self.lanes.add(&self.peers, peer, &self.transfer, &self.lifecycle);
             self.start_peer_tasks(peer);
         }
         self.reload_settings().await;

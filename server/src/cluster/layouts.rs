@@ -498,6 +498,12 @@ impl Layouts {
         }
     }
 
+    /// Whether older layouts stay open here until this node has compared itself with a peer once more.
+    pub fn waits_for(&self, peer: NodeIndex) -> bool {
+        let progress = self.progress.lock();
+        self.open.load().chapters.len() > 1 && progress.all_drained.is_some() && !progress.compared.contains(&peer)
+    }
+
     /// Something that was here is not: what was compared proves nothing any more.
     pub fn note_loss(&self) {
         self.progress.lock().compared.clear();

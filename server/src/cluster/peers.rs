@@ -6,7 +6,7 @@
 use crate::{
     clock::Clock,
     cluster::{
-        connect::{Address, ConnectError, Connector, bulk_window, jitter},
+        connect::{Address, ConnectError, Connector, jitter},
         identity::Identity,
         layouts::{Layouts, awaited},
         memory::{self, Accepted, Claim, LogEnd, Memory, Refusal, Remembered},
@@ -193,7 +193,7 @@ pub struct Peers {
     layouts: Arc<Layouts>,
     own: Own,
     identity: Arc<Identity>,
-    transfer: u64,
+    bulk_window: u32,
     /// What was remembered of peers that have no slot yet.
     memory: Mutex<Memory>,
     clock: Clock,
@@ -318,8 +318,8 @@ pub struct PeersOptions {
     pub lifecycle: Lifecycle,
     /// Where to remember peers.
     pub state_directory: PathBuf,
-    /// The transfer budget in bytes.
-    pub transfer: u64,
+    /// Bytes that may be under way to us on one bulk connection: see [`crate::budget::Shares`].
+    pub bulk_window: u32,
     /// What is remembered, from [`memory::load`].
     pub memory: Memory,
 }
@@ -344,7 +344,7 @@ impl Peers {
             layouts: options.layouts,
             own: options.own,
             identity: options.identity,
-            transfer: options.transfer,
+            bulk_window: options.bulk_window,
             memory: Mutex::new(options.memory),
             clock: options.clock,
             lifecycle: options.lifecycle,
@@ -365,7 +365,7 @@ impl Peers {
     fn renew(&self) -> Result<Vec<NodeIndex>, PeerError> {
         let layout = self.layouts.current();
         let before = self.slots.load_full();
-        let window = bulk_window(self.transfer, layout.members().count().saturating_sub(1));
+        let window = self.bulk_window;
         let (mut slots, mut new) = (Vec::new(), Vec::new());
         for (index, node) in layout.node_indexes().zip(layout.nodes()) {
             let known = before.get(usize::from(index.0)).cloned().flatten();

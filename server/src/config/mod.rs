@@ -6,12 +6,14 @@
 mod reader;
 
 use crate::{
+    budget::connections_max,
     cluster::{
         connect::Address,
         identity::TlsFiles,
         keyring::{AdminKey, ClusterSecret, Secret},
     },
     files, limits,
+    replication::rebalance::{Pace, Slot, parse_rate},
 };
 use afar_model::{
     document::{self, Chapter, Document, PublicKey, Signed},
@@ -22,12 +24,14 @@ use afar_model::{
     policy::{DegradedWrites, Durability, Policy, VerifyDistance},
     units::Metres,
 };
+use afar_store::disk::SyncFaults;
 use reader::{Problems, Section};
 use serde::Deserialize;
 use std::{
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Everything that a node is told, checked.
@@ -57,6 +61,8 @@ pub struct Config {
     pub admin: AdminKey,
     /// Budgets.
     pub limits: Budgets,
+    /// How fast data may be moved when the layout changes.
+    pub pace: Pace,
     /// The policy of new buckets.
     pub policy: Policy,
     /// The layout that this node begins with, unless it knows later ones.
@@ -67,8 +73,10 @@ pub struct Config {
     pub host: String,
     /// By how many milliseconds the wall clock is shifted; only in tests.
     pub clock_offset_ms: i64,
-    /// Syncs after which every further one fails (only in tests).
-    pub fail_sync_after: Option<u64>,
+    /// What goes wrong with syncs (only in tests).
+    pub sync_faults: Option<SyncFaults>,
+    /// A client that moves too little for this long loses its transfer; other than [`limits::TRANSFER_SLOW`] only in tests.
+    pub slow_after: Duration,
 }
 
 /// Memory and connections.
@@ -158,6 +166,7 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
     let tls = top.section("tls", problems).and_then(|section| read_tls(section, folder, problems));
     let secrets = top.section("secrets", problems).and_then(|section| read_secrets(section, folder, problems));
     let limits = read_limits(top.optional_section("limits", problems), problems);
+    let pace = read_pace(top.optional_section("rebalance", problems), problems);
     let policy = read_policy(top.optional_section("policy", problems), problems);
     let layout = top.section("layout", problems).and_then(|section| read_layout(section, cluster.as_deref(), folder, problems));
     let testing = top.optional_section("testing", problems);
@@ -189,7 +198,11 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         problems.add(top.line("policy"), format!("policy.home = {home:?}: the layout names no such site; it names {}", known.join(", ")));
     }
     let clock_offset_ms = if testing { test_number("AFAR_TEST_CLOCK_OFFSET_MS", problems).unwrap_or(0) } else { 0 };
-    let fail_sync_after = if testing { test_number("AFAR_TEST_FAIL_SYNC_AFTER", problems) } else { None };
+    let sync_faults = testing.then(|| SyncFaults {
+        fail_after: test_number("AFAR_TEST_FAIL_SYNC_AFTER", problems),
+        hold: std::env::var_os("AFAR_TEST_HOLD_SYNCS").map(PathBuf::from),
+    });
+    let slow_after = if testing { test_number("AFAR_TEST_SLOW_AFTER_MS", problems).map(Duration::from_millis) } else { None };
     top.finish(problems);
     let Chain { genesis, layouts } = layout?;
     let host = Address::parse(&endpoint?).ok()?.host;
@@ -208,12 +221,14 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         secret,
         admin,
         limits: limits?,
+        pace: pace?,
         policy: policy?,
         genesis,
         layouts,
         host,
         clock_offset_ms,
-        fail_sync_after,
+        sync_faults,
+        slow_after: slow_after.unwrap_or(limits::TRANSFER_SLOW),
     })
 }
 
@@ -279,8 +294,31 @@ fn read_limits(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Opt
     let segment = section.size("segment", afar_store::limits::SEGMENT_BYTES_DEFAULT, least..=segment_max, problems);
     let connections = section.integer("connections", 1..=limits::CONNECTIONS_MAX as u64, problems);
     let connections = connections.map_or(limits::CONNECTIONS_DEFAULT, |number| number as usize);
+    if let Some(transfer) = transfer
+        && connections as u64 > connections_max(transfer)
+    {
+        let (each, has, room) = (limits::WINDOW_MIN >> 10, transfer >> 20, connections_max(transfer));
+        let problem = format!(
+            "limits.connections = {connections}: each takes {each} KiB of limits.transfer, and {has} MiB have room for {room}: \
+             raise limits.transfer or lower this"
+        );
+        problems.add(section.line("connections"), problem);
+    }
     section.finish(problems);
     Some(Budgets { transfer: transfer?, index_cache: index_cache?, segment: segment?, connections })
+}
+
+fn read_pace(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Option<Pace> {
+    let Some(mut section) = section else { return Some(Pace::default()) };
+    let before = problems.count();
+    let rate = section.optional_text("rate", problems);
+    let rate = rate.and_then(|text| problems.keep(section.line("rate"), parse_rate(&text).map_err(|why| format!("rebalance.rate: {why}"))));
+    let line = section.line("timetable");
+    let texts = section.optional_texts("timetable", problems).unwrap_or_default();
+    let slot = |text: &String| text.parse::<Slot>().map_err(|why| format!("rebalance.timetable: {why}"));
+    let timetable = texts.iter().filter_map(|text| problems.keep(line, slot(text))).collect();
+    section.finish(problems);
+    (problems.count() == before).then_some(Pace { rate, timetable })
 }
 
 fn read_policy(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Option<Policy> {

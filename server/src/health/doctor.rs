@@ -290,10 +290,9 @@ async fn reach(node: &Arc<Node>) -> Vec<v1::Finding> {
 fn clock_and_distance(node: &Node, peer: NodeIndex) -> Vec<v1::Finding> {
     let Some(view) = node.peers.view(peer) else { return Vec::new() };
     let mut found = vec![judge_offset(&view.node, view.last_heard.map(|_| view.clock_offset_ms))];
-    let layout = node.layout();
-    let sites = layout.site_of(node.me).zip(layout.site_of(peer));
+    let sites = node.layout().site_of(node.me).zip(node.layout().site_of(peer));
     if let Some((here, there)) = sites.filter(|(here, there)| here != there) {
-        let claimed = layout.distance(here, there);
+        let claimed = node.layout().distance(here, there);
         found.push(judge_distance(&view.node, claimed, view.least_round_trip, node.config.policy.verify_distance));
     }
     found

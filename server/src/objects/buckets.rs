@@ -97,6 +97,16 @@ impl Bucket {
         Some(Self { id, name, shards, created, closed: false, now, before: views, _writing: writing, all_drained, partitions })
     }
 
+    /// A bucket in the demo's cluster.
+    #[cfg(test)]
+    #[allow(clippy::unwrap_used)]
+    pub(crate) fn example(policy: &Policy) -> Self {
+        let layout = afar_model::layout::examples::three_sites().unwrap();
+        let chapter = afar_model::document::Chapter::genesis("test", layout, Vec::new());
+        let named = (BucketId::ZERO, "b".to_owned(), 16, Stamp::ZERO);
+        Self::new(named, policy, &Open::new(vec![Arc::new(chapter)], false), &BTreeSet::new()).unwrap()
+    }
+
     /// Under the current layout.
     pub const fn now(&self) -> &View {
         &self.now

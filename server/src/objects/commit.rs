@@ -192,11 +192,9 @@ impl Commit<'_> {
         if self.bucket.queues() { level.min(chosen.level.unwrap_or(Durability::Local)) } else { level }
     }
 
-    /// Whether copies on these nodes may be acknowledged. A copy at one site alone counts only where readers look for it.
+    /// Whether copies on these nodes may be acknowledged.
     fn is_met(&self, node: &Node, durable: &[NodeIndex], chosen: &Targets) -> bool {
-        let level = self.level(node, durable);
-        let findable = || durable.iter().any(|n| self.bucket.may_queue(*n));
-        level >= Some(self.wanted(chosen)) && (level >= Some(Durability::Far) || findable())
+        may_acknowledge(self.bucket, &node.peers.refuted(), durable, self.wanted(chosen))
     }
 
     fn level(&self, node: &Node, nodes: &[NodeIndex]) -> Option<Durability> {
@@ -345,6 +343,15 @@ impl Commit<'_> {
     }
 }
 
+/// Whether copies on these nodes are worth an acknowledgement that has to be `wanted` at least. A copy at one site alone
+/// counts only where readers look for it (rule 3), whatever the level: a bucket that queues does not acknowledge at a stand-in
+/// near its home when the home itself failed in mid-put.
+fn may_acknowledge(bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteIndex)>, durable: &[NodeIndex], wanted: Durability) -> bool {
+    let level = bucket.reached(refuted, durable);
+    let findable = || durable.iter().any(|n| bucket.may_queue(*n));
+    level >= Some(wanted) && (level >= Some(Durability::Far) || findable())
+}
+
 enum Answer {
     Copied(Result<Option<Copied>, NotCopied>),
     Witnessed(Option<Vec<VersionEntry>>),
@@ -379,4 +386,40 @@ pub fn debts(node: &Node, to: &[NodeIndex], keys: &[(RecordKey, RecordKind, u32)
         bytes: *bytes,
     };
     to.iter().flat_map(|to| keys.iter().map(move |key| debt(to, key))).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use afar_model::policy::{DegradedWrites, Policy};
+
+    const STRASBOURG: NodeIndex = NodeIndex(0);
+    const ROUBAIX: NodeIndex = NodeIndex(1);
+    const WARSAW: NodeIndex = NodeIndex(2);
+
+    fn acknowledged(policy: &Policy, durable: &[NodeIndex], wanted: Durability) -> bool {
+        may_acknowledge(&Bucket::example(policy), &BTreeSet::new(), durable, wanted)
+    }
+
+    #[test]
+    fn rule_3_a_queue_bucket_never_acknowledges_at_a_near_stand_in_when_its_home_failed() {
+        let home = Some("strasbourg".to_owned());
+        let policy = Policy { degraded_writes: DegradedWrites::Queue, home, copies: 3, ..Policy::default() };
+        let local = |durable: &[NodeIndex]| acknowledged(&policy, durable, Durability::Local);
+        assert!(local(&[STRASBOURG]) && local(&[STRASBOURG, ROUBAIX]), "at home it may be queued");
+        assert!(!local(&[ROUBAIX]), "no reader would look there: without home they answer 14, with it they find nothing");
+        assert!(!local(&[WARSAW]) && !local(&[]));
+        assert!(local(&[ROUBAIX, WARSAW]), "far is found by any reader");
+        let homeless = Policy { home: None, ..policy.clone() };
+        assert!(acknowledged(&homeless, &[ROUBAIX], Durability::Local), "without a home every node is asked");
+    }
+
+    #[test]
+    fn what_is_not_queued_is_acknowledged_at_its_level_only() {
+        let policy = Policy::default();
+        assert!(!acknowledged(&policy, &[STRASBOURG], Durability::Far));
+        assert!(!acknowledged(&policy, &[STRASBOURG, ROUBAIX], Durability::Far), "406 km");
+        assert!(acknowledged(&policy, &[STRASBOURG, WARSAW], Durability::Far));
+    }
 }

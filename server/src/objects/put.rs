@@ -15,6 +15,7 @@ use super::{
     versions::{self, Listed},
 };
 use crate::{
+    budget::Permit,
     cluster::keyring::Caller,
     limits,
     node::Node,
@@ -40,7 +41,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
-use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
+use tokio::task::JoinSet;
 
 /// What a put is about.
 #[derive(Debug, Clone)]
@@ -114,7 +115,9 @@ pub struct Put {
     destinations: BTreeMap<NodeIndex, Destination>,
     failed: BTreeSet<NodeIndex>,
     pieces: JoinSet<Placed>,
-    _base: OwnedSemaphorePermit,
+    /// Whether a chunk in flight is covered by the base permit, so that there is no room for another.
+    full_up: bool,
+    _base: Permit,
 }
 
 impl std::fmt::Debug for Put {
@@ -148,14 +151,16 @@ struct Placed {
     index: usize,
     length: u32,
     at: Vec<(NodeIndex, At)>,
+    /// It was covered by the base permit.
+    base: bool,
 }
 
 impl Put {
-    /// Checks the intent and takes the first permit.
+    /// Checks the intent. `base`: the permit of [`super::read::admit`], taken before the first byte came.
     ///
     /// # Errors
     /// If the put can be refused before its first byte.
-    pub async fn begin(node: &Arc<Node>, caller: &Caller, intent: Intent) -> Result<Self, ObjectError> {
+    pub async fn begin(node: &Arc<Node>, caller: &Caller, intent: Intent, base: Permit) -> Result<Self, ObjectError> {
         afar_model::record::check_key(&intent.key)?;
         let metadata: usize = intent.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
         if metadata > afar_model::limits::METADATA_BYTES_MAX {
@@ -180,12 +185,6 @@ impl Put {
         {
             return Err(append_only(&intent.key));
         }
-        let base = tokio::time::timeout(limits::ADMISSION_WAIT, Arc::clone(&node.transfer).acquire_many_owned(CHUNK_BYTES as u32));
-        let base = base
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .ok_or_else(|| ObjectError::Busy("the node's transfer budget is in use by other uploads".into()))?;
         Ok(Self {
             node: Arc::clone(node),
             append_only: !may_overwrite,
@@ -202,6 +201,7 @@ impl Put {
             destinations: BTreeMap::new(),
             failed: BTreeSet::new(),
             pieces: JoinSet::new(),
+            full_up: false,
             _base: base,
         })
     }
@@ -253,6 +253,7 @@ impl Put {
             return Err(ObjectError::Invalid(format!("the object is larger than {} GiB", MANIFEST_CHUNKS_MAX * MANIFESTS_MAX / 1024)));
         }
         let record = self.hash(data).await?;
+        self.follow();
         let length = u32::try_from(record.body().len()).unwrap_or(u32::MAX);
         let index = self.chunks.len();
         self.chunks.push(ChunkRef { id: record.id(), length });
@@ -261,6 +262,8 @@ impl Put {
         let chosen = commit::targets(&self.node, &self.bucket, partition, &self.failed).map_err(|error| self.because(error))?;
         let assigned = self.bucket.targets(partition);
         let permit = self.admit().await?;
+        let base = permit.is_none();
+        self.full_up |= base;
         let (node, lane) = (Arc::clone(&self.node), self.lane());
         self.pieces.spawn(async move {
             let sends = chosen.nodes.iter().map(|target| {
@@ -270,7 +273,7 @@ impl Put {
             });
             let at = futures_util::future::join_all(sends).await;
             drop(permit);
-            Placed { index, length, at }
+            Placed { index, length, at, base }
         });
         while let Some(done) = self.pieces.try_join_next() {
             self.note(done.map_err(|error| ObjectError::Internal(error.to_string()))?);
@@ -293,16 +296,25 @@ impl Put {
         Ok(record)
     }
 
+    /// What follows is placed by the layouts that are open now: a long upload must not keep older ones open. What was placed
+    /// before is judged by them in the end.
+    fn follow(&mut self) {
+        if let Some(bucket) = self.node.buckets.get(&self.bucket.id) {
+            self.bucket = bucket;
+        }
+    }
+
     fn lane(&self) -> LaneKind {
         LaneKind::Bulk(usize::from(self.intent.upload.as_bytes().iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte))))
     }
 
     /// A permit for one more chunk in flight. If none is to be had, this put's own pieces are waited for; the last resort
     /// is the base permit, so that an admitted put always goes on.
-    async fn admit(&mut self) -> Result<Option<OwnedSemaphorePermit>, ObjectError> {
+    async fn admit(&mut self) -> Result<Option<Permit>, ObjectError> {
         loop {
-            let room = self.pieces.len() < limits::UPLOAD_PIECES;
-            if room && let Ok(permit) = Arc::clone(&self.node.transfer).try_acquire_many_owned(CHUNK_BYTES as u32) {
+            if self.pieces.len() < limits::UPLOAD_PIECES
+                && let Some(permit) = self.node.transfer.spare()
+            {
                 return Ok(Some(permit));
             }
             match self.pieces.join_next().await {
@@ -310,6 +322,19 @@ impl Put {
                 None => return Ok(None),
             }
         }
+    }
+
+    /// Returns when there is room for the next piece: to be waited for before it is taken from the client.
+    ///
+    /// # Errors
+    /// If a piece in flight panicked.
+    pub async fn ready(&mut self) -> Result<(), ObjectError> {
+        while self.full_up
+            && let Some(done) = self.pieces.join_next().await
+        {
+            self.note(done.map_err(|error| ObjectError::Internal(error.to_string()))?);
+        }
+        Ok(())
     }
 
     fn bit(&mut self, node: NodeIndex) -> u64 {
@@ -321,6 +346,7 @@ impl Put {
     }
 
     fn note(&mut self, done: Placed) {
+        self.full_up &= !done.base;
         let mut deduplicated = true;
         for (target, at) in done.at {
             let bit = self.bit(target);
@@ -400,6 +426,7 @@ impl Put {
     /// # Errors
     /// If anything of that is not so. Nothing is visible under the key then, unless the error says that it may be later.
     pub async fn finish(mut self, object: ObjectId, size: u64) -> Result<Receipt, ObjectError> {
+        self.follow();
         let whole = self.first.take();
         if let Some(data) = &whole {
             self.hasher.update(data);

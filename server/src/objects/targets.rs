@@ -91,19 +91,14 @@ fn first_at(layout: &Layout, nodes: &[NodeIndex], site: SiteIndex) -> Option<Nod
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::cluster::layouts::Open;
-    use afar_model::{document::Chapter, hlc::Stamp, id::BucketId, layout::examples};
-    use std::sync::Arc;
 
     const STRASBOURG: NodeIndex = NodeIndex(0);
     const ROUBAIX: NodeIndex = NodeIndex(1);
     const WARSAW: NodeIndex = NodeIndex(2);
 
     fn targets(up: &[NodeIndex]) -> Targets {
-        let chapter = Chapter::genesis("test", examples::three_sites().unwrap(), Vec::new());
         let policy = Policy { home: Some("strasbourg".into()), ..Policy::default() };
-        let open = Open::new(vec![Arc::new(chapter)], false);
-        let bucket = Bucket::new((BucketId::ZERO, "b".into(), 16, Stamp::ZERO), &policy, &open, &BTreeSet::new()).unwrap();
+        let bucket = Bucket::example(&policy);
         choose(&bucket, &BTreeSet::new(), Partition(3), &|node| up.contains(&node))
     }
 

@@ -101,6 +101,8 @@ async fn pay(node: &Arc<Node>, creditor: NodeIndex) {
 async fn send(node: &Arc<Node>, creditor: NodeIndex, debts: &[Owed]) -> Vec<RecordKey> {
     let mut settled = Vec::new();
     let mut batch: Vec<Record> = Vec::new();
+    let most = node.transfer.repair_batch();
+    let _permit = node.transfer.repair(most).await;
     for debt in debts {
         match fetch::read_here(node, debt.key).await {
             Ok(Some(record)) => batch.push(record),
@@ -108,7 +110,7 @@ async fn send(node: &Arc<Node>, creditor: NodeIndex, debts: &[Owed]) -> Vec<Reco
             Ok(None) => settled.push(debt.key),
             Err(error) => tracing::warn!(%error, "a debt cannot be paid from here"),
         }
-        if batch.iter().map(|record| record.body().len()).sum::<usize>() >= limits::PULL_BYTES {
+        if batch.iter().map(|record| record.body().len()).sum::<usize>() >= most {
             settled.extend(flush(node, creditor, &mut batch).await);
         }
     }

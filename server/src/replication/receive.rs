@@ -19,7 +19,7 @@ use afar_proto::{
 use afar_store::{AppendError, CommitError, SyncFailed, Written};
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, sync::Arc};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 /// Serves one stream of one peer; answers appear in `replies`.
@@ -30,14 +30,13 @@ pub async fn serve(
     replies: mpsc::Sender<Result<v1::StoreReply, Status>>,
 ) {
     let session = Arc::new(Session { node, from, written: Mutex::default() });
-    let room = Arc::new(Semaphore::new(limits::RECEIVE_BYTES as usize));
     loop {
         let request = tokio::select! {
             () = session.node.lifecycle.stopping() => return,
             request = requests.message() => match request { Ok(Some(request)) => request, Ok(None) | Err(_) => return },
         };
-        let weight = weight(&request).clamp(limits::RECEIVE_WEIGHT_MIN, limits::RECEIVE_BYTES);
-        let Ok(permit) = Arc::clone(&room).acquire_many_owned(weight).await else { return };
+        // All streams together are bounded (rule 29). Who waits here waits for this node's disk alone, so nobody waits for ever.
+        let Some(permit) = session.node.transfer.arriving(weight(&request)).await else { return };
         let (session, replies) = (Arc::clone(&session), replies.clone());
         // In a task of its own: a stream that breaks must not tear what is being written.
         session.node.clone().lifecycle.spawn_brief("receive", async move {
@@ -49,11 +48,9 @@ pub async fn serve(
     }
 }
 
-fn weight(request: &v1::StoreRequest) -> u32 {
+fn weight(request: &v1::StoreRequest) -> usize {
     match &request.work {
-        Some(Work::Records(records)) => {
-            records.records.iter().map(|record| u32::try_from(record.body.len()).unwrap_or(u32::MAX)).fold(0, u32::saturating_add)
-        }
+        Some(Work::Records(records)) => records.records.iter().map(|record| record.body.len()).sum(),
         _ => 0,
     }
 }

@@ -45,11 +45,13 @@ async fn compare(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
         let mut pause = limits::RECONCILE_RETRY;
         let mut compared: Compared = None;
         if node.peers.usable(peer) {
-            let round = Round { node: &node, peer, found: Comparison::default(), unknown: false, partitions: node.layout().partitions() };
+            let round = Round { node: &node, peer, found: Comparison::default(), unknown: false, partitions: node.layout().partitions(), expected: None };
             match stop.run_until_cancelled(round.run()).await {
                 None => return,
                 Some(Ok(())) => {
-                    pause = if node.ledger.missing_at(peer) > 0 { limits::RECONCILE_RETRY } else { limits::RECONCILE_EVERY };
+                    // Older layouts stay open until a comparison with everybody was complete.
+                    let again = node.ledger.missing_at(peer) > 0 || node.layouts.waits_for(peer);
+                    pause = if again { limits::RECONCILE_RETRY } else { limits::RECONCILE_EVERY };
                     compared = node.peers.view(peer).map(|view| (view.incarnation, view.boot, view.catching_up));
                 }
                 Some(Err(error)) => tracing::debug!(peer = node.layout().node_name(peer), error, "comparison broken off"),
@@ -98,6 +100,8 @@ struct Round<'a> {
     /// A record of a bucket was seen whose creation has not arrived here yet: nothing can be said of it.
     unknown: bool,
     partitions: u32,
+    /// Only counts what there is to fetch, for status: records and bytes.
+    expected: Option<(u64, u64)>,
 }
 
 impl Round<'_> {
@@ -109,7 +113,9 @@ impl Round<'_> {
         let begun = (Instant::now(), self.node.now());
         let epoch = self.node.loss_epoch();
         let layout = *self.node.layout().hash();
+        self.count().await?;
         let complete = self.walk().await?;
+        self.node.rebalance.expect(self.peer, 0, 0);
         self.push_missing(view.catching_up).await;
         let unchanged = self.node.peers.view(self.peer).is_some_and(|now| now.incarnation == Some(incarnation));
         if !unchanged {
@@ -123,6 +129,24 @@ impl Round<'_> {
             self.node.compared_with(self.peer, epoch);
             self.node.layouts.note_compared(self.peer, begun.0, &layout);
         }
+        Ok(())
+    }
+
+    fn in_transition(&self) -> bool {
+        self.node.layouts.open().chapters().len() > 1
+    }
+
+    /// How much there is to fetch from this peer, before it is fetched: only while layouts change, for it is a walk more.
+    async fn count(&mut self) -> Result<(), String> {
+        if !self.in_transition() {
+            self.node.rebalance.expect(self.peer, 0, 0);
+            return Ok(());
+        }
+        self.expected = Some((0, 0));
+        self.records().await?;
+        self.versions().await?;
+        let (records, bytes) = self.expected.take().unwrap_or_default();
+        self.node.rebalance.expect(self.peer, records, bytes);
         Ok(())
     }
 
@@ -253,14 +277,17 @@ impl Round<'_> {
     }
 
     /// Fetches records from the peer and stores them. Answers whether all of them are here now.
-    async fn pull(&self, wanted: &[(RecordKey, u32)]) -> Result<bool, String> {
+    async fn pull(&mut self, wanted: &[(RecordKey, u32)]) -> Result<bool, String> {
+        if let Some((records, bytes)) = &mut self.expected {
+            *records += wanted.len() as u64;
+            *bytes += wanted.iter().map(|(_, length)| u64::from(*length)).sum::<u64>();
+            return Ok(true);
+        }
         let mut complete = true;
-        let transition = self.node.layouts.open().chapters().len() > 1;
-        for batch in batches(wanted) {
-            if transition {
-                let bytes = batch.iter().filter_map(|key| wanted.iter().find(|(wanted, _)| wanted == key)).map(|(_, length)| u64::from(*length));
-                self.node.rebalance.take(bytes.sum()).await;
-            }
+        for batch in batches(wanted, self.node.transfer.repair_batch()) {
+            let bytes = wanted_bytes(&batch);
+            let _permit = self.node.transfer.repair(bytes).await;
+            let batch: Vec<RecordKey> = batch.into_iter().map(|(key, _)| key).collect();
             let records = fetch::fetch_from(self.node, self.peer, &batch, ChannelKind::Bulk(1)).await?;
             let good: Vec<Record> = records.into_iter().flatten().collect();
             if good.len() < batch.len() {
@@ -270,7 +297,12 @@ impl Round<'_> {
             }
             self.node.store.commit(AppendClass::Repair, good.clone()).await.map_err(|error| error.to_string())?;
             self.node.after_storing(good.iter());
-            self.node.rebalance.fetched(good.len() as u64, good.iter().map(|record| record.body().len() as u64).sum());
+            let bytes = good.iter().map(|record| record.body().len() as u64).sum();
+            self.node.rebalance.fetched(self.peer, good.len() as u64, bytes);
+            if self.in_transition() {
+                let node = self.node;
+                node.rebalance.take(bytes, || node.now()).await;
+            }
         }
         Ok(complete)
     }
@@ -382,6 +414,7 @@ impl Round<'_> {
 
     async fn push(&mut self, keys: &[RecordKey]) {
         for key in keys {
+            let _permit = self.node.transfer.repair(afar_model::limits::CHUNK_BYTES).await;
             let Ok(Some(record)) = fetch::read_here(self.node, *key).await else { continue };
             for group in outbox::group(std::slice::from_ref(&record)) {
                 match copy_to(self.node, self.peer, group, Purpose::Repair, LaneKind::Bulk(1)).await {
@@ -407,15 +440,19 @@ fn order(cursor: &VersionCursor) -> (afar_model::id::BucketId, &str, std::cmp::R
     (cursor.bucket, cursor.key.as_str(), std::cmp::Reverse(cursor.stamp), cursor.id)
 }
 
-fn batches(wanted: &[(RecordKey, u32)]) -> Vec<Vec<RecordKey>> {
-    let mut batches: Vec<Vec<RecordKey>> = Vec::new();
+fn wanted_bytes(batch: &[(RecordKey, u32)]) -> usize {
+    batch.iter().map(|(_, length)| *length as usize).sum()
+}
+
+fn batches(wanted: &[(RecordKey, u32)], most: usize) -> Vec<Vec<(RecordKey, u32)>> {
+    let mut batches: Vec<Vec<(RecordKey, u32)>> = Vec::new();
     let mut bytes = usize::MAX;
     for (key, length) in wanted {
         bytes = bytes.saturating_add(*length as usize);
-        match batches.last_mut().filter(|batch| bytes <= limits::PULL_BYTES && batch.len() < limits::PULL_RECORDS) {
-            Some(batch) => batch.push(*key),
+        match batches.last_mut().filter(|batch| bytes <= most && batch.len() < limits::PULL_RECORDS) {
+            Some(batch) => batch.push((*key, *length)),
             None => {
-                batches.push(vec![*key]);
+                batches.push(vec![(*key, *length)]);
                 bytes = *length as usize;
             }
         }

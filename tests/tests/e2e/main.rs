@@ -20,6 +20,8 @@ mod prepared;
 
 mod lanes;
 
+mod budgets;
+
 mod damage;
 
 mod clients;

@@ -120,7 +120,7 @@ impl World {
             clock: Clock::new(clock_ms),
             lifecycle: lifecycle.clone(),
             state_directory: state.path().to_owned(),
-            transfer: 256 << 20,
+            bulk_window: 1 << 20,
             memory: Memory::new(),
         })
         .unwrap();
@@ -129,7 +129,7 @@ impl World {
             Some(listener) => listener,
             None => TcpListener::bind(&address).await.unwrap(),
         };
-        let door = Door { identity: Arc::clone(&identity), layouts, lifecycle: lifecycle.clone(), connections: 4, peer_window: 1 << 20 };
+        let door = Door { identity: Arc::clone(&identity), layouts, lifecycle: lifecycle.clone(), connections: 4, client_window: 1 << 20, peer_window: 1 << 20 };
         let service = v1::peer_server::PeerServer::new(OnlyHello(Arc::clone(&peers)));
         door.serve(listener, Routes::default(), Routes::new(service));
         peers.start();

@@ -1,6 +1,7 @@
 //! One port, two classes of callers. An accept loop does the TLS handshakes, bounded in number and time, and then hands
 //! each connection to one of two HTTP/2 servers: peers, who prove by certificate to be a node of the layout, get large
-//! windows and the peer service; everybody else is a client with a window of 1 MiB (rule 29) and no way to the peer service.
+//! windows and the peer service; everybody else is a client with a window of at most 1 MiB (rule 29) and no way to the peer
+//! service.
 //!
 //! ```text
 //! accept ─► TLS handshake ─┬─ certificate of a node of the layout ─► peers' server    (control and bulk lanes)
@@ -39,6 +40,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{
     service::Routes,
     transport::{Server, server::Connected},
@@ -53,6 +55,9 @@ pub struct ConnectionInfo {
     pub node: Option<NodeIndex>,
     /// Their certificate names a node of this cluster, be it one that the layout does not name yet.
     pub certified: bool,
+    /// Cancelled to close the connection, with everything on it. HTTP/2 keeps what it has taken over to send until the other
+    /// end takes it, and there is no other way to have it back from one that never does.
+    pub close: CancellationToken,
 }
 
 /// What the listener needs to know.
@@ -66,6 +71,8 @@ pub struct Door {
     pub lifecycle: Lifecycle,
     /// Client connections at once.
     pub connections: usize,
+    /// Window of a client's connection, in bytes.
+    pub client_window: u32,
     /// Window of a peer's connection, in bytes.
     pub peer_window: u32,
 }
@@ -96,7 +103,7 @@ impl Door {
         let accepting = accept(listener, hall, lifecycle.clone());
         lifecycle.spawn("accept", |_| accepting);
         let (ending, stopping) = (lifecycle.clone(), lifecycle.clone());
-        let mut client_server = client_server(&lifecycle);
+        let mut client_server = client_server(&lifecycle, self.client_window);
         let mut peer_server = peer_server(&lifecycle, self.peer_window);
         Servers {
             clients: lifecycle.spawn_brief("clients", async move {
@@ -130,10 +137,8 @@ fn server(lifecycle: &Lifecycle, window: u32) -> Guarded {
         .layer(GuardLayer::new(lifecycle.clone()))
 }
 
-fn client_server(lifecycle: &Lifecycle) -> Guarded {
-    server(lifecycle, limits::CLIENT_WINDOW)
-        .max_connection_age(limits::CLIENT_CONNECTION_AGE)
-        .max_connection_age_grace(limits::CLIENT_CONNECTION_GRACE)
+fn client_server(lifecycle: &Lifecycle, window: u32) -> Guarded {
+    server(lifecycle, window).max_connection_age(limits::CLIENT_CONNECTION_AGE).max_connection_age_grace(limits::CLIENT_CONNECTION_GRACE)
 }
 
 fn peer_server(lifecycle: &Lifecycle, window: u32) -> Guarded {
@@ -233,10 +238,12 @@ impl Hall {
             let mut changes = self.layouts.changes();
             Box::pin(async move { drop(changes.changed().await) }) as Leaving
         });
+        let close = CancellationToken::new();
         let connection = Connection {
             stream,
             anew,
-            info: ConnectionInfo { remote: Some(remote), node, certified: name.is_some() },
+            closed: Box::pin(close.clone().cancelled_owned()),
+            info: ConnectionInfo { remote: Some(remote), node, certified: name.is_some(), close },
             silence: Some(Box::pin(tokio::time::sleep(limits::FIRST_BYTE))),
             held,
             _place: place,
@@ -267,6 +274,7 @@ struct Connection {
     /// Ends when this connection belongs to another class.
     anew: Option<Leaving>,
     info: ConnectionInfo,
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Until the first byte came.
     silence: Option<Pin<Box<Sleep>>>,
     /// If it rests on a certificate: it ends when that is not believed any more.
@@ -291,6 +299,9 @@ impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Some(held) = &self.held {
             held.poll(cx)?;
+        }
+        if self.closed.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         if self.anew.as_mut().is_some_and(|anew| anew.as_mut().poll(cx).is_ready()) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));

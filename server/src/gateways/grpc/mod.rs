@@ -6,6 +6,8 @@ pub mod listener;
 
 pub mod guard;
 
+pub mod flow;
+
 pub mod auth;
 
 pub mod meta;

@@ -135,11 +135,13 @@ impl Peer for PeerService {
     type FetchStream = Pin<Box<dyn Stream<Item = Result<v1::FetchReply, Status>> + Send>>;
 
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
-        self.partner(&request)?;
+        let from = self.partner(&request)?;
         let keys = keys(&request.into_inner().keys)?;
         let node = Arc::clone(&self.node);
         let replies = async_stream::stream! {
             for key in keys {
+                // Held until the next is asked for: by then this one is on its way (rule 29).
+                let _permit = node.transfer.answers.take(from, afar_model::limits::CHUNK_BYTES).await;
                 yield Ok(match fetch::read_here(&node, key).await {
                     Ok(Some(record)) => v1::FetchReply { record: Some(v1::Record::from(&record)), bad: false },
                     Ok(None) => v1::FetchReply { record: None, bad: false },

@@ -6,7 +6,7 @@ use crate::{
     limits,
     node::Node,
 };
-use afar_model::layout::NodeIndex;
+use afar_model::layout::{Duty, NodeIndex};
 use afar_proto::{
     convert,
     v1::{self, status_server::Status as StatusTrait},
@@ -63,7 +63,8 @@ fn report(node: &Node) -> v1::NodeStatus {
     let oldest = owed.iter().map(|owed| owed.oldest).min();
     let site = layout.site_of(node.me).map(|site| layout.site_name(site).to_owned()).unwrap_or_default();
     let oldest_unverified = node.store.oldest_unverified().map_or(0, |oldest| node.now().since(oldest).as_secs());
-    let held = node.config.limits.transfer.saturating_sub(node.transfer.available_permits() as u64);
+    let to_fetch = node.rebalance.to_fetch();
+    let shares: Vec<v1::BudgetShare> = node.transfer.report().into_iter().map(share).collect();
     v1::NodeStatus {
         node: layout.node_name(node.me).to_owned(),
         site,
@@ -75,8 +76,8 @@ fn report(node: &Node) -> v1::NodeStatus {
         capacity_bytes: usage.capacity,
         used_bytes: usage.used,
         oldest_unverified_seconds: oldest_unverified,
-        sites: layout.sites().iter().map(site_info).collect(),
-        nodes: layout.node_indexes().filter_map(|n| node_info(node, n)).collect(),
+        sites: layout.sites().iter().filter(|site| site.duty != Duty::Removed).map(site_info).collect(),
+        nodes: layout.node_indexes().filter(|n| layout.duty(*n) != Duty::Removed).filter_map(|n| node_info(node, n)).collect(),
         peers: layout.node_indexes().filter(|n| *n != node.me).filter_map(|n| peer_view(node, n)).collect(),
         surveys: survey.shards.clone(),
         surveyed_at: survey.at.0,
@@ -89,12 +90,29 @@ fn report(node: &Node) -> v1::NodeStatus {
         checks: checks::checks(node),
         endpoint: node.endpoint(node.me),
         transfer_budget_bytes: node.config.limits.transfer,
-        transfer_in_flight_bytes: held,
+        // Windows are promised, not in flight.
+        transfer_in_flight_bytes: shares.iter().filter(|share| !share.name.ends_with("windows")).map(|share| share.used_bytes).sum(),
+        transfer_shares: shares,
+        syncs: usage.directories.iter().filter_map(syncs).collect(),
         index_cache_bytes: usage.index_cache_bytes,
         index_bytes: usage.index_bytes,
         buckets: node.buckets.present().buckets.len() as u64,
         default_policy: Some(v1::Policy::from(&node.config.policy)),
+        to_fetch_records: to_fetch.0,
+        to_fetch_bytes: to_fetch.1,
+        fetch_bytes_per_second: node.rebalance.rate(),
+        surplus_records: node.surplus().unwrap_or(u64::MAX),
+        open_layouts: node.layouts.open().chapters().len() as u32,
     }
+}
+
+fn share((name, total_bytes, used_bytes): (&str, u64, u64)) -> v1::BudgetShare {
+    v1::BudgetShare { name: name.to_owned(), total_bytes, used_bytes }
+}
+
+fn syncs(directory: &afar_store::DirectoryUsage) -> Option<v1::DirectorySyncs> {
+    let afar_store::SyncCounts { requests, shared, unasked } = directory.syncs;
+    Some(v1::DirectorySyncs { directory: convert::bytes(directory.id?.as_bytes()), requests, shared, unasked })
 }
 
 fn own_state(node: &Node, usage: &afar_store::Usage) -> &'static str {
@@ -115,6 +133,7 @@ fn site_info(site: &afar_model::layout::Site) -> v1::SiteInfo {
         uncertainty_metres: site.uncertainty.0,
         country: site.country.clone(),
         provider: site.provider.clone(),
+        duty: site.duty.name().to_owned(),
     }
 }
 
@@ -126,6 +145,7 @@ fn node_info(node: &Node, index: NodeIndex) -> Option<v1::NodeInfo> {
         site: named.site.clone(),
         capacity_bytes: named.capacity,
         endpoint: node.endpoint(index),
+        duty: layout.duty(index).name().to_owned(),
     })
 }
 
