@@ -3,6 +3,8 @@ use std::time::Duration;
 
 /// Longer than any healthy handshake between continents, short enough to try three endpoints while somebody waits.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A handshake alone, to see whom a node is certified by: with [`CONNECT_TIMEOUT`] for the connection in it.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(8);
 /// A dead peer is noticed in the middle of a transfer after this and [`KEEPALIVE_TIMEOUT`], not after TCP's quarter of an hour.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long an answer to a keepalive may take.

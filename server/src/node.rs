@@ -10,9 +10,10 @@ use crate::{
         exchange,
         identity::{Expected, Identity, IdentityError, Reloaded},
         keyring::{KeyRing, NotSealed},
-        layouts::{ChainError, Layouts},
+        layouts::{self, ChainError, Layouts},
         memory::{self, MemoryError},
         peers::{Own, PeerError, Peers, PeersOptions},
+        trust::Trust,
     },
     config::Config,
     files,
@@ -179,13 +180,17 @@ impl Node {
         let clock = Clock::new(config.clock_offset_ms);
         let identity = Arc::new(load_identity(&config, clock.now())?);
         let lifecycle = Lifecycle::new();
+        let before_layouts = is_of_a_version_without_layouts(&config);
         let (store, opened) = open_store(&config, &clock, &lifecycle).await?;
         start_clock(&clock, &store, &lifecycle).await?;
         let listener = TcpListener::bind(config.listen).await.map_err(|error| StartError::Listen { address: config.listen, error })?;
         let address = listener.local_addr().map_err(|error| StartError::Listen { address: config.listen, error })?;
-        // A chain that is new beside disks that are not: what was forgotten with it, only the others can tell.
-        let forgotten = !config.state.join("layouts").exists() && opened.directories.iter().any(|directory| directory.state == DirectoryState::Healthy);
+        // A chain that is new beside disks that are not: what was forgotten with it, only the others can tell. Unless there
+        // never was one: then nothing was ever done by any other layout, and a lone survivor that is upgraded goes on.
+        let no_chain = !before_layouts && !config.state.join("layouts").exists();
+        let forgotten = no_chain && opened.directories.iter().any(|directory| directory.state == DirectoryState::Healthy);
         let layouts = Arc::new(Layouts::load(&config.state, &config.cluster, config.genesis.clone(), config.layouts.clone())?);
+        note_layouts(&config)?;
         let me = layouts.current().node_named(&config.node).ok_or_else(|| StartError::NotInLayout(config.node.clone()))?;
         let transfer = Budget::new(config.limits.transfer, layouts.current().members().count().saturating_sub(1), config.limits.connections);
         let peers = Peers::new(PeersOptions {
@@ -223,6 +228,7 @@ impl Node {
             config,
         });
         node.begin_alone();
+        node.follow_trust();
         node.reload_settings().await;
         node.prepare();
         let servers = node.open_doors(listener);
@@ -375,7 +381,15 @@ async fn drain(node: &Node, servers: Servers) -> Result<(), String> {
 /// # Errors
 /// What is wrong with them.
 pub fn load_identity(config: &Config, now: UnixMillis) -> Result<Identity, IdentityError> {
-    Identity::load(&config.tls, expected(config, now))
+    let trust = layouts::newest(layouts::glance(&config.state), &config.layouts).map(|document| Trust::from(&document)).unwrap_or_default();
+    match Identity::load_trusting(&config.tls, expected(config, now), trust.clone()) {
+        // A layout must not keep a node from starting; whom it withdraws stays withdrawn.
+        Err(IdentityError::Trust(error)) => {
+            tracing::error!(%error, "the authorities that the layout names are left out");
+            Identity::load_trusting(&config.tls, expected(config, now), Trust { extra_roots: Vec::new(), ..trust })
+        }
+        loaded => loaded,
+    }
 }
 
 fn expected(config: &Config, now: UnixMillis) -> Expected<'_> {
@@ -421,6 +435,24 @@ async fn open_store(config: &Config, clock: &Clock, lifecycle: &Lifecycle) -> Re
         }
     }
     Ok((store, opened))
+}
+
+/// Says, in the folder of a node's state, that it has had a chain of layouts: beside the folder that holds it.
+const HAS_LAYOUTS: &str = "has_layouts";
+
+/// Whether what ran here last was a version that knew no layouts but its configuration's: it has left its list of
+/// directories, and not the word that there was more.
+fn is_of_a_version_without_layouts(config: &Config) -> bool {
+    !is_first_start(config) && !config.state.join("layouts").exists() && !config.state.join(HAS_LAYOUTS).exists()
+}
+
+fn note_layouts(config: &Config) -> Result<(), StartError> {
+    let path = config.state.join(HAS_LAYOUTS);
+    if path.exists() {
+        return Ok(());
+    }
+    let text = b"without the folder \"layouts\", this node does not know what it has forgotten\n";
+    files::replace(&path, text, 0o644).map_err(|error| StartError::File { path, error })
 }
 
 /// Whether this node has never had a directory: then there is nothing that an empty one could hide (rule 19).

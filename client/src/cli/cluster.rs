@@ -1,7 +1,7 @@
-//! `afar cluster init`: the arguments; what is written is in [`crate::cluster`].
+//! `afar cluster`: the arguments; what is written is in [`crate::cluster`], what changes keys in [`super::rekey`].
 // Doc comments of arguments are their help texts: square brackets are syntax there, not links.
 #![allow(rustdoc::broken_intra_doc_links)]
-use super::{PolicyFlags, Session, policy, units};
+use super::{PolicyFlags, Session, policy, rekey, units};
 use crate::{
     cluster::{Blueprint, NodePlan, create},
     error::Error,
@@ -11,11 +11,15 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Make a new cluster's certificates and configurations
+/// Make a cluster, and replace the keys that it rests on
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a certificate authority and a folder for each node
     Init(Init),
+    /// Replace the keys that a cluster rests on, while it serves
+    Rekey(rekey::Rekey),
+    /// Make an operator's folder anew, when it was lost or stolen
+    Recover(rekey::Recover),
 }
 
 /// Make a certificate authority and a folder for each node
@@ -44,8 +48,15 @@ pub struct Init {
     policy: PolicyFlags,
 }
 
-pub(super) fn run(session: &Session, command: Command) -> Result<u8, Error> {
-    let Command::Init(arguments) = command;
+pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error> {
+    match command {
+        Command::Init(arguments) => init(session, arguments),
+        Command::Rekey(arguments) => rekey::run(session, arguments).await,
+        Command::Recover(arguments) => rekey::recover(session, arguments).await,
+    }
+}
+
+fn init(session: &Session, arguments: Init) -> Result<u8, Error> {
     let plan = Blueprint {
         cluster: arguments.name,
         sites: arguments.site,

@@ -177,6 +177,7 @@ async fn merge(session: &Session, kept: &str, options: &Options) -> Result<u8, E
 
 /// Whom only the other side knows is not forgotten, and whoever is lost to either side is lost.
 fn join(document: &mut Document, other: &Document) {
+    document.withdraw_as(other);
     for site in &other.sites {
         match document.sites.iter_mut().find(|known| known.name == site.name) {
             Some(known) => {

@@ -36,6 +36,8 @@ mod ls;
 
 mod policy;
 
+mod rekey;
+
 mod put;
 
 mod rm;
@@ -139,16 +141,16 @@ pub enum Command {
     Status(status::Arguments),
     /// Let every node examine its machine and its ways to the others
     Doctor(doctor::Arguments),
-    /// Make, list and remove buckets
+    /// Make, list, change and remove buckets
     #[command(subcommand)]
     Bucket(bucket::Command),
     /// Make, list and revoke access keys
     #[command(subcommand)]
     Key(key::Command),
-    /// Make a new cluster's certificates and configurations
+    /// Make a cluster, and replace the keys that it rests on
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Add, drain, replace and remove nodes
+    /// Add, drain, replace and remove nodes, and refuse stolen keys
     #[command(subcommand)]
     Node(node::Command),
     /// Correct, retire and give up sites
@@ -300,9 +302,9 @@ async fn dispatch(session: &Session, command: Command) -> Result<u8, Error> {
         Command::Cp(arguments) => cp::run(session, arguments).await,
         Command::Status(arguments) => status::run(session, arguments).await,
         Command::Doctor(arguments) => doctor::run(session, arguments).await,
-        Command::Bucket(command) => bucket::run(session, command).await,
+        Command::Bucket(command) => Box::pin(bucket::run(session, command)).await,
         Command::Key(command) => key::run(session, command).await,
-        Command::Cluster(command) => cluster::run(session, command),
+        Command::Cluster(command) => Box::pin(cluster::run(session, command)).await,
         Command::Node(command) => Box::pin(node::run(session, command)).await,
         Command::Site(command) => Box::pin(site::run(session, command)).await,
         Command::Layout(command) => Box::pin(layout::run(session, command)).await,

@@ -3,16 +3,17 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 use super::{
     Session, cluster,
-    operate::{Desk, Options, carry_out, sit_down},
+    operate::{Desk, Options, Way, carry_out, carry_out_in, sit_down},
     units,
 };
 use crate::{
     cluster::{
         AdminKey, Blueprint, NodePlan,
-        authority::{Authority, Pair},
         config_file::{self, LayoutSource},
+        handshake::{self, Shown},
         init::{Bundle, client_env, read_about, write_bundle},
         operator::Operator,
+        rotation::{Authorities, since_epoch},
     },
     error::{Error, Kind},
 };
@@ -25,10 +26,9 @@ use serde_json::json;
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
 };
 
-/// Add, drain, replace and remove nodes
+/// Add, drain, replace and remove nodes, and refuse stolen keys
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Add a node: makes its bundle, and a layout that names it
@@ -41,6 +41,8 @@ pub enum Command {
     Replace(Replace),
     /// Change a node's capacity or address
     Set(Set),
+    /// Refuse a node's key from now on: it was stolen, or may have been
+    Revoke(Revoke),
 }
 
 /// Add a node
@@ -101,6 +103,28 @@ pub struct Replace {
     options: Options,
 }
 
+/// Refuse a node's key
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The key is that of the certificate which the node shows now. If its machine has its new bundle already, name the old certificate.
+Then the node needs a new key: `afar node replace NAME -o BUNDLE`. Clients are not told of revoked keys: where a thief could
+pose as the node to them, change the authority, too (`afar cluster rekey --authority`).")]
+pub struct Revoke {
+    /// Its name
+    name: String,
+    /// The certificate whose key is refused; else the one that the node shows
+    #[arg(long, value_name = "FILE")]
+    certificate: Option<PathBuf>,
+    /// Hand over what it holds, too, once it has a new key
+    #[arg(long, conflicts_with = "lost")]
+    drain: bool,
+    /// It is gone for good, with all that it held
+    #[arg(long)]
+    lost: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
 /// Change a node
 #[derive(Debug, Args)]
 pub struct Set {
@@ -144,6 +168,51 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error
             .await
         }
         Command::Replace(arguments) => replace(session, &arguments).await,
+        Command::Revoke(arguments) => revoke(session, &arguments).await,
+    }
+}
+
+async fn revoke(session: &Session, arguments: &Revoke) -> Result<u8, Error> {
+    let Revoke { name, options, .. } = arguments;
+    let mut desk = sit_down(options).await?;
+    let mut document = desk.operator.change(format!("the key of {name} is revoked"))?;
+    let endpoint = named(&mut document, name)?.endpoint.clone();
+    let certificate = match &arguments.certificate {
+        Some(file) => {
+            let pem = fs::read(file).map_err(|error| Error::io(file.display(), &error))?;
+            handshake::certificates(&pem, &file.display().to_string())?.into_iter().next().unwrap_or_default()
+        }
+        None => certificate_at(&endpoint, &options.dir, &document.cluster).await?,
+    };
+    if !handshake::names_node(&certificate, &document.cluster, name) {
+        return Err(Error::usage(format!("this certificate is not {name}'s")).hint("name the right one with --certificate"));
+    }
+    let news = document.revoke(handshake::key_digest(&certificate)?);
+    let duty = if arguments.lost { Some(Duty::Lost) } else { arguments.drain.then_some(Duty::Draining) };
+    let node = named(&mut document, name)?;
+    let way = match duty.filter(|duty| node.duty != *duty) {
+        Some(duty) => {
+            node.duty = duty;
+            Way::default()
+        }
+        None if news => Way::in_place(),
+        None => return Err(Error::usage(format!("the key of {name} is revoked already")).hint("see `afar layout history`")),
+    };
+    let (code, carried) = carry_out_in(session, &mut desk, document, options, way).await?;
+    if carried && !arguments.lost {
+        session.out.note(format!("the others refuse {name} until it has a new key: afar node replace {name} -o BUNDLE"));
+    }
+    Ok(code)
+}
+
+/// The certificate that is shown at an endpoint, if one of the cluster's authorities made it.
+async fn certificate_at(endpoint: &str, folder: &Path, cluster: &str) -> Result<Vec<u8>, Error> {
+    let believed = Authorities::of(folder, cluster).believed()?;
+    let elsewhere = "if the node is down, name its certificate with --certificate FILE; it lies in its folder and its bundle as node.crt";
+    match handshake::shown(endpoint, &believed).await {
+        Ok(Shown::Believed(certificate)) => Ok(certificate),
+        Ok(Shown::Refused(why)) => Err(Error::usage(format!("the certificate at {endpoint} is none of this cluster's: {why}")).hint(elsewhere)),
+        Err(error) => Err(error.hint(elsewhere)),
     }
 }
 
@@ -258,10 +327,8 @@ fn finish_bundle(
     let folder = operator.folder();
     let read = |name: &str| fs::read_to_string(folder.join(name)).map_err(|error| Error::io(folder.join(name).display(), &error));
     let crypto = |error: &rcgen::Error| Error::new(Kind::Failed, format!("make certificates: {error}"));
-    let pair = Pair { certificate: read("ca/ca.crt")?, key: read("ca/ca.key")? };
-    let authority = Authority::restore(&about.cluster, pair).map_err(|error| crypto(&error))?;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    let made = authority.node(&about.cluster, &node.name, &node.host, now).map_err(|error| crypto(&error))?;
+    let authority = Authorities::of(folder, &about.cluster).present()?;
+    let made = authority.node(&about.cluster, &node.name, &node.host, since_epoch()).map_err(|error| crypto(&error))?;
     let admin = AdminKey::read(&folder.join("client/admin.key"))?;
     let (ca, secret) = (read("client/ca.crt")?, read("ca/cluster.secret")?);
     let wrong = |error: &std::io::Error| Error::io(output.display(), error);

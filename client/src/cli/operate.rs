@@ -5,7 +5,7 @@ use crate::{
     client::{Client, Config},
     cluster::{
         AdminKey,
-        operator::{Draft, Operator, Said, name_of},
+        operator::{Custodian, Draft, Operator, Planned, Repromised, Said, name_of},
     },
     error::{Error, Kind},
     limits,
@@ -15,6 +15,7 @@ use afar_model::{
     layout::{Duty, Layout},
     placement::Geography,
     plan::{self, Move},
+    policy::Policy,
 };
 use clap::Args;
 use serde_json::{Value, json};
@@ -72,9 +73,33 @@ fn client(operator: &Operator) -> Result<Client, Error> {
     Client::connect(&Config { endpoints, access_key_id, secret_access_key, ca_pem, rounds: limits::ROUNDS })
 }
 
+/// How a change is carried out.
+#[derive(Debug, Default)]
+pub struct Way {
+    /// Only for these policies is anything assigned anew, and only if nothing is yet; else for every one.
+    pub only: Option<Vec<Policy>>,
+    /// Who signs; else the folder's own key.
+    pub by: Option<Custodian>,
+}
+
+impl Way {
+    /// Nothing moves.
+    pub const fn in_place() -> Self {
+        Self { only: Some(Vec::new()), by: None }
+    }
+}
+
 /// Plans a change, shows it, asks, and carries it out. Answers the exit code, and whether it was carried out.
 pub async fn carry_out(session: &Session, desk: &mut Desk, document: Document, options: &Options) -> Result<(u8, bool), Error> {
-    let draft = desk.operator.plan(document, &desk.said)?;
+    carry_out_in(session, desk, document, options, Way::default()).await
+}
+
+/// As [`carry_out`], in a certain way.
+pub async fn carry_out_in(session: &Session, desk: &mut Desk, document: Document, options: &Options, way: Way) -> Result<(u8, bool), Error> {
+    let draft = match &way.only {
+        None => desk.operator.plan(document, &desk.said)?,
+        Some(policies) => desk.operator.plan_only(document, &desk.said, policies)?,
+    };
     let out = &session.out;
     if !out.json {
         out.lines(&words(desk, &draft)?)?;
@@ -86,7 +111,8 @@ pub async fn carry_out(session: &Session, desk: &mut Desk, document: Document, o
         return Ok((u8::from(!draft.infeasible.is_empty()) * 5, false));
     }
     confirm(options, "apply this?")?;
-    let signed = desk.operator.custodian()?.sign(&draft.document);
+    let custodian = way.by.map_or_else(|| desk.operator.custodian(), Ok)?;
+    let signed = custodian.sign(&draft.document);
     let (have, silent) = desk.operator.apply(&desk.client, signed).await?;
     let head = name_of(desk.operator.head()?);
     out.either(
@@ -126,6 +152,13 @@ fn words(desk: &Desk, draft: &Draft) -> Result<Vec<String>, Error> {
     let head = desk.operator.head()?;
     let mut lines = vec![format!("{} -> version {}: {}", name_of(head), draft.document.version, draft.document.note)];
     lines.extend(layout_lines(&draft.layout));
+    lines.extend(trust_lines(&head.document, &draft.document));
+    for changed in &draft.changed {
+        lines.push(format!("bucket {}: {}", changed.bucket, policy::words(&changed.before)));
+        lines.push(format!("  becomes: {}", policy::words(&changed.after)));
+        lines.extend(move_lines(draft, &changed_moves(changed)));
+    }
+    let told = |planned: &Planned| !planned.buckets.is_empty() && planned.buckets.iter().all(|b| draft.changed.iter().any(|c| c.bucket == *b));
     for planned in &draft.plans {
         let buckets = if planned.buckets.is_empty() { "new buckets".to_owned() } else { planned.buckets.join(", ") };
         lines.push(format!("policy of {buckets}: {}", policy::words(&planned.policy)));
@@ -136,7 +169,9 @@ fn words(desk: &Desk, draft: &Draft) -> Result<Vec<String>, Error> {
             units::bytes(usable.bytes),
             planned.assignment.sets().len()
         ));
-        lines.extend(move_lines(draft, &moves(planned)));
+        if !told(planned) {
+            lines.extend(move_lines(draft, &moves(planned)));
+        }
         lines.extend(survivor_lines(draft, planned, stored(&desk.said)));
     }
     for (buckets, policy, why) in &draft.infeasible {
@@ -148,6 +183,28 @@ fn words(desk: &Desk, draft: &Draft) -> Result<Vec<String>, Error> {
     Ok(lines)
 }
 
+/// What a change means for those who may sign, certify and connect.
+fn trust_lines(before: &Document, after: &Document) -> Vec<String> {
+    let short = |bytes: &[u8]| hex::encode(bytes.get(..8).unwrap_or(bytes));
+    let digest = |der: &Vec<u8>| short(blake3::hash(der).as_bytes());
+    let new = |now: &[[u8; 32]], was: &[[u8; 32]]| now.iter().filter(|key| !was.contains(key)).map(|key| short(key)).collect::<Vec<_>>();
+    let say = |what: &str, whom: Vec<String>| whom.into_iter().map(move |one| format!("{what} {one}")).collect::<Vec<_>>();
+    let authorities = after.authorities.iter().filter(|der| !before.authorities.contains(der)).map(digest).collect();
+    [
+        say("may sign layouts from now on:", new(&after.custodians, &before.custodians)),
+        say("may not sign layouts any more:", new(&before.custodians, &after.custodians)),
+        say("is trusted to certify nodes:", authorities),
+        say("is not trusted to certify nodes any more:", new(&after.distrusted, &before.distrusted)),
+        say("nodes with this key are refused:", new(&after.revoked, &before.revoked)),
+    ]
+    .concat()
+}
+
+fn changed_moves(changed: &Repromised) -> Vec<Move> {
+    let both = changed.previous.as_ref().zip(changed.assignment.as_ref());
+    both.map(|(previous, next)| plan::moves(previous, next, &|_| 0)).unwrap_or_default()
+}
+
 fn stored(_: &[Said]) -> u64 {
     0
 }
@@ -157,7 +214,7 @@ fn weights(layout: &Layout) -> Vec<u64> {
     layout.node_indexes().map(weight).collect()
 }
 
-fn moves(planned: &crate::cluster::operator::Planned) -> Vec<Move> {
+fn moves(planned: &Planned) -> Vec<Move> {
     planned.previous.as_ref().map(|previous| plan::moves(previous, &planned.assignment, &|_| 0)).unwrap_or_default()
 }
 
@@ -172,7 +229,7 @@ fn move_lines(draft: &Draft, moves: &[Move]) -> Vec<String> {
     if moves.is_empty() { vec!["  nothing moves".into()] } else { moves.iter().map(line).collect() }
 }
 
-fn survivor_lines(draft: &Draft, planned: &crate::cluster::operator::Planned, stored: u64) -> Vec<String> {
+fn survivor_lines(draft: &Draft, planned: &Planned, stored: u64) -> Vec<String> {
     let geography = Geography::claimed(&draft.layout);
     let survivors = plan::survivors(&planned.policy, &geography, &weights(&draft.layout), stored);
     let used = |survivor: &&plan::Survivor| draft.layout.nodes_at(survivor.site).any(|node| draft.layout.duty(node) == Duty::Active);
@@ -231,6 +288,10 @@ pub fn layout_value(layout: &Layout) -> Value {
 }
 
 fn value(desk: &Desk, draft: &Draft, applied: Option<(&Vec<String>, &Vec<String>)>) -> Result<Value, Error> {
+    let move_values = |draft: &Draft, moves: Vec<Move>| {
+        let name = |node| draft.layout.node_name(node).to_owned();
+        moves.iter().map(|m| json!({"from": m.from.map(name), "to": name(m.to), "partitions": m.partitions})).collect::<Vec<_>>()
+    };
     let plans = draft.plans.iter().map(|planned| {
         let usable = plan::usable_capacity(&planned.assignment, &weights(&draft.layout));
         let name = |node| draft.layout.node_name(node).to_owned();
@@ -240,8 +301,12 @@ fn value(desk: &Desk, draft: &Draft, applied: Option<(&Vec<String>, &Vec<String>
             "usable_bytes": usable.bytes,
             "bottleneck": usable.bottleneck.map(name),
             "sets": planned.assignment.sets().len(),
-            "moves": moves(planned).iter().map(|m| json!({"from": m.from.map(name), "to": name(m.to), "partitions": m.partitions})).collect::<Vec<_>>(),
+            "moves": move_values(draft, moves(planned)),
         })
+    });
+    let changed = draft.changed.iter().map(|changed| {
+        json!({"bucket": changed.bucket, "before": policy::json(&changed.before), "after": policy::json(&changed.after),
+               "moves": move_values(draft, changed_moves(changed))})
     });
     let infeasible = draft.infeasible.iter().map(|(buckets, policy, why)| {
         let help = plan::suggest(policy, &Geography::claimed(&draft.layout));
@@ -249,6 +314,7 @@ fn value(desk: &Desk, draft: &Draft, applied: Option<(&Vec<String>, &Vec<String>
                "suggestions": help.iter().map(ToString::to_string).collect::<Vec<_>>()})
     });
     let head = desk.operator.head()?;
+    let parent = desk.operator.chapters().iter().find(|chapter| draft.document.parents.first() == Some(chapter.layout.hash()));
     Ok(json!({
         "applied": applied.is_some(),
         "nodes": applied.map(|(have, _)| have),
@@ -259,5 +325,7 @@ fn value(desk: &Desk, draft: &Draft, applied: Option<(&Vec<String>, &Vec<String>
         "layout": layout_value(&draft.layout),
         "plans": plans.collect::<Vec<_>>(),
         "infeasible": infeasible.collect::<Vec<_>>(),
+        "changed": changed.collect::<Vec<_>>(),
+        "trust": parent.map(|parent| trust_lines(&parent.document, &draft.document)),
     }))
 }

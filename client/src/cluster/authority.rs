@@ -1,9 +1,10 @@
 //! The cluster's certificate authority and its nodes' certificates: ECDSA P-256 by AWS-LC.
 //!
-//! A node is known by the URI in its certificate, `afar://CLUSTER/NODE`, and reached by the host in it. There is no revocation
-//! list: a node leaves by leaving the layout.
+//! A node is known by the URI in its certificate, `afar://CLUSTER/NODE`, and reached by the host in it. A key is
+//! revoked, and an authority withdrawn, by the layout.
+use super::handshake;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber,
     date_time_ymd,
 };
 use std::{net::IpAddr, time::Duration};
@@ -81,6 +82,12 @@ impl Authority {
     pub fn restore(cluster: &str, pair: Pair) -> Result<Self, rcgen::Error> {
         let key = KeyPair::from_pem(&pair.key)?;
         Ok(Self { params: ca_params(cluster), key, pair })
+    }
+
+    /// Whether the key is the certificate's.
+    pub fn is_whole(&self) -> bool {
+        let certificates = handshake::certificates(self.pair.certificate.as_bytes(), "it").unwrap_or_default();
+        certificates.first().and_then(|der| handshake::public_key(der).ok()).is_some_and(|key| key == self.key.subject_public_key_info())
     }
 
     /// Makes a node's certificate for the host that clients and peers reach it by, valid from `now` for a year.

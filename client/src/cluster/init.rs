@@ -222,7 +222,11 @@ pub fn create(dir: &Path, plan: &Blueprint) -> Result<PathBuf, Error> {
     Ok(target)
 }
 
-fn refuse_occupied(dir: &Path) -> Result<(), Error> {
+/// Nothing is ever written over what is there.
+///
+/// # Errors
+/// If something is in the folder.
+pub(crate) fn refuse_occupied(dir: &Path) -> Result<(), Error> {
     match fs::read_dir(dir).map(|mut entries| entries.next().is_some()) {
         Ok(true) => Err(Error::usage(format!("{}: is not empty", dir.display()))
             .hint("name a folder that does not exist yet; a cluster is never written over another")),
@@ -258,9 +262,7 @@ fn write_cluster(root: &Path, target: &Path, plan: &Blueprint) -> Result<(), Err
     second.write(&root.join("recovery/custodian.key"))?;
     write(root.join("recovery/README"), RECOVERY.as_bytes(), durable::PUBLIC)?;
     let custodians = [custodian.public(), second.public()];
-    let names = format!("cluster = {}\npartitions = {}\ncustodians = {}", toml_text(&plan.cluster), plan.partitions, toml_list(&custodians));
-    let about = format!("{names}\n{}", config_file::policy(plan));
-    write(root.join("cluster.toml"), about.as_bytes(), durable::PUBLIC)?;
+    write_about(root, plan, &custodians)?;
     if let Ok(layout) = plan.layout() {
         Operator::begin(root, &plan.cluster, layout, custodians.to_vec())?;
     }
@@ -278,11 +280,27 @@ fn write_cluster(root: &Path, target: &Path, plan: &Blueprint) -> Result<(), Err
 }
 
 /// What whoever finds the second key must know.
-const RECOVERY: &str = "\
+pub const RECOVERY: &str = "\
 custodian.key is a second key that may sign this cluster's layouts. Keep this folder elsewhere than the rest: on another
-machine, in another building. If the first key is lost or stolen, put this one in its place (DIR/layout/custodian.key) and run
-`afar cluster rekey`. Any node can give you the chain of layouts back.
+machine, in another building. If the first key is lost or stolen, this one makes a new folder for whoever operates the cluster:
+
+  afar cluster recover NEWDIR --custodian custodian.key --cluster-secret cluster.secret --endpoint https://ANY-NODE:7700
+
+It also needs an administrator's access key and the cluster's ca.crt (flags or AFAR_*, as for any command). They and
+cluster.secret lie in every node's folder. The authority's key is not needed: a new authority is made. Any node gives back the
+chain of layouts. The lost key may not sign any more from then on.
 ";
+
+/// Writes what a folder says of its cluster: name, partitions, policy, and who may change the layout.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_about(folder: &Path, plan: &Blueprint, custodians: &[PublicKey]) -> Result<(), Error> {
+    let names = format!("cluster = {}\npartitions = {}\ncustodians = {}", toml_text(&plan.cluster), plan.partitions, toml_list(custodians));
+    let about = format!("{names}\n{}", config_file::policy(plan));
+    let path = folder.join("cluster.toml");
+    durable::write(&path, about.as_bytes(), durable::PUBLIC).map_err(|error| Error::io(path.display(), &error))
+}
 
 fn toml_text(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()

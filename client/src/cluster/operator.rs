@@ -24,12 +24,18 @@ use afar_model::{
 use afar_proto::v1;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use futures_util::StreamExt as _;
+use tonic::Code;
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
+
+/// Where the folder's own key is.
+const CUSTODIAN: &str = "layout/custodian.key";
+/// Where the second one is, until it is taken elsewhere. What is to take the place of either lies beside it as `NAME.next`.
+const SECOND: &str = "recovery/custodian.key";
 
 /// Bytes of a chain in one message.
 const PART_BYTES: usize = 256 << 10;
@@ -67,6 +73,14 @@ impl Custodian {
         Ok(Self { pair, secret })
     }
 
+    /// The same key once more.
+    ///
+    /// # Errors
+    /// Never in practice: it was read before.
+    pub fn again(&self) -> Result<Self, Error> {
+        Self::from_secret(self.secret.clone())
+    }
+
     /// What goes into a layout.
     pub fn public(&self) -> PublicKey {
         self.pair.public_key().as_ref().try_into().unwrap_or_default()
@@ -80,6 +94,19 @@ impl Custodian {
         let text = crate::cli::config::read_bounded(path, limits::SECRET_BYTES_MAX)?;
         let secret = hex::decode(text.trim()).map_err(|_| Error::usage(format!("{}: is no custodian's key", path.display())))?;
         Self::from_secret(secret).map_err(|error| Error::usage(format!("{}: {}", path.display(), error.message())))
+    }
+
+    /// Reads the public half of somebody's key: of a file that holds the key, or only that half (64 hexadecimal digits).
+    ///
+    /// # Errors
+    /// If it is neither.
+    pub fn read_public(path: &Path) -> Result<PublicKey, Error> {
+        let text = crate::cli::config::read_bounded(path, limits::SECRET_BYTES_MAX)?;
+        let mut key = [0; 32];
+        match hex::decode_to_slice(text.trim(), &mut key) {
+            Ok(()) => Ok(key),
+            Err(_) => Ok(Self::read(path)?.public()),
+        }
     }
 
     /// Writes the key, for its owner only.
@@ -126,6 +153,8 @@ pub struct Draft {
     pub plans: Vec<Planned>,
     /// Policies that cannot be met, and the buckets that have them.
     pub infeasible: Vec<(Vec<String>, Policy, Infeasible)>,
+    /// Buckets whose promise it alters.
+    pub changed: Vec<Repromised>,
 }
 
 /// What a draft means for one policy.
@@ -139,6 +168,21 @@ pub struct Planned {
     pub previous: Option<Assignment>,
     /// Where they will be.
     pub assignment: Assignment,
+}
+
+/// A bucket whose promise a change alters.
+#[derive(Debug, Clone)]
+pub struct Repromised {
+    /// Its name.
+    pub bucket: String,
+    /// What is promised now.
+    pub before: Policy,
+    /// What will be.
+    pub after: Policy,
+    /// Where its partitions are; `None` if nowhere.
+    pub previous: Option<Assignment>,
+    /// Where they will be; `None` if it cannot be kept.
+    pub assignment: Option<Assignment>,
 }
 
 /// The operator's folder.
@@ -187,7 +231,45 @@ impl Operator {
         Ok(operator)
     }
 
-    fn save(&self) -> Result<(), Error> {
+    /// Begins a folder's chain with what nodes know: the newest that this key may change. Whoever has the key has been named
+    /// by the chain, and everything in it is verified; which of several nodes knows most, only asking all of them shows.
+    ///
+    /// # Errors
+    /// If nobody answers, or nobody's newest layout names the key.
+    pub async fn learn_from(folder: &Path, client: &Client, key: &PublicKey) -> Result<Self, Error> {
+        let answers = futures_util::future::join_all(client.doors().iter().map(ask_one)).await;
+        let (mut best, mut heard): (Option<Self>, usize) = (None, 0);
+        for said in answers.into_iter().flatten() {
+            heard += 1;
+            let Ok(chapters) = said.chain.chapters(&verify) else { continue };
+            let operator = Self { folder: folder.to_owned(), chain: said.chain, chapters };
+            let newer = best.as_ref().map(Self::head).transpose()?.is_none_or(|best| {
+                operator.head().is_ok_and(|head| head.document.version > best.document.version)
+            });
+            if newer {
+                best = Some(operator);
+            }
+        }
+        let Some(mut best) = best else {
+            let why = if heard == 0 { "no node answers" } else { "no node has a chain of layouts that is whole" };
+            return Err(Error::new(Kind::Unreachable, why).hint("check --endpoint, the access key and the CA file"));
+        };
+        // Those that the settings do not name may know more.
+        for said in best.ask(client).await? {
+            best.learn(&said.chain)?;
+        }
+        if best.head()?.document.custodians.contains(key) {
+            return Ok(best);
+        }
+        Err(Error::usage(format!("layout {} does not name this key among those who may sign", name_of(best.head()?)))
+            .hint("it was replaced; use the key that `afar cluster rekey` made last"))
+    }
+
+    /// Writes the chain into a folder.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn save(&self) -> Result<(), Error> {
         let path = self.folder.join("layout/chain");
         durable::write(&path, &self.chain.encode(), durable::PUBLIC).map_err(|error| Error::io(path.display(), &error))
     }
@@ -222,12 +304,68 @@ impl Operator {
         self.chapters.iter().filter(|chapter| !has_child(chapter.layout.hash())).collect()
     }
 
-    /// The key to sign with: the folder's own.
+    /// What nodes say of layouts; nothing is learnt from it.
+    ///
+    /// # Errors
+    /// If an endpoint of the layout cannot be one.
+    pub async fn listen(&self, client: &Client) -> Result<Vec<Said>, Error> {
+        self.ask(client).await
+    }
+
+    /// The key to sign with: the folder's own. If a change of it was interrupted, it is completed here.
     ///
     /// # Errors
     /// If it is not there.
     pub fn custodian(&self) -> Result<Custodian, Error> {
-        Custodian::read(&self.folder.join("layout/custodian.key"))
+        self.settle_custodian()?;
+        Custodian::read(&self.folder.join(CUSTODIAN))
+    }
+
+    /// Makes a key that is to take the place of the folder's own, once a layout names it. On disk before anybody hears of it.
+    ///
+    /// # Errors
+    /// If it cannot be made or written.
+    pub fn next_custodian(&self) -> Result<Custodian, Error> {
+        self.next_key(CUSTODIAN)
+    }
+
+    /// As [`Operator::next_custodian`], for the second key, which is to be kept elsewhere.
+    ///
+    /// # Errors
+    /// If it cannot be made or written.
+    pub fn next_second(&self) -> Result<Custodian, Error> {
+        let recovery = self.folder.join("recovery");
+        if !recovery.exists() {
+            durable::private_folder(&recovery).map_err(|error| Error::io(recovery.display(), &error))?;
+        }
+        self.next_key(SECOND)
+    }
+
+    fn next_key(&self, name: &str) -> Result<Custodian, Error> {
+        self.settle_custodian()?;
+        let next = Custodian::new()?;
+        next.write(&self.folder.join(format!("{name}.next")))?;
+        Ok(next)
+    }
+
+    /// Puts a key that waits in its place if the newest layout names it; the one before it is kept as `old-N`.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn settle_custodian(&self) -> Result<(), Error> {
+        self.settle(CUSTODIAN)?;
+        self.settle(SECOND)
+    }
+
+    fn settle(&self, name: &str) -> Result<(), Error> {
+        let (own, next) = (self.folder.join(name), self.folder.join(format!("{name}.next")));
+        if !next.exists() || !self.head()?.document.custodians.contains(&Custodian::read(&next)?.public()) {
+            return Ok(());
+        }
+        if own.exists() {
+            durable::keep_old(&own, durable::SECRET).map_err(|error| Error::io(own.display(), &error))?;
+        }
+        durable::rename(&next, &own).map_err(|error| Error::io(own.display(), &error))
     }
 
     /// Asks every node that the chain or the client's settings name, and learns what they know beyond this folder.
@@ -302,9 +440,26 @@ impl Operator {
     /// # Errors
     /// If the document makes no sense.
     pub fn plan(&self, mut document: Document, said: &[Said]) -> Result<Draft, Error> {
+        document.plans.clear();
+        self.planned(document, said, &|_| true)
+    }
+
+    /// Leaves every assignment as it is, and plans only for those of these policies for which there is none.
+    ///
+    /// # Errors
+    /// If the document makes no sense.
+    pub fn plan_only(&self, document: Document, said: &[Said], policies: &[Policy]) -> Result<Draft, Error> {
+        let wanted: Vec<Vec<u8>> = policies.iter().map(Policy::placement_key).collect();
+        let planned: Vec<Vec<u8>> = document.plans.iter().map(|(policy, _)| policy.placement_key()).collect();
+        self.planned(document, said, &|policy| {
+            let key = policy.placement_key();
+            wanted.contains(&key) && !planned.contains(&key)
+        })
+    }
+
+    fn planned(&self, mut document: Document, said: &[Said], wanted: &dyn Fn(&Policy) -> bool) -> Result<Draft, Error> {
         let head = self.head()?;
         let words = |problems: Vec<String>| Error::usage(problems.join("\n       "));
-        document.plans.clear();
         let layout = document.layout([0; 32]).map_err(words)?;
         let geography = Geography::claimed(&layout);
         let weight = |node: NodeIndex| match layout.duty(node) {
@@ -313,12 +468,12 @@ impl Operator {
         };
         let weights: Vec<u64> = layout.node_indexes().map(weight).collect();
         let (mut plans, mut infeasible) = (Vec::new(), Vec::new());
-        for (policy, buckets) in policies_in_use(&document, head, said) {
-            let before = buckets.first().and_then(|bucket| was(said, bucket)).unwrap_or_else(|| policy.clone());
-            let previous = effective(&before, &head.layout).and_then(|previous| {
-                let name = |node: NodeIndex| layout.node_named(head.layout.node_name(node));
-                previous.renumbered(name).ok()
-            });
+        let present = |policy: &Policy| {
+            let name = |node: NodeIndex| layout.node_named(head.layout.node_name(node));
+            effective(policy, &head.layout).and_then(|previous| previous.renumbered(name).ok())
+        };
+        for (policy, buckets) in policies_in_use(&document, head, said).into_iter().filter(|(policy, _)| wanted(policy)) {
+            let previous = present(&kept_now(&policy, &buckets, head, said));
             match plan::assign(&policy, &geography, &weights, layout.partitions(), previous.as_ref()) {
                 Ok(assignment) => {
                     document.plans.push((policy.clone(), assignment.clone()));
@@ -328,7 +483,12 @@ impl Operator {
             }
         }
         let layout = document.layout([0; 32]).map_err(words)?;
-        Ok(Draft { document, layout, plans, infeasible })
+        let changed = repromised(&document, said).into_iter().map(|(bucket, before, after)| {
+            let (previous, assignment) = (present(&before), effective(&after, &layout));
+            Repromised { bucket, before, after, previous, assignment }
+        });
+        let changed = changed.collect();
+        Ok(Draft { document, layout, plans, infeasible, changed })
     }
 
     /// Has every node that answers check a signed layout, then sends it to all of them; one refusal stops it. Answers who has
@@ -370,6 +530,56 @@ impl Operator {
         have.sort_unstable();
         have.dedup();
         Ok((have, silent))
+    }
+}
+
+/// Where the data of a group of buckets are now: by the policy that they shall have, if one of them has it already or it is
+/// planned for; else by that of the first.
+fn kept_now(policy: &Policy, buckets: &[String], head: &Chapter, said: &[Said]) -> Policy {
+    let same = |was: &Policy| was.placement_key() == policy.placement_key();
+    let mut before = buckets.iter().filter_map(|bucket| was(said, bucket));
+    match before.next() {
+        Some(first) if !same(&first) && !before.any(|was| same(&was)) && head.layout.plan(policy).is_none() => first,
+        _ => policy.clone(),
+    }
+}
+
+/// Buckets for which a document promises something else than they have: name, what they have, what they get.
+fn repromised(document: &Document, said: &[Said]) -> Vec<(String, Policy, Policy)> {
+    let mut found: Vec<(String, Policy, Policy)> = Vec::new();
+    for (id, policy) in &document.promises {
+        let known = said.iter().flat_map(|said| &said.buckets).find(|(bucket, ..)| bucket == id);
+        if let Some((_, name, before)) = known.filter(|(_, _, before)| before != policy) {
+            found.push((name.clone(), before.clone(), policy.clone()));
+        }
+    }
+    found
+}
+
+/// A bucket by its name, or by `@` and its id: its id, its name, and what is promised for it now. Nodes that have the newest
+/// layout are believed first.
+///
+/// # Errors
+/// If nobody answers, there is none, or there are two.
+pub fn bucket_named(said: &[Said], head: &LayoutHash, name: &str) -> Result<(BucketId, String, Policy), Error> {
+    if said.is_empty() {
+        return Err(Error::new(Kind::Unreachable, "no node answers: what is promised now is not known").hint("see `afar status`"));
+    }
+    let by_id = name.strip_prefix('@').and_then(|hex| hex.parse::<BucketId>().ok());
+    let (newest, others): (Vec<&Said>, Vec<&Said>) = said.iter().partition(|said| said.current == *head);
+    let mut found: BTreeMap<BucketId, (BucketId, String, Policy)> = BTreeMap::new();
+    for bucket in newest.into_iter().chain(others).flat_map(|said| &said.buckets) {
+        if by_id.map_or(bucket.1 == name, |id| bucket.0 == id) {
+            found.entry(bucket.0).or_insert_with(|| bucket.clone());
+        }
+    }
+    let mut found = found.into_values();
+    match (found.next(), found.next()) {
+        (Some(bucket), None) => Ok(bucket),
+        (None, _) => Err(Error::new(Kind::NotFound, format!("there is no bucket {name:?}")).hint("see `afar bucket ls`")),
+        (Some(_), Some(_)) => {
+            Err(Error::usage(format!("two buckets are named {name:?}")).hint("say which by @ and its id; `afar bucket ls --json` shows them"))
+        }
     }
 }
 
@@ -429,7 +639,18 @@ async fn offer(door: &Door, chain: &Chain, check_only: bool) -> Result<Reply, Er
         .map(|at| v1::LayoutPart { data: bytes.slice(at..(at + PART_BYTES).min(bytes.len())), check_only, ..v1::LayoutPart::default() })
         .collect();
     let mut client = door.layouts();
-    let reply = door.ask(limits::LAYOUT_TIMEOUT, client.offer(futures_util::stream::iter(parts))).await?;
+    let offered = async {
+        match client.offer(futures_util::stream::iter(parts)).await {
+            // A node that knows nothing of layouts would go on by its own for ever, and the others would not wait for it.
+            Err(status) if status.code() == Code::Unimplemented => Ok(tonic::Response::new(v1::OfferReply {
+                node: door.name().to_owned(),
+                problems: vec!["it runs a version that knows no layouts but its configuration's: upgrade it first".into()],
+                ..v1::OfferReply::default()
+            })),
+            answer => answer,
+        }
+    };
+    let reply = door.ask(limits::LAYOUT_TIMEOUT, offered).await?;
     Ok(Reply { node: reply.node, problems: reply.problems })
 }
 

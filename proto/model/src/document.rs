@@ -157,6 +157,59 @@ impl Document {
         }
     }
 
+    /// Promises this for a bucket, in place of whatever was promised for it before.
+    pub fn promise(&mut self, bucket: BucketId, policy: Policy) {
+        match self.promises.iter_mut().find(|(id, _)| *id == bucket) {
+            Some((_, promised)) => *promised = policy,
+            None => self.promises.push((bucket, policy)),
+        }
+    }
+
+    /// Trusts an authority (its certificate, DER) besides those of nodes' configurations. Answers whether that is news.
+    pub fn trust_authority(&mut self, certificate: &[u8]) -> bool {
+        let news = !self.authorities.iter().any(|known| known == certificate);
+        if news {
+            self.authorities.push(certificate.to_vec());
+        }
+        news
+    }
+
+    /// Withdraws an authority (its certificate, DER): it is trusted no longer, whatever nodes' configurations say.
+    pub fn withdraw_authority(&mut self, certificate: &[u8]) {
+        self.authorities.retain(|known| known != certificate);
+        let digest = *blake3::hash(certificate).as_bytes();
+        if !self.distrusted.contains(&digest) {
+            self.distrusted.push(digest);
+        }
+    }
+
+    /// Refuses whoever shows a certificate with this key (BLAKE3 of its SubjectPublicKeyInfo). Answers whether that is news.
+    pub fn revoke(&mut self, key: [u8; 32]) -> bool {
+        let news = !self.revoked.contains(&key);
+        if news {
+            self.revoked.push(key);
+        }
+        news
+    }
+
+    /// What was withdrawn from anybody stays withdrawn: takes over what another document says of that.
+    pub fn withdraw_as(&mut self, other: &Self) {
+        for digest in &other.distrusted {
+            if !self.distrusted.contains(digest) {
+                self.distrusted.push(*digest);
+            }
+        }
+        for key in &other.revoked {
+            self.revoke(*key);
+        }
+        let ours = std::mem::take(&mut self.authorities);
+        for authority in ours.iter().chain(&other.authorities) {
+            if !self.distrusted.contains(blake3::hash(authority).as_bytes()) {
+                self.trust_authority(authority);
+            }
+        }
+    }
+
     /// Its bytes, which are signed and whose BLAKE3 names it.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
@@ -486,6 +539,38 @@ mod tests {
         let chain = Chain { genesis: parent.document.encode(), documents: vec![signed] };
         let read = Chain::decode(&chain.encode()).unwrap();
         assert_eq!(read.chapters(&verify).unwrap(), [parent, chapter]);
+    }
+
+    #[test]
+    fn a_promise_replaces_the_one_before_it_and_no_other() {
+        let (a, b) = (BucketId::from_bytes([1; 32]), BucketId::from_bytes([2; 32]));
+        let three = Policy { copies: 3, ..Policy::default() };
+        let mut document = genesis().document;
+        document.promise(a, three.clone());
+        document.promise(b, Policy::default());
+        document.promise(a, Policy { copies: 4, ..Policy::default() });
+        assert_eq!(document.promises.iter().map(|(id, policy)| (*id, policy.copies)).collect::<Vec<_>>(), [(a, 4), (b, 2)]);
+        document.promise(a, three.clone());
+        assert_eq!(document.promises, [(a, three), (b, Policy::default())], "and it is undone by another");
+        let (parent, signed) = child(|document| document.promise(a, Policy { copies: 3, ..Policy::default() }));
+        let layout = signed.open(&[&parent], &verify).unwrap().layout;
+        assert_eq!((layout.promise(&a).map(|policy| policy.copies), layout.promise(&b)), (Some(3), None));
+    }
+
+    #[test]
+    fn what_was_withdrawn_stays_withdrawn_whatever_another_document_trusts() {
+        let (mut ours, mut theirs) = (genesis().document, genesis().document);
+        assert!(ours.trust_authority(b"old") && ours.trust_authority(b"new") && !ours.trust_authority(b"new"));
+        theirs.trust_authority(b"old");
+        theirs.trust_authority(b"third");
+        theirs.revoke([7; 32]);
+        ours.withdraw_authority(b"old");
+        ours.withdraw_authority(b"old");
+        ours.withdraw_as(&theirs);
+        assert_eq!(ours.authorities, [b"new".to_vec(), b"third".to_vec()]);
+        assert_eq!((ours.distrusted, ours.revoked), (vec![*blake3::hash(b"old").as_bytes()], vec![[7; 32]]));
+        theirs.withdraw_authority(b"third");
+        assert_eq!(theirs.authorities, [b"old".to_vec()]);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! Older layouts are closed in two steps (rule 21). *Drained*: no request is under way at any member that reads or writes by
 //! older layouts only; from then on writes go by the current one alone. *Synced*: since then every member has compared itself
 //! with every other and has everything that the current layout assigns to it; from then on reads ask by it alone, too.
-use super::peers::ChannelKind;
+use super::{peers::ChannelKind, trust::Trust};
 use crate::{limits, node::Node};
 use afar_model::{
     document::{Chain, Chapter, Document, LayoutHash, Refused},
@@ -107,8 +107,19 @@ impl Node {
             problems.push(trouble);
         }
         let open = self.layouts.open().chapters().len();
-        if open >= OPEN_MAX && !lost {
+        let added = |now: &[[u8; 32]], before: &[[u8; 32]]| now.iter().any(|digest| !before.contains(digest));
+        let withdraws = added(&next.document.revoked, &current.document.revoked) || added(&next.document.distrusted, &current.document.distrusted);
+        // A fire and a thief do not wait for a transition to end.
+        if open >= OPEN_MAX && !lost && !withdraws {
             problems.push(format!("{open} layouts are in transition already: wait until they are in force everywhere (see `afar status`)"));
+        }
+        problems.extend(self.identity.objection(&Trust::from(&next.document)));
+        let stays = |name: &str| next.document.nodes.iter().any(|node| node.name == name && node.duty.is_member());
+        for view in self.peers.others().filter_map(|peer| self.peers.view(peer)) {
+            // It says which layout it has, and not which are open: it knows of no other than its configuration's.
+            if view.layout_known && view.open_layouts.is_empty() && stays(&view.node) {
+                problems.push(format!("{} runs a version that knows no layouts but its configuration's: upgrade it first", view.node));
+            }
         }
         let leaves = |name: &str| current.document.nodes.iter().any(|was| was.name == name && was.duty.is_member());
         let removed = next.document.nodes.iter().filter(|node| node.duty == Duty::Removed && leaves(&node.name)).collect::<Vec<_>>();
@@ -134,6 +145,7 @@ impl Node {
 
     /// A new layout is current here: everything that follows from it is made anew.
     pub async fn layout_changed(self: &Arc<Self>) {
+        self.follow_trust();
         self.ledger.layout_changed();
         for peer in self.peers.layout_changed() {
             self.lanes.add(&self.peers, peer, &self.transfer, &self.lifecycle);
@@ -141,6 +153,13 @@ impl Node {
         }
         self.reload_settings().await;
         self.poke();
+    }
+
+    /// Believes whom the current layout says to believe. Connections that rest on what is not believed any more end.
+    pub fn follow_trust(&self) {
+        if let Err(error) = self.identity.follow(|| Trust::from(&self.layouts.chapter().document)) {
+            tracing::error!(%error, "what the layout says of authorities and keys is not followed: what was believed before still is");
+        }
     }
 
     /// Notes how far the members are, and closes older layouts when all are there.

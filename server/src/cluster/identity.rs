@@ -334,7 +334,33 @@ impl Identity {
     /// # Errors
     /// As those.
     pub fn set_trust(&self, trust: Trust) -> Result<(), TrustError> {
-        self.change_trust(|present| *present = trust)
+        self.follow(|| trust)
+    }
+
+    /// As [`Identity::set_trust`], where `settings` is read when nobody else changes anything: of two who follow at once,
+    /// the later one has read the later settings.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn follow(&self, settings: impl FnOnce() -> Trust) -> Result<(), TrustError> {
+        self.change_trust(|present| *present = settings())
+    }
+
+    /// What speaks against believing this: that no authority would be left, that one is none, or that this node itself would
+    /// be shut out for want of a certificate of an authority that stays. That its key is revoked is no objection.
+    pub fn objection(&self, trust: &Trust) -> Option<String> {
+        let present = self.present.load_full();
+        let judge = match Judge::new(&present.material.authorities, trust, &self.provider, Arc::clone(&self.refusals)) {
+            Ok(judge) => judge,
+            Err(error) => return Some(error.to_string()),
+        };
+        let withdrawn = |judge: &Judge| {
+            let shown = judge.check(&present.material.chain, &Role::Caller, present.material.checked);
+            matches!(shown, Err(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)))
+        };
+        (withdrawn(&judge) && !withdrawn(&present.judge)).then(|| {
+            "this node still shows a certificate of the authority that would be withdrawn: give it its new one first".to_owned()
+        })
     }
 
     fn change_trust(&self, change: impl FnOnce(&mut Trust)) -> Result<(), TrustError> {

@@ -5,7 +5,7 @@
 //! opinion, fixed; whoever changes the opinion makes a new judge. A connection that was let in under an earlier one is
 //! [`Held`]: it ends when the new judge would refuse it, and the peer has to shake hands again.
 use crate::limits;
-use afar_model::units::UnixMillis;
+use afar_model::{document::Document, units::UnixMillis};
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use rustls::{
@@ -44,6 +44,17 @@ pub struct Trust {
     pub distrusted: BTreeSet<Digest>,
     /// Keys that nobody is let in with: [`key_digest`] of their certificates.
     pub revoked: BTreeSet<Digest>,
+}
+
+impl From<&Document> for Trust {
+    /// Whom a layout says to believe.
+    fn from(document: &Document) -> Self {
+        Self {
+            extra_roots: document.authorities.iter().map(|der| CertificateDer::from(der.clone())).collect(),
+            distrusted: document.distrusted.iter().copied().collect(),
+            revoked: document.revoked.iter().copied().collect(),
+        }
+    }
 }
 
 /// Settings that cannot be followed; those before them stay in force.

@@ -1,5 +1,5 @@
 //! What an operator must know of this node beside the state of the data: each with a stable name, a state, and what to do.
-use crate::{limits, node::Node};
+use crate::{cluster::trust::Trust, limits, node::Node};
 use afar_model::{document::ShortHash, units::UnixMillis};
 use afar_proto::v1;
 use afar_store::DirectoryState;
@@ -12,6 +12,7 @@ fn check(name: &str, state: &str, detail: impl Into<String>) -> v1::Check {
 pub fn checks(node: &Node) -> Vec<v1::Check> {
     let mut checks = vec![layout(node), clock(node), views(node), disks(node), losses(node), policies(node), panics(node)];
     checks.extend([certificate(node), authority(node)]);
+    checks.extend(trust(node));
     checks.extend(peers_certificates(node));
     checks.extend(peers(node));
     checks
@@ -139,6 +140,14 @@ pub(crate) fn authority(node: &Node) -> v1::Check {
         }
         Left::Enough(days) => check("authority", "ok", format!("ends in {days} days")),
     }
+}
+
+/// Whether this node believes whom the layout says to believe; nothing, if it does.
+fn trust(node: &Node) -> Option<v1::Check> {
+    let said = Trust::from(&node.layouts.chapter().document);
+    let why = node.identity.objection(&said).unwrap_or_else(|| "see this node's log".into());
+    let what = "the layout's authorities and withdrawn keys are not followed here";
+    (node.identity.trust() != said).then(|| check("authority", "critical", format!("{what}: {why}")))
 }
 
 /// Peers whose certificates, as they showed them last, end soon: such a peer may be down and unable to say so itself.
