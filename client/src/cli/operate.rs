@@ -28,10 +28,10 @@ use std::{
 /// Options of every command that changes the layout.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    /// Folder that `afar cluster init` made
-    #[arg(long, value_name = "DIR", env = "AFAR_CLUSTER_DIR", default_value = ".")]
+    /// Where `cluster init` wrote [default: .]
+    #[arg(long, value_name = "DIR", env = "AFAR_CLUSTER_DIR", default_value = ".", hide_env = true, hide_default_value = true)]
     pub dir: PathBuf,
-    /// Say what would happen, and change nothing
+    /// Only say what would happen
     #[arg(short = 'n', long)]
     pub dry_run: bool,
     /// Do not ask

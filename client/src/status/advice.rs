@@ -15,7 +15,7 @@ pub struct Advice {
 }
 
 /// Checks by name: those of this program first, then those that nodes make of themselves.
-const ALL: [(&str, Advice); 15] = [
+const ALL: [(&str, Advice); 16] = [
     (
         "survey",
         known(
@@ -37,6 +37,10 @@ const ALL: [(&str, Advice); 15] = [
             "wait; bring back nodes that it still waits for; end a conflict with `afar layout apply --merge`",
             false,
         ),
+    ),
+    (
+        "authority",
+        known("AFAR-AUTHORITY", "once it has ended, no certificate is believed", "`afar cluster rekey --authority`", false),
     ),
     (
         "survivors",
