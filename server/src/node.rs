@@ -9,6 +9,7 @@ use crate::{
         connect::bulk_window,
         identity::{Expected, Identity, IdentityError},
         keyring::{KeyRing, NotSealed},
+        membership::{self, Membership},
         memory::{self, MemoryError},
         peers::{Own, PeerError, Peers, PeersOptions},
     },
@@ -202,6 +203,7 @@ impl Node {
         node.prepare();
         let servers = node.open_doors(listener);
         node.peers.start();
+        node.join_membership();
         node.start_background();
         node.write_pid()?;
         tracing::info!(node = node.config.node, %address, boot = %node.opened.boot, "serving");
@@ -258,6 +260,14 @@ impl Node {
             peer_window: bulk_window(self.config.limits.transfer, others),
         };
         door.serve(listener, grpc::client_routes(self), grpc::peer_routes(self))
+    }
+
+    /// Takes part in what the cluster thinks of its nodes.
+    fn join_membership(&self) {
+        let names = self.layout.nodes().iter().map(|node| node.name.clone()).collect();
+        let deliver = membership::over(&self.peers);
+        let membership = Membership::start(&self.config.node, names, deliver, &self.clock, &self.lifecycle);
+        self.peers.set_membership(membership);
     }
 
     /// Work that goes on by itself until the node ends.

@@ -2,7 +2,7 @@
 //!
 //! Reading order: who we are ([`identity`]), what a heartbeat changes ([`pulse`], pure), what is remembered of a peer across
 //! restarts ([`memory`], pure but for its file), whose clock is off ([`skew`], pure), the connections and the task that
-//! keeps them ([`peers`]), and who may ask for anything ([`keyring`]).
+//! keeps them ([`peers`]), what the cluster thinks of whom ([`membership`]), and who may ask for anything ([`keyring`]).
 pub mod identity;
 
 pub mod pulse;
@@ -14,6 +14,8 @@ pub mod skew;
 pub mod connect;
 
 pub mod peers;
+
+pub mod membership;
 
 pub mod keyring;
 

@@ -8,6 +8,7 @@ use crate::{
     cluster::{
         connect::{Address, ConnectError, Connector, bulk_window, jitter},
         identity::Identity,
+        membership::{self, Membership},
         memory::{self, Accepted, Claim, LogEnd, Memory, Refusal, Remembered},
         pulse::{Miss, Pulse},
         skew::{self, PeerClock},
@@ -54,9 +55,9 @@ pub enum ChannelKind {
 pub struct PeerView {
     /// Its name.
     pub node: String,
-    /// Whether it can be relied on.
+    /// Whether it is there: as this node's heartbeats and the cluster's opinion together say ([`membership::combine`]).
     pub state: PeerState,
-    /// Up, of the same layout, and not refused: records may be sent to it.
+    /// Up by this node's own heartbeats, of the same layout, and not refused: records may be sent to it.
     pub usable: bool,
     /// It does not have everything yet that is assigned to it: its answers prove no absence (rule 3).
     pub catching_up: bool,
@@ -179,6 +180,7 @@ pub struct Peers {
     state_directory: PathBuf,
     slots: Vec<Option<Slot>>,
     extras: OnceLock<Extras>,
+    membership: OnceLock<Membership>,
     refuted: ArcSwap<BTreeSet<(SiteIndex, SiteIndex)>>,
     clock_trouble: ArcSwapOption<String>,
     changes: watch::Sender<u64>,
@@ -338,6 +340,7 @@ impl Peers {
             state_directory: options.state_directory,
             slots,
             extras: OnceLock::new(),
+            membership: OnceLock::new(),
             refuted: ArcSwap::default(),
             clock_trouble: ArcSwapOption::empty(),
             changes: watch::Sender::new(0),
@@ -352,6 +355,18 @@ impl Peers {
         if self.extras.set(Box::new(extras)).is_err() {
             tracing::error!("the node's own state is set twice: this is a bug, please report it");
         }
+    }
+
+    /// Sets, once, what the cluster thinks of peers: [`Peers::view`] takes it into account, [`Peers::usable`] does not.
+    pub fn set_membership(&self, membership: Membership) {
+        if self.membership.set(membership).is_err() {
+            tracing::error!("the membership is set twice: this is a bug, please report it");
+        }
+    }
+
+    /// What the cluster thinks of peers; `None` before it was set.
+    pub fn membership(&self) -> Option<&Membership> {
+        self.membership.get()
     }
 
     /// Starts a heartbeat for every peer.
@@ -386,6 +401,11 @@ impl Peers {
         Some(client.max_decoding_message_size(most).max_encoding_message_size(most))
     }
 
+    /// [`Peers::client`] by the node's name.
+    pub fn client_named(&self, name: &str, kind: ChannelKind) -> Option<PeerClient<Channel>> {
+        self.client(self.layout.node_named(name)?, kind)
+    }
+
     /// Whether records may be sent to a node: up, of the same layout, not refused. True for this node itself.
     pub fn usable(&self, node: NodeIndex) -> bool {
         node == self.own.node || self.slot(node).is_some_and(|slot| slot.usable.load(Ordering::Acquire))
@@ -399,9 +419,11 @@ impl Peers {
         let count = |field: fn(&v1::NodeState) -> u64| said.map_or(0, field);
         let flag = |field: fn(&v1::NodeState) -> bool| said.is_some_and(field);
         let last = record.remembered.last();
+        let opinion = self.membership.get().map(|membership| membership.view(&slot.name)).unwrap_or_default();
+        let (state, trouble) = membership::combine(record.state(), record.trouble(&self.digest), &opinion);
         Some(PeerView {
             node: slot.name.clone(),
-            state: record.state(),
+            state,
             usable: record.usable(&self.digest),
             catching_up: record.catching_up,
             incarnation: last.map(|claim| claim.incarnation),
@@ -425,7 +447,7 @@ impl Peers {
             positions: last.map(|claim| claim.positions.clone()).unwrap_or_default(),
             capacity_bytes: count(|said| said.capacity_bytes),
             used_bytes: count(|said| said.used_bytes),
-            trouble: record.trouble(&self.digest),
+            trouble,
         })
     }
 

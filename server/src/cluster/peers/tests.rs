@@ -66,6 +66,9 @@ impl v1::peer_server::Peer for OnlyHello {
     async fn audit(&self, _: Request<v1::AuditRequest>) -> Result<Response<v1::AuditReply>, Status> {
         Err(Status::unimplemented(""))
     }
+    async fn gossip(&self, _: Request<v1::GossipRequest>) -> Result<Response<v1::GossipReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 impl World {
