@@ -1,6 +1,6 @@
 //! Every bound of the node in one place, each with its reason. Bounds of the wire are in [`afar_proto::limits`], those of
 //! the log in [`afar_store::limits`], those of the model in [`afar_model::limits`].
-use std::time::Duration;
+use std::{num::NonZeroU8, time::Duration};
 
 // The node's chassis.
 
@@ -116,6 +116,9 @@ pub const PROBE_ROUND_TRIP: Duration = Duration::from_millis(800);
 /// A suspect may contradict for so long, times the decimal logarithm of the number of nodes: four periods, in which news
 /// reaches everybody and the contradiction comes back several times over.
 pub const SUSPECT_FOR: Duration = Duration::from_secs(8);
+/// Each node tells each piece of news to so many others, times the same logarithm rounded up. After that it goes on by
+/// accident only: of `k` the share of nodes that never hear is about `e^-k`, and twenty bytes are cheap.
+pub const NEWS_TOLD: NonZeroU8 = NonZeroU8::MIN.saturating_add(9);
 /// A timer that is this late was held up by this process or this machine: half of [`PROBE_ROUND_TRIP`], lest an answer that
 /// waits to be read be taken for silence.
 pub const STOOD_STILL: Duration = Duration::from_millis(400);

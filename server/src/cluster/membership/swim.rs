@@ -24,7 +24,7 @@ use foca_rand::{SeedableRng as _, rngs::SmallRng};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    num::{NonZeroU32, NonZeroUsize},
+    num::{NonZeroU8, NonZeroU32, NonZeroUsize},
     sync::Arc,
     time::Duration,
 };
@@ -350,11 +350,14 @@ fn others<'a>(me: &str, members: impl IntoIterator<Item = &'a str>) -> BTreeSet<
 /// The protocol's parameters among so many others.
 fn config(others: usize) -> Config {
     let nodes = NonZeroU32::MIN.saturating_add(u32::try_from(others).unwrap_or(u32::MAX));
+    // The more nodes, the longer news and their contradiction travel: by as many steps as the number has digits.
+    let steps = f64::from(nodes.get()).log10().max(1.0);
     Config {
         probe_period: limits::PROBE_PERIOD,
         probe_rtt: limits::PROBE_ROUND_TRIP,
-        // The more nodes, the longer a suspicion and its contradiction travel: as many steps as the number has digits.
-        suspect_to_down_after: limits::SUSPECT_FOR.mul_f64(f64::from(nodes.get()).log10().max(1.0)),
+        suspect_to_down_after: limits::SUSPECT_FOR.mul_f64(steps),
+        // At most ten steps, so far from overflowing.
+        max_transmissions: limits::NEWS_TOLD.saturating_mul(NonZeroU8::MIN.saturating_add(steps.ceil() as u8 - 1)),
         // Members are as many as the layout has nodes, so there is no need to forget any, and who is forgotten while it is
         // down is taken for alive again wherever an old packet arrives.
         remove_down_after: None,
