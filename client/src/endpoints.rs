@@ -7,7 +7,9 @@ use crate::{
     error::{Error, Kind},
     limits, tls,
 };
-use afar_proto::v1::{admin_client::AdminClient, layouts_client::LayoutsClient, objects_client::ObjectsClient, status_client::StatusClient};
+use afar_proto::v1::{
+    admin_client::AdminClient, layouts_client::LayoutsClient, objects_client::ObjectsClient, status_client::StatusClient,
+};
 use rand::Rng as _;
 use std::{
     fmt,

@@ -1,6 +1,6 @@
 //! Every bound of the node in one place, each with its reason. Bounds of the wire are in [`afar_proto::limits`], those of
 //! the log in [`afar_store::limits`], those of the model in [`afar_model::limits`].
-use std::time::Duration;
+use std::{num::NonZeroU8, time::Duration};
 
 // The node's chassis.
 
@@ -121,6 +121,43 @@ pub const MEMORY_WRITE_EVERY: Duration = Duration::from_secs(5);
 
 /// Peers' layouts are looked at this often, besides whenever a heartbeat brings news.
 pub const LAYOUT_EVERY: Duration = Duration::from_secs(2);
+// Membership (SWIM). Nothing but what is shown, and the permission to destroy, depends on it, so it need not be quick.
+
+/// Every period each node asks one other whether it lives. Long enough for the question, and for the same question through
+/// others (two round trips more), to be answered from the other side of the Earth.
+pub const PROBE_PERIOD: Duration = Duration::from_secs(2);
+/// Who has not answered within this time is asked through others. Above twice the slowest round trip between two sites on
+/// Earth (some 350 ms), so that a lost segment that TCP sends again is no reason to ask others.
+pub const PROBE_ROUND_TRIP: Duration = Duration::from_millis(800);
+/// A suspect may contradict for so long, times the decimal logarithm of the number of nodes: four periods, in which news
+/// reaches everybody and the contradiction comes back several times over.
+pub const SUSPECT_FOR: Duration = Duration::from_secs(8);
+/// Each node tells each piece of news to so many others, times the same logarithm rounded up. After that it goes on by
+/// accident only: of `k` the share of nodes that never hear is about `e^-k`, and twenty bytes are cheap.
+pub const NEWS_TOLD: NonZeroU8 = NonZeroU8::MIN.saturating_add(9);
+/// A timer that is this late was held up by this process or this machine: half of [`PROBE_ROUND_TRIP`], lest an answer that
+/// waits to be read be taken for silence.
+pub const STOOD_STILL: Duration = Duration::from_millis(400);
+/// First pause before nodes that are not known as alive are told again that this one is here; doubles …
+pub const ANNOUNCE_FIRST: Duration = Duration::from_secs(1);
+/// … up to this: what a node that lost everybody waits at most after the network is whole again.
+pub const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
+/// One random node that is alive is asked for all that it knows this often: mends what gossip missed.
+pub const ROSTER_EVERY: Duration = Duration::from_secs(60);
+/// That somebody else reached a node when this one did not is said for so long afterwards: a node is asked by a given other
+/// once in as many periods as there are nodes.
+pub const WITNESS_KEPT: Duration = Duration::from_secs(120);
+/// An identity that was made this far in the future is nobody's: kept, it could never be surpassed. More than any mistaken
+/// time zone, so that a clock that is merely wrong does not exclude its node.
+pub const BOOT_AHEAD_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Largest packet: the identities of some hundred nodes with long names, or of twice as many with short ones.
+pub const GOSSIP_BYTES: usize = 8 << 10;
+/// A packet that is not delivered within this time is lost: its answer would come too late.
+pub const GOSSIP_DEADLINE: Duration = Duration::from_secs(1);
+/// Packets that wait to be read; each takes microseconds, so this is ample, and 2 MiB at the most.
+pub const GOSSIP_QUEUE: usize = 256;
+/// Packets under way to one node: some two seconds' worth.
+pub const GOSSIP_IN_FLIGHT: usize = 16;
 
 // Answers.
 

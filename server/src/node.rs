@@ -11,6 +11,7 @@ use crate::{
         identity::{Expected, Identity, IdentityError, Reloaded},
         keyring::{KeyRing, NotSealed},
         layouts::{self, ChainError, Layouts},
+        membership::{self, Membership},
         memory::{self, MemoryError},
         peers::{Own, PeerError, Peers, PeersOptions},
         trust::Trust,
@@ -36,10 +37,7 @@ use crate::{
         settlements::{self, Settlements},
     },
 };
-use afar_model::{
-    layout::NodeIndex,
-    units::UnixMillis,
-};
+use afar_model::{layout::NodeIndex, units::UnixMillis};
 use afar_proto::v1;
 use afar_store::{DirectoryState, OpenError, Opened, Options, Store, disk::FaultyDisk, index::sled::SledFactory};
 use arc_swap::ArcSwap;
@@ -192,7 +190,8 @@ impl Node {
         let layouts = Arc::new(Layouts::load(&config.state, &config.cluster, config.genesis.clone(), config.layouts.clone())?);
         note_layouts(&config)?;
         let me = layouts.current().node_named(&config.node).ok_or_else(|| StartError::NotInLayout(config.node.clone()))?;
-        let transfer = Budget::new(config.limits.transfer, layouts.current().members().count().saturating_sub(1), config.limits.connections);
+        let transfer =
+            Budget::new(config.limits.transfer, layouts.current().members().count().saturating_sub(1), config.limits.connections);
         let peers = Peers::new(PeersOptions {
             layouts: Arc::clone(&layouts),
             own: Own { node: me, incarnation: opened.incarnation, boot: opened.boot },
@@ -203,7 +202,8 @@ impl Node {
             bulk_window: transfer.shares().peer_window,
             memory: memory::load(&config.state)?,
         })?;
-        let lost = forgotten || !opened.losses.is_empty() || opened.directories.iter().any(|directory| directory.state == DirectoryState::Created);
+        let lost =
+            forgotten || !opened.losses.is_empty() || opened.directories.iter().any(|directory| directory.state == DirectoryState::Created);
         let reliance = Reliance::open(&config.state, lost).map_err(|error| StartError::File { path: config.state.clone(), error })?;
         let node = Arc::new(Self {
             buckets: BucketTable::new(Arc::clone(&layouts)),
@@ -233,6 +233,7 @@ impl Node {
         node.prepare();
         let servers = node.open_doors(listener);
         node.peers.start();
+        node.join_membership();
         node.start_background();
         node.write_pid()?;
         tracing::info!(node = node.config.node, %address, boot = %node.opened.boot, "serving");
@@ -302,6 +303,17 @@ impl Node {
             peer_window: self.transfer.shares().peer_window,
         };
         door.serve(listener, grpc::client_routes(self), grpc::peer_routes(self))
+    }
+
+    /// Takes part in what the cluster thinks of its nodes.
+    fn join_membership(&self) {
+        let names = {
+            let layout = self.layout();
+            layout.members().map(|node| layout.node_name(node).to_owned()).collect()
+        };
+        let deliver = membership::over(&self.peers);
+        let membership = Membership::start(&self.config.node, names, deliver, &self.clock, &self.lifecycle);
+        self.peers.set_membership(membership);
     }
 
     /// Work that goes on by itself until the node ends.

@@ -4,9 +4,9 @@
 use crate::cluster::Cluster;
 use afar_model::record::RecordKind;
 use afar_proto::v1::{
-    AuditReply, AuditRequest, FetchReply, FetchRequest, HelloReply, HelloRequest, IdsReply, IdsRequest, ListVersionsReply,
-    ListVersionsRequest, ProveReply, ProveRequest, StoreFailure, StoreReply, StoreRequest, VersionIdsReply, VersionIdsRequest,
-    VersionsReply, VersionsRequest,
+    AuditReply, AuditRequest, FetchReply, FetchRequest, GossipReply, GossipRequest, HelloReply, HelloRequest, IdsReply, IdsRequest,
+    ListVersionsReply, ListVersionsRequest, ProveReply, ProveRequest, StoreFailure, StoreReply, StoreRequest, VersionIdsReply,
+    VersionIdsRequest, VersionsReply, VersionsRequest,
     peer_client::PeerClient,
     peer_server::{Peer, PeerServer},
     store_request::Work,
@@ -193,6 +193,10 @@ impl Peer for Between {
 
     async fn audit(&self, request: Request<AuditRequest>) -> Result<Response<AuditReply>, Status> {
         self.honest.clone().audit(request.into_inner()).await
+    }
+
+    async fn gossip(&self, request: Request<GossipRequest>) -> Result<Response<GossipReply>, Status> {
+        self.honest.clone().gossip(request.into_inner()).await
     }
 }
 

@@ -6,7 +6,13 @@ use crate::{
     cluster::{Blueprint, NodePlan, create},
     error::Error,
 };
-use afar_model::{geo::Coordinates, layout::{Duty, Site}, limits, policy::Policy, units::Metres};
+use afar_model::{
+    geo::Coordinates,
+    layout::{Duty, Site},
+    limits,
+    policy::Policy,
+    units::Metres,
+};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::path::PathBuf;

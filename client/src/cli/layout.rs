@@ -202,10 +202,17 @@ async fn release(session: &Session, hashes: &[String], options: &Options) -> Res
     let mut desk = sit_down(options).await?;
     let mut document = desk.operator.change("release the latch")?;
     for text in hashes {
-        let full = desk.operator.chapters().iter().map(|chapter| *chapter.layout.hash()).filter(|hash| hex::encode(hash).starts_with(text.as_str()));
+        let full = desk
+            .operator
+            .chapters()
+            .iter()
+            .map(|chapter| *chapter.layout.hash())
+            .filter(|hash| hex::encode(hash).starts_with(text.as_str()));
         let found: Vec<[u8; 32]> = full.collect();
         let [hash] = found.as_slice() else {
-            return Err(Error::usage(format!("{text:?} names {} layouts", found.len())).hint("`afar status` shows which layout closed the latch"));
+            return Err(
+                Error::usage(format!("{text:?} names {} layouts", found.len())).hint("`afar status` shows which layout closed the latch")
+            );
         };
         document.releases.push(*hash);
     }

@@ -211,7 +211,9 @@ async fn certificate_at(endpoint: &str, folder: &Path, cluster: &str) -> Result<
     let elsewhere = "if the node is down, name its certificate with --certificate FILE; it lies in its folder and its bundle as node.crt";
     match handshake::shown(endpoint, &believed).await {
         Ok(Shown::Believed(certificate)) => Ok(certificate),
-        Ok(Shown::Refused(why)) => Err(Error::usage(format!("the certificate at {endpoint} is none of this cluster's: {why}")).hint(elsewhere)),
+        Ok(Shown::Refused(why)) => {
+            Err(Error::usage(format!("the certificate at {endpoint} is none of this cluster's: {why}")).hint(elsewhere))
+        }
         Err(error) => Err(error.hint(elsewhere)),
     }
 }
@@ -299,7 +301,9 @@ fn place(sites: &mut Vec<Site>, nodes: &mut Vec<Node>, node: &NodePlan, new_site
 
 fn refuse_existing(output: &Path) -> Result<(), Error> {
     if output.exists() {
-        return Err(Error::usage(format!("{}: exists already", output.display())).hint("a bundle is made once, for one machine: name a new folder"));
+        return Err(
+            Error::usage(format!("{}: exists already", output.display())).hint("a bundle is made once, for one machine: name a new folder")
+        );
     }
     Ok(())
 }

@@ -95,7 +95,13 @@ pub async fn carry_out(session: &Session, desk: &mut Desk, document: Document, o
 }
 
 /// As [`carry_out`], in a certain way.
-pub async fn carry_out_in(session: &Session, desk: &mut Desk, document: Document, options: &Options, way: Way) -> Result<(u8, bool), Error> {
+pub async fn carry_out_in(
+    session: &Session,
+    desk: &mut Desk,
+    document: Document,
+    options: &Options,
+    way: Way,
+) -> Result<(u8, bool), Error> {
     let draft = match &way.only {
         None => desk.operator.plan(document, &desk.said)?,
         Some(policies) => desk.operator.plan_only(document, &desk.said, policies)?,
@@ -158,7 +164,8 @@ fn words(desk: &Desk, draft: &Draft) -> Result<Vec<String>, Error> {
         lines.push(format!("  becomes: {}", policy::words(&changed.after)));
         lines.extend(move_lines(draft, &changed_moves(changed)));
     }
-    let told = |planned: &Planned| !planned.buckets.is_empty() && planned.buckets.iter().all(|b| draft.changed.iter().any(|c| c.bucket == *b));
+    let told =
+        |planned: &Planned| !planned.buckets.is_empty() && planned.buckets.iter().all(|b| draft.changed.iter().any(|c| c.bucket == *b));
     for planned in &draft.plans {
         let buckets = if planned.buckets.is_empty() { "new buckets".to_owned() } else { planned.buckets.join(", ") };
         lines.push(format!("policy of {buckets}: {}", policy::words(&planned.policy)));

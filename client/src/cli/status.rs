@@ -294,7 +294,9 @@ fn rebalance_line(status: &ClusterStatus) -> Option<String> {
     let mut line = match (moving.records, moving.in_transition) {
         (0, false) => "Rebalancing: done".to_owned(),
         (0, true) => "Rebalancing: a layout is taking over".to_owned(),
-        (records, _) => format!("Rebalancing: {} ({}) to fetch", units::plural(records as usize, "record", "records"), units::bytes(moving.bytes)),
+        (records, _) => {
+            format!("Rebalancing: {} ({}) to fetch", units::plural(records as usize, "record", "records"), units::bytes(moving.bytes))
+        }
     };
     if let Some(seconds) = moving.seconds_left.filter(|_| moving.records > 0) {
         let left = humantime::format_duration(Duration::from_secs(seconds));

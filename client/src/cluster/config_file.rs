@@ -116,7 +116,10 @@ fn write_policy(out: &mut String, plan: &Blueprint) -> std::fmt::Result {
 }
 
 fn write_layout(out: &mut String, plan: &Blueprint, custodians: &[PublicKey]) -> std::fmt::Result {
-    writeln!(out, "\n# What the cluster begins with: the same on every node. Later layouts are signed, and nodes keep them themselves.\n[layout]")?;
+    writeln!(
+        out,
+        "\n# What the cluster begins with: the same on every node. Later layouts are signed, and nodes keep them themselves.\n[layout]"
+    )?;
     writeln!(out, "version = 1\npartitions = {}", plan.partitions)?;
     writeln!(out, "# Public keys of those who may change it.")?;
     writeln!(out, "custodians = [{}]", custodians.iter().map(|key| quoted(&hex::encode(key))).collect::<Vec<_>>().join(", "))?;

@@ -55,13 +55,7 @@ impl NodePlan {
 
     /// As a layout names it.
     pub fn node(&self) -> Node {
-        Node {
-            name: self.name.clone(),
-            site: self.site.clone(),
-            capacity: self.capacity,
-            endpoint: self.endpoint(),
-            duty: Duty::Active,
-        }
+        Node { name: self.name.clone(), site: self.site.clone(), capacity: self.capacity, endpoint: self.endpoint(), duty: Duty::Active }
     }
 
     /// Where it listens: on this machine alone if it is reached there, else on every interface.
@@ -323,7 +317,8 @@ pub fn read_about(folder: &Path) -> Result<(Blueprint, Vec<PublicKey>), Error> {
         policy: config_file::PolicyText,
     }
     let path = folder.join("cluster.toml");
-    let wrong = |why: String| Error::usage(format!("{}: {why}", path.display())).hint("name the folder that `afar cluster init` made with --dir");
+    let wrong =
+        |why: String| Error::usage(format!("{}: {why}", path.display())).hint("name the folder that `afar cluster init` made with --dir");
     let text = fs::read_to_string(&path).map_err(|error| wrong(error.to_string()))?;
     let about: About = toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?;
     let key = |text: &String| {

@@ -24,13 +24,13 @@ use afar_model::{
 use afar_proto::v1;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use futures_util::StreamExt as _;
-use tonic::Code;
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
+use tonic::Code;
 
 /// Where the folder's own key is.
 const CUSTODIAN: &str = "layout/custodian.key";
@@ -211,8 +211,9 @@ impl Operator {
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let path = folder.join("layout/chain");
         let bytes = fs::read(&path).map_err(|error| {
-            Error::usage(format!("{}: {error}", path.display()))
-                .hint("name the folder that `afar cluster init` made with --dir, or run this in it; a cluster without nodes has no layout yet")
+            Error::usage(format!("{}: {error}", path.display())).hint(
+                "name the folder that `afar cluster init` made with --dir, or run this in it; a cluster without nodes has no layout yet",
+            )
         })?;
         let chain = Chain::decode(&bytes).map_err(|error| refused(&error))?;
         let chapters = chain.chapters(&verify).map_err(|error| refused(&error))?;
@@ -243,9 +244,11 @@ impl Operator {
             heard += 1;
             let Ok(chapters) = said.chain.chapters(&verify) else { continue };
             let operator = Self { folder: folder.to_owned(), chain: said.chain, chapters };
-            let newer = best.as_ref().map(Self::head).transpose()?.is_none_or(|best| {
-                operator.head().is_ok_and(|head| head.document.version > best.document.version)
-            });
+            let newer = best
+                .as_ref()
+                .map(Self::head)
+                .transpose()?
+                .is_none_or(|best| operator.head().is_ok_and(|head| head.document.version > best.document.version));
             if newer {
                 best = Some(operator);
             }
@@ -387,8 +390,7 @@ impl Operator {
                 continue;
             }
             let document = Document::decode(&signed.body).map_err(|error| refused(&error))?;
-            let parents: Vec<&Chapter> =
-                self.chapters.iter().filter(|chapter| document.parents.contains(chapter.layout.hash())).collect();
+            let parents: Vec<&Chapter> = self.chapters.iter().filter(|chapter| document.parents.contains(chapter.layout.hash())).collect();
             if parents.is_empty() || parents.len() < document.parents.len() {
                 return Err(Error::usage("a node has layouts that this folder's chain does not lead to: is it another cluster's folder?"));
             }
@@ -429,8 +431,9 @@ impl Operator {
     /// If there are two newest ones.
     pub fn change(&self, note: impl Into<String>) -> Result<Document, Error> {
         if let [_, _, ..] = self.heads().as_slice() {
-            return Err(Error::new(Kind::Busy, "two layouts were made of one: end that first")
-                .hint("see `afar layout history`, then `afar layout apply --merge VERSION-HASH`, which keeps that one and ends the conflict"));
+            return Err(Error::new(Kind::Busy, "two layouts were made of one: end that first").hint(
+                "see `afar layout history`, then `afar layout apply --merge VERSION-HASH`, which keeps that one and ends the conflict",
+            ));
         }
         Ok(Document::child_of(self.head()?, now(), note))
     }
@@ -578,7 +581,8 @@ pub fn bucket_named(said: &[Said], head: &LayoutHash, name: &str) -> Result<(Buc
         (Some(bucket), None) => Ok(bucket),
         (None, _) => Err(Error::new(Kind::NotFound, format!("there is no bucket {name:?}")).hint("see `afar bucket ls`")),
         (Some(_), Some(_)) => {
-            Err(Error::usage(format!("two buckets are named {name:?}")).hint("say which by @ and its id; `afar bucket ls --json` shows them"))
+            Err(Error::usage(format!("two buckets are named {name:?}"))
+                .hint("say which by @ and its id; `afar bucket ls --json` shows them"))
         }
     }
 }

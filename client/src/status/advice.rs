@@ -38,10 +38,7 @@ const ALL: [(&str, Advice); 16] = [
             false,
         ),
     ),
-    (
-        "authority",
-        known("AFAR-AUTHORITY", "once it has ended, no certificate is believed", "`afar cluster rekey --authority`", false),
-    ),
+    ("authority", known("AFAR-AUTHORITY", "once it has ended, no certificate is believed", "`afar cluster rekey --authority`", false)),
     (
         "survivors",
         known(

@@ -444,7 +444,9 @@ fn replication(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus)
 fn survivors_check(newest: &v1::NodeStatus, bytes: u64) -> CheckResult {
     let name = "survivors";
     let policy = newest.default_policy.as_ref().and_then(|policy| Policy::try_from(policy).ok());
-    let (Some(policy), Some(layout)) = (policy, layout_of(newest)) else { return check(name, "unknown", "the layout is not understood here") };
+    let (Some(policy), Some(layout)) = (policy, layout_of(newest)) else {
+        return check(name, "unknown", "the layout is not understood here");
+    };
     let weight = |node| if layout.duty(node) == Duty::Active { layout.node(node).map_or(0, |node| node.capacity) } else { 0 };
     let weights: Vec<u64> = layout.node_indexes().map(weight).collect();
     let used = |survivor: &Survivor| layout.nodes_at(survivor.site).any(|node| layout.duty(node) == Duty::Active);
@@ -501,7 +503,8 @@ fn rebalance(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus) -
         sum.bytes = sum.bytes.saturating_add(node.to_fetch_bytes);
         sum.bytes_per_second = sum.bytes_per_second.saturating_add(node.fetch_bytes_per_second);
         // All ones: not counted yet.
-        sum.surplus_records = sum.surplus_records.saturating_add(Some(node.surplus_records).filter(|count| *count != u64::MAX).unwrap_or(0));
+        sum.surplus_records =
+            sum.surplus_records.saturating_add(Some(node.surplus_records).filter(|count| *count != u64::MAX).unwrap_or(0));
     }
     sum.seconds_left = (sum.bytes_per_second > 0).then(|| sum.bytes / sum.bytes_per_second);
     sum

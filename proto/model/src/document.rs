@@ -412,7 +412,8 @@ impl Chapter {
 
     /// Sites that are lost here and were not in any parent: then this layout closes the latch (rule 10).
     pub fn newly_lost(&self, parents: &[&Self]) -> Vec<String> {
-        let lost_before = |name: &str| parents.iter().any(|p| p.document.sites.iter().any(|site| site.name == name && site.duty == Duty::Lost));
+        let lost_before =
+            |name: &str| parents.iter().any(|p| p.document.sites.iter().any(|site| site.name == name && site.duty == Duty::Lost));
         let lost = self.document.sites.iter().filter(|site| site.duty == Duty::Lost && !lost_before(&site.name));
         lost.map(|site| site.name.clone()).collect()
     }
@@ -651,7 +652,8 @@ mod tests {
             document.nodes.insert(0, examples::node("new", "warsaw"));
             document.sites.reverse();
             let set = vec![NodeIndex(1), NodeIndex(0)];
-            document.plans = vec![(Policy::default(), Assignment::of_partitions((0..limits::PARTITIONS_DEFAULT).map(|_| set.clone())).unwrap())];
+            document.plans =
+                vec![(Policy::default(), Assignment::of_partitions((0..limits::PARTITIONS_DEFAULT).map(|_| set.clone())).unwrap())];
         });
         let document = signed.open(&[&parent], &verify).unwrap().document;
         let layout = document.layout_after(signed.hash(), &parent.layout).unwrap();

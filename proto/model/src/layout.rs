@@ -372,13 +372,20 @@ fn check_names<'a>(what: &'static str, names: impl Iterator<Item = &'a String>, 
 
 /// Layouts for tests and documentation.
 pub mod examples {
-    use super::{Layout, Node, Site, Duty};
+    use super::{Duty, Layout, Node, Site};
     use crate::{geo::Coordinates, units::Metres};
 
     /// A site of that name, country and place, known to the metre; `None` if the coordinates are out of range.
     pub fn site(name: &str, country: &str, latitude: f64, longitude: f64) -> Option<Site> {
         let coordinates = Coordinates::new(latitude, longitude).ok()?;
-        Some(Site { name: name.into(), coordinates, uncertainty: Metres(0), country: country.into(), provider: String::new(), duty: Duty::Active })
+        Some(Site {
+            name: name.into(),
+            coordinates,
+            uncertainty: Metres(0),
+            country: country.into(),
+            provider: String::new(),
+            duty: Duty::Active,
+        })
     }
 
     /// A node of that name at a site, of one byte.

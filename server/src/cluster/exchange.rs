@@ -108,7 +108,8 @@ impl Node {
         }
         let open = self.layouts.open().chapters().len();
         let added = |now: &[[u8; 32]], before: &[[u8; 32]]| now.iter().any(|digest| !before.contains(digest));
-        let withdraws = added(&next.document.revoked, &current.document.revoked) || added(&next.document.distrusted, &current.document.distrusted);
+        let withdraws =
+            added(&next.document.revoked, &current.document.revoked) || added(&next.document.distrusted, &current.document.distrusted);
         // A fire and a thief do not wait for a transition to end.
         if open >= OPEN_MAX && !lost && !withdraws {
             problems.push(format!("{open} layouts are in transition already: wait until they are in force everywhere (see `afar status`)"));
@@ -129,7 +130,9 @@ impl Node {
         if removed.iter().any(|node| node.name == self.config.node) {
             match self.surplus() {
                 Some(0) => {}
-                Some(left) => problems.push(format!("this node still holds {left} records that it has not handed over: wait for its drain")),
+                Some(left) => {
+                    problems.push(format!("this node still holds {left} records that it has not handed over: wait for its drain"))
+                }
                 None => problems.push("this node does not know yet whether it has handed over everything: wait for its drain".into()),
             }
         }

@@ -358,9 +358,8 @@ impl Identity {
             let shown = judge.check(&present.material.chain, &Role::Caller, present.material.checked);
             matches!(shown, Err(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)))
         };
-        (withdrawn(&judge) && !withdrawn(&present.judge)).then(|| {
-            "this node still shows a certificate of the authority that would be withdrawn: give it its new one first".to_owned()
-        })
+        (withdrawn(&judge) && !withdrawn(&present.judge))
+            .then(|| "this node still shows a certificate of the authority that would be withdrawn: give it its new one first".to_owned())
     }
 
     fn change_trust(&self, change: impl FnOnce(&mut Trust)) -> Result<(), TrustError> {

@@ -415,7 +415,8 @@ impl Layouts {
     /// replaces it before the permission is given back.
     pub fn may_drop(self: &Arc<Self>, by: &LayoutHash) -> Option<DropPermit> {
         let _one = self.changing.try_lock()?;
-        let fits = self.current().hash() == by && self.open.load().chapters.len() == 1 && self.rivals().is_empty() && self.latched().is_empty();
+        let fits =
+            self.current().hash() == by && self.open.load().chapters.len() == 1 && self.rivals().is_empty() && self.latched().is_empty();
         fits.then(|| {
             *self.drops.lock() += 1;
             DropPermit(Arc::clone(self))
@@ -451,7 +452,8 @@ impl Layouts {
         self.progress.lock().former.clear();
         loop {
             let current = *self.current().hash();
-            let children = self.known.lock().values().filter(|known| known.chapter.document.parents.contains(&current)).cloned().collect::<Vec<_>>();
+            let children =
+                self.known.lock().values().filter(|known| known.chapter.document.parents.contains(&current)).cloned().collect::<Vec<_>>();
             match children.as_slice() {
                 [only] => self.apply(Arc::clone(&only.chapter)).map_err(|error| wrong(error.to_string()))?,
                 _ => return Ok(()),
@@ -541,7 +543,8 @@ impl Layouts {
         let by_hash: BTreeMap<&LayoutHash, &Arc<Chapter>> = history.iter().map(|chapter| (chapter.layout.hash(), chapter)).collect();
         let released: BTreeSet<LayoutHash> = history.iter().flat_map(|chapter| chapter.document.releases.iter().copied()).collect();
         let closes = |chapter: &&Arc<Chapter>| {
-            let parents: Vec<&Chapter> = chapter.document.parents.iter().filter_map(|parent| by_hash.get(parent)).map(|p| p.as_ref()).collect();
+            let parents: Vec<&Chapter> =
+                chapter.document.parents.iter().filter_map(|parent| by_hash.get(parent)).map(|p| p.as_ref()).collect();
             !chapter.newly_lost(&parents).is_empty()
         };
         history.iter().filter(closes).map(|chapter| *chapter.layout.hash()).filter(|hash| !released.contains(hash)).collect()

@@ -2,7 +2,7 @@
 //!
 //! Reading order: who we are ([`identity`]) and whom we believe ([`trust`]), what a heartbeat changes ([`pulse`], pure), what is remembered of a peer across
 //! restarts ([`memory`], pure but for its file), whose clock is off ([`skew`], pure), the connections and the task that
-//! keeps them ([`peers`]), and who may ask for anything ([`keyring`]).
+//! keeps them ([`peers`]), what the cluster thinks of whom ([`membership`]), and who may ask for anything ([`keyring`]).
 pub mod identity;
 
 pub mod trust;
@@ -20,6 +20,8 @@ pub mod exchange;
 pub mod connect;
 
 pub mod peers;
+
+pub mod membership;
 
 pub mod keyring;
 

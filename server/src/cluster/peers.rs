@@ -9,6 +9,7 @@ use crate::{
         connect::{Address, ConnectError, Connector, jitter},
         identity::Identity,
         layouts::{Layouts, awaited},
+        membership::{self, Membership},
         memory::{self, Accepted, Claim, LogEnd, Memory, Refusal, Remembered},
         pulse::{Miss, Pulse},
         skew::{self, PeerClock},
@@ -55,9 +56,9 @@ pub enum ChannelKind {
 pub struct PeerView {
     /// Its name.
     pub node: String,
-    /// Whether it can be relied on.
+    /// Whether it is there: as this node's heartbeats and the cluster's opinion together say ([`membership::combine`]).
     pub state: PeerState,
-    /// Up, of the same layout, and not refused: records may be sent to it.
+    /// Up by this node's own heartbeats, of the same layout, and not refused: records may be sent to it.
     pub usable: bool,
     /// It does not have everything yet that is assigned to it: its answers prove no absence (rule 3).
     pub catching_up: bool,
@@ -201,6 +202,7 @@ pub struct Peers {
     state_directory: PathBuf,
     slots: ArcSwap<Vec<Option<Arc<Slot>>>>,
     extras: OnceLock<Extras>,
+    membership: OnceLock<Membership>,
     refuted: ArcSwap<BTreeSet<(SiteIndex, SiteIndex)>>,
     clock_trouble: ArcSwapOption<String>,
     changes: watch::Sender<u64>,
@@ -291,7 +293,11 @@ impl Record {
         if !ours.awaited {
             return "the layout says that it is out of service".into();
         }
-        if self.agrees(ours) { String::new() } else { "its layout and this node's have nothing in common: one of them is out of date, or of another cluster".into() }
+        if self.agrees(ours) {
+            String::new()
+        } else {
+            "its layout and this node's have nothing in common: one of them is out of date, or of another cluster".into()
+        }
     }
 }
 
@@ -351,6 +357,7 @@ impl Peers {
             state_directory: options.state_directory,
             slots: ArcSwap::default(),
             extras: OnceLock::new(),
+            membership: OnceLock::new(),
             refuted: ArcSwap::default(),
             clock_trouble: ArcSwapOption::empty(),
             changes: watch::Sender::new(0),
@@ -436,6 +443,18 @@ impl Peers {
         }
     }
 
+    /// Sets, once, what the cluster thinks of peers: [`Peers::view`] takes it into account, [`Peers::usable`] does not.
+    pub fn set_membership(&self, membership: Membership) {
+        if self.membership.set(membership).is_err() {
+            tracing::error!("the membership is set twice: this is a bug, please report it");
+        }
+    }
+
+    /// What the cluster thinks of peers; `None` before it was set.
+    pub fn membership(&self) -> Option<&Membership> {
+        self.membership.get()
+    }
+
     /// Starts a heartbeat for every peer.
     pub fn start(self: &Arc<Self>) {
         for node in self.others() {
@@ -468,6 +487,11 @@ impl Peers {
         Some(client.max_decoding_message_size(most).max_encoding_message_size(most))
     }
 
+    /// [`Peers::client`] by the node's name.
+    pub fn client_named(&self, name: &str, kind: ChannelKind) -> Option<PeerClient<Channel>> {
+        self.client(self.layouts.current().node_named(name)?, kind)
+    }
+
     /// Whether records may be sent to a node: up, of the same layout, not refused. True for this node itself.
     pub fn usable(&self, node: NodeIndex) -> bool {
         node == self.own.node || self.slot(node).is_some_and(|slot| slot.usable.load(Ordering::Acquire))
@@ -482,9 +506,11 @@ impl Peers {
         let count = |field: fn(&v1::NodeState) -> u64| said.map_or(0, field);
         let flag = |field: fn(&v1::NodeState) -> bool| said.is_some_and(field);
         let last = record.remembered.last();
+        let opinion = self.membership.get().map(|membership| membership.view(&slot.name)).unwrap_or_default();
+        let (state, trouble) = membership::combine(record.state(), record.trouble(&ours), &opinion);
         Some(PeerView {
             node: slot.name.clone(),
-            state: record.state(),
+            state,
             usable: record.usable(&ours),
             catching_up: record.catching_up,
             incarnation: last.map(|claim| claim.incarnation),
@@ -518,7 +544,7 @@ impl Peers {
             positions: last.map(|claim| claim.positions.clone()).unwrap_or_default(),
             capacity_bytes: count(|said| said.capacity_bytes),
             used_bytes: count(|said| said.used_bytes),
-            trouble: record.trouble(&ours),
+            trouble,
         })
     }
 

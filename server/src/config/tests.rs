@@ -292,7 +292,10 @@ fn every_example_of_the_reference_is_read_and_the_whole_one_only_says_what_is_so
     let [whole, least] = <[Config; 2]>::try_from(examples().iter().map(read).collect::<Vec<_>>()).unwrap();
     assert_eq!((whole.limits, &whole.policy, whole.init_dirs), (least.limits, &least.policy, least.init_dirs));
     assert_eq!(whole.policy, Policy::default());
-    assert_eq!((whole.genesis.layout.version(), whole.genesis.layout.partitions()), (least.genesis.layout.version(), least.genesis.layout.partitions()));
+    assert_eq!(
+        (whole.genesis.layout.version(), whole.genesis.layout.partitions()),
+        (least.genesis.layout.version(), least.genesis.layout.partitions())
+    );
 }
 
 #[test]

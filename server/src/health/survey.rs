@@ -180,7 +180,8 @@ impl<'a> Surveyor<'a> {
         let Some(version) = self.read(name).and_then(|body| Version::decode(&body).ok()) else { return State::Unknown };
         let Content::Object { data, .. } = version.version.content else { return State::Safe };
         let partitions = self.node.layout().partitions();
-        let piece = |id| self.record_state(bucket, (&RecordKey { bucket: bucket.id, id }, name), Partition::of_record(&id, partitions), older);
+        let piece =
+            |id| self.record_state(bucket, (&RecordKey { bucket: bucket.id, id }, name), Partition::of_record(&id, partitions), older);
         match data {
             Data::Inline => State::Safe,
             Data::Chunks(chunks) => chunks.iter().map(|chunk| piece(chunk.id)).max().unwrap_or(State::Safe),

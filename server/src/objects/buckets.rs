@@ -1,6 +1,9 @@
 //! The buckets that this node knows: a view of the settings in its log. Every node holds every setting, so this is
 //! local and complete up to what anti-entropy still brings.
-use crate::cluster::{keyring::StoredKey, layouts::{Layouts, Open}};
+use crate::cluster::{
+    keyring::StoredKey,
+    layouts::{Layouts, Open},
+};
 use afar_model::{
     coverage,
     hlc::Stamp,

@@ -745,8 +745,7 @@ fn owed(node: &Node, bucket: &Bucket, groups: &[Group], committed: &Committed) -
     for group in groups {
         for (id, kind, length) in &group.records {
             let partition = Partition::of_record(id, node.layout().partitions());
-            let lacking: Vec<NodeIndex> =
-                bucket.targets(partition).into_iter().filter(|n| !group.nodes.contains(n)).collect();
+            let lacking: Vec<NodeIndex> = bucket.targets(partition).into_iter().filter(|n| !group.nodes.contains(n)).collect();
             debts.extend(commit::debts(node, &lacking, &[(RecordKey { bucket: bucket.id, id: *id }, *kind, *length)]));
         }
     }

@@ -21,7 +21,12 @@ pub struct Targets {
 
 /// Chooses among the nodes for which `usable` holds, so that every open layout is satisfied (rule 21). While one is being
 /// replaced by another, what is written goes to where both want it.
-pub fn choose(bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteIndex)>, partition: Partition, usable: &dyn Fn(NodeIndex) -> bool) -> Targets {
+pub fn choose(
+    bucket: &Bucket,
+    refuted: &BTreeSet<(SiteIndex, SiteIndex)>,
+    partition: Partition,
+    usable: &dyn Fn(NodeIndex) -> bool,
+) -> Targets {
     let assigned = bucket.targets(partition);
     let (mut nodes, owed): (Vec<NodeIndex>, Vec<NodeIndex>) = assigned.iter().partition(|node| usable(**node));
     for view in bucket.writing_views() {

@@ -225,9 +225,7 @@ async fn spread(
     partition: Partition,
     holders: Vec<NodeIndex>,
 ) -> (Vec<NodeIndex>, bool) {
-    let reached = |nodes: &[NodeIndex]| {
-        bucket.reached(&node.peers.refuted(), nodes) >= Some(bucket.level())
-    };
+    let reached = |nodes: &[NodeIndex]| bucket.reached(&node.peers.refuted(), nodes) >= Some(bucket.level());
     if reached(&holders) {
         return (holders, true);
     }

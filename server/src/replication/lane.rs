@@ -13,8 +13,8 @@ use crate::{
     limits,
 };
 use afar_model::layout::NodeIndex;
-use parking_lot::RwLock;
 use afar_proto::v1::{self, peer_client::PeerClient, store_request::Work};
+use parking_lot::RwLock;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{

@@ -179,8 +179,16 @@ mod tests {
 
     #[test]
     fn what_is_no_slot_is_refused() {
-        for text in ["", "08:00-18:00", "8-18 1MiB/s", "08:00-25:00 1MiB/s", "08:60-09:00 1MiB/s", "08:00-18:00 fast", "08:00-18:00 0B/s", "08:00-18:00 1MiB"]
-        {
+        for text in [
+            "",
+            "08:00-18:00",
+            "8-18 1MiB/s",
+            "08:00-25:00 1MiB/s",
+            "08:60-09:00 1MiB/s",
+            "08:00-18:00 fast",
+            "08:00-18:00 0B/s",
+            "08:00-18:00 1MiB",
+        ] {
             assert!(text.parse::<Slot>().is_err(), "{text:?}");
         }
     }

@@ -45,7 +45,14 @@ async fn compare(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
         let mut pause = limits::RECONCILE_RETRY;
         let mut compared: Compared = None;
         if node.peers.usable(peer) {
-            let round = Round { node: &node, peer, found: Comparison::default(), unknown: false, partitions: node.layout().partitions(), expected: None };
+            let round = Round {
+                node: &node,
+                peer,
+                found: Comparison::default(),
+                unknown: false,
+                partitions: node.layout().partitions(),
+                expected: None,
+            };
             match stop.run_until_cancelled(round.run()).await {
                 None => return,
                 Some(Ok(())) => {

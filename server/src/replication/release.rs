@@ -139,7 +139,9 @@ async fn release(node: &Arc<Node>, layout: &LayoutHash, batch: &[Surplus]) -> u6
         let proved = |index: usize| answers.iter().all(|answer| answer.get(index) == Some(&Proof::Durable));
         let safe: Vec<RecordKey> =
             keys.iter().enumerate().filter(|(index, key)| proved(*index) && far(node, key, holders)).map(|(_, key)| *key).collect();
-        let Some(_permit) = node.layouts.may_drop(layout).filter(|_| permission(node, layout).is_ok() && !safe.is_empty()) else { continue };
+        let Some(_permit) = node.layouts.may_drop(layout).filter(|_| permission(node, layout).is_ok() && !safe.is_empty()) else {
+            continue;
+        };
         match node.store.remove(safe.clone(), Removal::Dropped).await {
             Ok(()) => dropped += safe.len() as u64,
             Err(error) => tracing::warn!(%error, "copies that are assigned to others stay"),

@@ -82,9 +82,11 @@ pub fn distinct(ways: &Ways) -> Vec<Vec<u16>> {
 
 /// Gives a new plan's sets to the classes that are the most like them.
 pub fn matched(classes: &Classes, sets: &[(Vec<u16>, u32)]) -> Ways {
-    let pairs = classes.0.iter().enumerate().flat_map(|(class, from)| {
-        sets.iter().enumerate().map(move |(set, (nodes, _))| (arriving(&from.nodes, nodes), class, set))
-    });
+    let pairs = classes
+        .0
+        .iter()
+        .enumerate()
+        .flat_map(|(class, from)| sets.iter().enumerate().map(move |(set, (nodes, _))| (arriving(&from.nodes, nodes), class, set)));
     let mut pairs: Vec<(usize, usize, usize)> = pairs.collect();
     pairs.sort_unstable();
     let mut left: Vec<u32> = classes.0.iter().map(|class| class.partitions.len() as u32).collect();
@@ -196,9 +198,8 @@ impl Keeping<'_> {
                     set.map(|set| set.into_iter().filter_map(|site| nodes[site]).map(|node| node as u16).collect::<Vec<u16>>())
                 }
                 Some(targets) => {
-                    let price = |to: &Vec<u16>| {
-                        self.cost(&from.nodes, to) + to.iter().map(|node| worth.prices[usize::from(*node)]).sum::<f64>()
-                    };
+                    let price =
+                        |to: &Vec<u16>| self.cost(&from.nodes, to) + to.iter().map(|node| worth.prices[usize::from(*node)]).sum::<f64>();
                     let fits = |to: &&Vec<u16>| to.iter().all(|node| open(&usize::from(*node)));
                     let best = targets.iter().filter(fits).map(|to| (price(to), to)).min_by(|a, b| a.0.total_cmp(&b.0));
                     best.filter(|(price, _)| *price < below).map(|(_, to)| to.clone())

@@ -224,8 +224,10 @@ impl Simplex<'_> {
         let rows = self.rows;
         let basics = self.basis.iter().copied().zip(self.values.iter().copied());
         let unplaced = basics.clone().filter(|(variable, _)| (self.items..rows).contains(variable)).map(|(_, value)| value).sum();
-        let mut amounts: Vec<(usize, f64)> =
-            basics.filter(|(_, value)| *value > TOLERANCE).filter_map(|(variable, value)| Some((variable.checked_sub(rows)?, value))).collect();
+        let mut amounts: Vec<(usize, f64)> = basics
+            .filter(|(_, value)| *value > TOLERANCE)
+            .filter_map(|(variable, value)| Some((variable.checked_sub(rows)?, value)))
+            .collect();
         amounts.sort_unstable_by_key(|(column, _)| *column);
         Solution { amounts, unplaced, prices, pivots }
     }

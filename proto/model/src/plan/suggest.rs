@@ -311,7 +311,9 @@ fn new_site(policy: &Policy, geography: &Geography<'_>) -> Option<Change> {
 
 /// The layout with a site and a node in that city.
 fn with_site(layout: &Layout, (_, country, latitude, longitude): &City) -> Option<(Layout, SiteIndex)> {
-    let unused = |what: &str| (0..).map(|n| format!("{what}{n}")).find(|name| layout.site_named(name).is_none() && layout.node_named(name).is_none());
+    let unused = |what: &str| {
+        (0..).map(|n| format!("{what}{n}")).find(|name| layout.site_named(name).is_none() && layout.node_named(name).is_none())
+    };
     let name = unused("new")?;
     let (mut sites, mut nodes) = (layout.sites().to_vec(), layout.nodes().to_vec());
     sites.push(Site {

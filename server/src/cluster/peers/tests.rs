@@ -72,6 +72,9 @@ impl v1::peer_server::Peer for OnlyHello {
     async fn audit(&self, _: Request<v1::AuditRequest>) -> Result<Response<v1::AuditReply>, Status> {
         Err(Status::unimplemented(""))
     }
+    async fn gossip(&self, _: Request<v1::GossipRequest>) -> Result<Response<v1::GossipReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 impl World {
@@ -129,7 +132,14 @@ impl World {
             Some(listener) => listener,
             None => TcpListener::bind(&address).await.unwrap(),
         };
-        let door = Door { identity: Arc::clone(&identity), layouts, lifecycle: lifecycle.clone(), connections: 4, client_window: 1 << 20, peer_window: 1 << 20 };
+        let door = Door {
+            identity: Arc::clone(&identity),
+            layouts,
+            lifecycle: lifecycle.clone(),
+            connections: 4,
+            client_window: 1 << 20,
+            peer_window: 1 << 20,
+        };
         let service = v1::peer_server::PeerServer::new(OnlyHello(Arc::clone(&peers)));
         door.serve(listener, Routes::default(), Routes::new(service));
         peers.start();

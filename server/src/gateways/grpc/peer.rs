@@ -192,6 +192,15 @@ impl Peer for PeerService {
         let keys = keys(&request.keys)?;
         Ok(Response::new(v1::AuditReply { proofs: audit::answer(&self.node, nonce, keys).await }))
     }
+
+    async fn gossip(&self, request: Request<v1::GossipRequest>) -> Result<Response<v1::GossipReply>, Status> {
+        // A packet speaks for whom the certificate names, whatever it says itself.
+        let from = self.partner(&request)?;
+        if let Some(membership) = self.node.peers.membership() {
+            membership.receive(self.node.layout().node_name(from), request.into_inner().packet);
+        }
+        Ok(Response::new(v1::GossipReply {}))
+    }
 }
 
 /// Partitions are ranges of the first bits of an id.
