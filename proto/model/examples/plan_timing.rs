@@ -81,7 +81,7 @@ fn main() {
     plan = timed("now it does", &policy, &layout, &all, Some(&plan));
     let mut weights = all.clone();
     for turn in 0..24 {
-        weights[turn * 11 % all.len()] = if turn % 3 == 0 { 0 } else { all[turn] * 2 };
+        weights[turn * 11 % all.len()] = if turn % 3 == 0 { 0 } else { all[turn % all.len()] * 2 };
         plan = timed(&format!("change {turn} in a row"), &policy, &layout, &weights, Some(&plan));
     }
 }

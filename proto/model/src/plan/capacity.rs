@@ -15,10 +15,10 @@ use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap},
 };
 
-/// Pivots that the search for whole numbers may take at one unit before it tries the next.
-const EFFORT: usize = 40_000;
-/// Pivots that it may take at all units together.
-const EFFORT_TOTAL: usize = 400_000;
+/// Work (see [`super::simplex::Solution::work`]) that the search for whole numbers may take at one unit before it tries the next.
+const EFFORT: u64 = 100_000_000;
+/// Work that it may take at all units together.
+const EFFORT_TOTAL: u64 = 500_000_000;
 /// The search places at most this many partitions one by one.
 const ONE_BY_ONE_MAX: u32 = 192;
 /// All sets are tried, not only those of the linear program's solution, if they are at most this many.
@@ -193,15 +193,18 @@ impl World {
         None
     }
 
-    /// Spreads the load of a packing over sites that have more room than is needed: the fullest as empty as can be, then the next.
-    pub fn levelled(&self, at_sites: &[u32]) -> Packing {
-        const STEPS: u32 = 128;
+    /// A packing at a unit that spreads the load over sites that have more room than is needed: the fullest as empty as can be, then the
+    /// next. Empty if there is none at that unit.
+    pub fn levelled(&self, unit: Unit) -> Packing {
+        const STEPS: u64 = 128;
         let pool = &mut Vec::new();
+        let at_site = |nodes: &Vec<usize>| nodes.iter().map(|node| u64::from(unit.slots(self.weights[*node], u32::MAX))).sum();
+        let at_sites: Vec<u64> = self.nodes_at.iter().map(at_site).collect();
+        let part = |room: u64, steps: u64| (room * steps).div_ceil(STEPS).min(u64::from(self.partitions)) as u32;
         let mut settled: Vec<Option<u32>> = vec![None; at_sites.len()];
         let mut steps = STEPS;
-        let limits = |settled: &[Option<u32>], steps: u32| -> Vec<u32> {
-            let part = |room: u32| (u64::from(room) * u64::from(steps)).div_ceil(u64::from(STEPS)) as u32;
-            at_sites.iter().zip(settled).map(|(room, settled)| settled.unwrap_or(part(*room))).collect()
+        let limits = |settled: &[Option<u32>], steps: u64| -> Vec<u32> {
+            at_sites.iter().zip(settled).map(|(room, settled)| settled.unwrap_or(part(*room, steps))).collect()
         };
         while settled.contains(&None) && steps > 0 {
             let (mut fits, mut fails) = (steps, 0);
@@ -224,7 +227,7 @@ impl World {
             let pool = &mut Vec::new();
             Whole { world: self, pool, all: None, failed: BTreeSet::new(), left: EFFORT }.pack(at_sites, self.partitions)
         };
-        whole(&limits(&settled, steps)).or_else(|| whole(at_sites)).unwrap_or_default()
+        whole(&limits(&settled, steps)).or_else(|| whole(&limits(&vec![None; at_sites.len()], STEPS))).unwrap_or_default()
     }
 }
 
@@ -267,8 +270,8 @@ struct Whole<'a> {
     all: Option<Vec<Vec<usize>>>,
     /// Rooms that are known not to suffice for as many partitions as are left when they are met.
     failed: BTreeSet<Vec<u32>>,
-    /// Pivots that it may still take.
-    left: usize,
+    /// Work that it may still take.
+    left: u64,
 }
 
 impl Whole<'_> {
@@ -316,7 +319,7 @@ impl Whole<'_> {
         }
         let capacities: Vec<f64> = rooms.iter().copied().map(f64::from).collect();
         let mut solution = self.world.relaxed(&capacities, f64::from(partitions), self.pool);
-        self.left = self.left.saturating_sub(solution.pivots + 1);
+        self.left = self.left.saturating_sub(solution.work + 1);
         if solution.unplaced < TOLERANCE * 10.0 {
             solution.amounts.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
             let likely: Vec<Vec<usize>> = solution.amounts.iter().map(|(column, _)| places(&self.pool[*column])).collect();

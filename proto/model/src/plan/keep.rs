@@ -8,8 +8,8 @@ use super::{
 use crate::assignment::Assignment;
 use std::collections::BTreeMap;
 
-/// Pivots for rounding before it is given up.
-const EFFORT: usize = 60_000;
+/// Work (see [`Solution::work`]) for rounding before it is given up.
+const EFFORT: u64 = 2_000_000_000;
 /// What a copy costs more on a node that is full than on an empty one: enough to break ties.
 const FULLNESS: f64 = 0.01;
 /// What a set of nodes in use costs less than a new one: enough to break ties.
@@ -51,6 +51,16 @@ impl Classes {
         Self(classes.into_iter().map(class).collect())
     }
 
+    /// What a partition may grow to now, in bytes: nothing if one is at a node that takes nothing.
+    pub fn unit(&self, world: &World) -> f64 {
+        if self.0.iter().any(|class| class.nodes.len() < world.family.size) {
+            return 0.0;
+        }
+        let loads = loads(self, world.nodes.len());
+        let full = world.weights.iter().zip(loads).filter(|(_, load)| *load > 0).map(|(weight, load)| *weight as f64 / f64::from(load));
+        full.fold(f64::INFINITY, f64::min)
+    }
+
     /// For each partition its nodes.
     pub fn partitions(&self, ways: Ways, count: u32) -> Vec<Vec<u16>> {
         let mut nodes = vec![Vec::new(); count as usize];
@@ -62,6 +72,26 @@ impl Classes {
         }
         nodes
     }
+}
+
+/// How many copies a plan makes.
+pub fn copies_made(classes: &Classes, ways: &Ways) -> u32 {
+    ways.iter().map(|((class, to), count)| count * arriving(&classes.0[*class].nodes, to) as u32).sum()
+}
+
+/// How many copies must be made at least for no node to have more than its slots, wherever they may go.
+pub fn least_copies(world: &World, classes: &Classes, slots: &[u32]) -> u32 {
+    let stays = loads(classes, slots.len()).into_iter().zip(slots).map(|(load, slots)| load.min(*slots)).sum();
+    (world.partitions * world.family.size as u32).saturating_sub(stays)
+}
+
+/// How many copies each node has now.
+fn loads(classes: &Classes, nodes: usize) -> Vec<u32> {
+    let mut loads = vec![0_u32; nodes];
+    for class in &classes.0 {
+        class.nodes.iter().for_each(|node| loads[usize::from(*node)] += class.partitions.len() as u32);
+    }
+    loads
 }
 
 /// How many copies must be made for a partition at `from` to be at `to`.
@@ -82,11 +112,9 @@ pub fn distinct(ways: &Ways) -> Vec<Vec<u16>> {
 
 /// Gives a new plan's sets to the classes that are the most like them.
 pub fn matched(classes: &Classes, sets: &[(Vec<u16>, u32)]) -> Ways {
-    let pairs = classes
-        .0
-        .iter()
-        .enumerate()
-        .flat_map(|(class, from)| sets.iter().enumerate().map(move |(set, (nodes, _))| (arriving(&from.nodes, nodes), class, set)));
+    let pairs = classes.0.iter().enumerate().flat_map(|(class, from)| {
+        sets.iter().enumerate().map(move |(set, (nodes, _))| (arriving(&from.nodes, nodes), class, set))
+    });
     let mut pairs: Vec<(usize, usize, usize)> = pairs.collect();
     pairs.sort_unstable();
     let mut left: Vec<u32> = classes.0.iter().map(|class| class.partitions.len() as u32).collect();
@@ -105,19 +133,20 @@ pub fn matched(classes: &Classes, sets: &[(Vec<u16>, u32)]) -> Ways {
 
 /// The fewest copies to move so that no node has more than its slots; only to `targets`, if there are any.
 pub fn few_moves(world: &World, classes: &Classes, slots: &[u32], targets: Option<Vec<Vec<u16>>>) -> Option<Ways> {
-    let mut loads = vec![0_u32; slots.len()];
-    for class in &classes.0 {
-        class.nodes.iter().for_each(|node| loads[usize::from(*node)] += class.partitions.len() as u32);
-    }
+    let loads = loads(classes, slots.len());
     let fullness = loads.iter().zip(slots).map(|(load, slots)| (f64::from(*load) / f64::from((*slots).max(1))).min(1.0));
     let mut keeping = Keeping {
         world,
         classes: &classes.0,
-        targets,
+        targets: None,
         arrival: fullness.map(|fullness| 1.0 + FULLNESS * fullness).collect(),
         pool: Vec::new(),
         left: EFFORT,
     };
+    keeping.targets = targets.map(|sets| {
+        let costs = classes.0.iter().map(|class| sets.iter().map(|to| keeping.cost(&class.nodes, to)).collect()).collect();
+        Targets { sets, costs }
+    });
     keeping.pool = keeping.known_ways();
     let sizes: Vec<u32> = classes.0.iter().map(|class| class.partitions.len() as u32).collect();
     let relaxed = keeping.relaxed(slots, &sizes)?;
@@ -130,20 +159,27 @@ pub fn few_moves(world: &World, classes: &Classes, slots: &[u32], targets: Optio
     Some(ways)
 }
 
+/// The only sets to go to, and for each class what going there costs.
+struct Targets {
+    sets: Vec<Vec<u16>>,
+    costs: Vec<Vec<f64>>,
+}
+
 struct Keeping<'a> {
     world: &'a World,
     classes: &'a [Class],
-    targets: Option<Vec<Vec<u16>>>,
+    targets: Option<Targets>,
     /// What a copy that arrives costs, by node.
     arrival: Vec<f64>,
     pool: Vec<Column>,
-    left: usize,
+    /// Work that rounding may still take.
+    left: u64,
 }
 
 impl Keeping<'_> {
     /// To stay, and to go where another class is if that is one copy away.
     fn known_ways(&self) -> Vec<Column> {
-        let allowed = |nodes: &Vec<u16>| self.targets.as_ref().is_none_or(|targets| targets.contains(nodes));
+        let allowed = |nodes: &Vec<u16>| self.targets.as_ref().is_none_or(|targets| targets.sets.contains(nodes));
         let goals: Vec<(usize, &Class)> = self.classes.iter().enumerate().filter(|(_, to)| to.may_stay && allowed(&to.nodes)).collect();
         let mut known = Vec::new();
         for (class, from) in self.classes.iter().enumerate() {
@@ -168,7 +204,7 @@ impl Keeping<'_> {
         let mut pool = std::mem::take(&mut self.pool);
         let solution = solve(&floats(room), &floats(sizes), &mut pool, &mut |worth| self.offers(room, sizes, worth));
         self.pool = pool;
-        self.left = self.left.saturating_sub(solution.pivots + 1);
+        self.left = self.left.saturating_sub(solution.work + 1);
         (solution.unplaced < TOLERANCE * 10.0).then_some(solution)
     }
 
@@ -181,6 +217,11 @@ impl Keeping<'_> {
             nodes.iter().copied().filter(|node| open(node)).min_by(|a, b| price_of_new(*a).total_cmp(&price_of_new(*b)).then(a.cmp(b)))
         };
         let new: Vec<Option<usize>> = self.world.nodes_at.iter().map(cheapest).collect();
+        // What the room in each target costs.
+        let room_of_targets = self.targets.iter().flat_map(|targets| &targets.sets).map(|to| {
+            to.iter().map(|node| usize::from(*node)).map(|node| if open(&node) { worth.prices[node] } else { f64::INFINITY }).sum()
+        });
+        let room_of_targets: Vec<f64> = room_of_targets.collect();
         let mut offers = Vec::new();
         for (class, from) in self.classes.iter().enumerate().filter(|(class, _)| sizes[*class] > 0) {
             let below = worth.classes[class] - 2.0 * EPSILON;
@@ -197,12 +238,10 @@ impl Keeping<'_> {
                     let set = self.world.family.cheapest(&prices, below).map(|(_, set)| set);
                     set.map(|set| set.into_iter().filter_map(|site| nodes[site]).map(|node| node as u16).collect::<Vec<u16>>())
                 }
-                Some(targets) => {
-                    let price =
-                        |to: &Vec<u16>| self.cost(&from.nodes, to) + to.iter().map(|node| worth.prices[usize::from(*node)]).sum::<f64>();
-                    let fits = |to: &&Vec<u16>| to.iter().all(|node| open(&usize::from(*node)));
-                    let best = targets.iter().filter(fits).map(|to| (price(to), to)).min_by(|a, b| a.0.total_cmp(&b.0));
-                    best.filter(|(price, _)| *price < below).map(|(_, to)| to.clone())
+                Some(Targets { sets, costs }) => {
+                    let prices = room_of_targets.iter().zip(&costs[class]).map(|(room, cost)| room + cost);
+                    let best = prices.zip(sets).fold((below, None), |best, (price, to)| if price < best.0 { (price, Some(to)) } else { best });
+                    best.1.cloned()
                 }
             };
             if let Some(mut items) = items {

@@ -38,7 +38,9 @@ use keep::{Classes, Ways};
 /// Where every node has this many slots, a unit that is a little smaller costs a fraction of the 2 % that rule 22 leaves.
 const MANY_SLOTS: u32 = 100;
 /// Units to try, in thousandths of the best, where the best leaves no room to move few copies into few sets.
-const LOOSER: [u64; 4] = [997, 994, 991, 988];
+const LOOSER: [u64; 6] = [999, 998, 996, 994, 991, 988];
+/// Moves in hundredths of those that no plan of the same capacity can avoid, up to which no capacity is given for fewer.
+const FEW_MOVES: u64 = 115;
 /// The least part of the optimum that a looser unit may leave.
 const ENOUGH: f64 = 0.982;
 
@@ -67,7 +69,7 @@ pub fn assign(
     let classes = Classes::new(&world, previous);
     let kept = previous.and_then(|_| keep_most(&world, &classes, unit));
     let ways = kept.unwrap_or_else(|| {
-        let levelled = world.levelled(&world.at_sites(&world.slots(unit)));
+        let levelled = world.levelled(unit);
         let levelled = if levelled.is_empty() { packing } else { levelled };
         keep::matched(&classes, &spread::over_nodes(&world, &levelled))
     });
@@ -75,27 +77,38 @@ pub fn assign(
     Assignment::of_partitions(nodes.into_iter().map(|nodes| in_order(&world, &nodes))).map_err(|_| impossible())
 }
 
-/// The plan that moves the fewest copies of the previous assignment among those that have the best capacity and few enough sets; `None` if
-/// none was found, and then a new plan is made.
+/// The plan that moves few copies of the previous assignment, has the best capacity and few enough sets. Where that moves more than is
+/// hardly avoidable, a little of the capacity that rule 22 leaves is given for it. `None` if none was found, and then a new plan is made.
 fn keep_most(world: &World, classes: &Classes, best: Unit) -> Option<Ways> {
-    let most_sets = world.nodes.len() * limits::SETS_PER_NODE_MAX;
-    let enough = world.fractional_optimum() / f64::from(world.partitions) * ENOUGH;
+    // At least half of what the change gains is gained.
+    let gaining = (classes.unit(world) + best.bytes()) / 2.0;
+    let enough = (world.fractional_optimum() / f64::from(world.partitions) * ENOUGH).max(gaining);
     let many = |unit: &Unit| unit.bytes() >= enough && world.slots(*unit).into_iter().all(|slots| slots >= MANY_SLOTS);
     let looser = LOOSER.into_iter().map(|part| best.scaled(part, 1000)).filter(many);
+    let mut found: Vec<(u32, Ways)> = Vec::new();
     for unit in std::iter::once(best).chain(looser) {
         let slots = world.slots(unit);
-        let Some(ways) = keep::few_moves(world, classes, &slots, None) else { continue };
-        let sets = keep::distinct(&ways);
-        if sets.len() <= most_sets {
+        let Some(ways) = few_sets(world, classes, &slots) else { continue };
+        let (made, least) = (keep::copies_made(classes, &ways), keep::least_copies(world, classes, &slots));
+        if u64::from(made) * 100 <= u64::from(least) * FEW_MOVES {
             return Some(ways);
         }
-        // Too many: the least used ones must go.
-        let fewer = sets.into_iter().take(most_sets).collect();
-        if let Some(ways) = keep::few_moves(world, classes, &slots, Some(fewer)) {
-            return Some(ways);
-        }
+        // In thousandths of what cannot be avoided.
+        found.push((made.saturating_mul(1000) / least.max(1), ways));
     }
-    None
+    found.into_iter().min_by_key(|(ratio, _)| *ratio).map(|(_, ways)| ways)
+}
+
+/// The fewest moves for these slots; and if that makes too many sets of nodes, without the least used of them.
+fn few_sets(world: &World, classes: &Classes, slots: &[u32]) -> Option<Ways> {
+    let most = world.nodes.len() * limits::SETS_PER_NODE_MAX;
+    let ways = keep::few_moves(world, classes, slots, None)?;
+    let mut sets = keep::distinct(&ways);
+    if sets.len() <= most {
+        return Some(ways);
+    }
+    sets.truncate(most);
+    keep::few_moves(world, classes, slots, Some(sets))
 }
 
 /// The home site's node first, the others in the order of their names.

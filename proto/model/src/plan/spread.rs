@@ -1,5 +1,7 @@
 //! From sites to nodes: every site's partitions are laid in a row and cut into its nodes' shares. Cutting makes at most one more set per
-//! node, so that the sets of nodes are hardly more than the sets of sites and the nodes together.
+//! node. The sets of sites come by several times, each time with a part of their partitions, as often as makes no more sets than there are
+//! nodes: then every node is in sets of many kinds, and whatever must move later finds a partition that can. So a new plan has about two
+//! sets per node.
 use super::capacity::{Packing, Unit, World};
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -15,9 +17,11 @@ pub fn over_nodes(world: &World, packing: &Packing) -> Vec<(Vec<u16>, u32)> {
         nodes.iter().copied().zip(shares(&weights, load)).filter(|(_, share)| *share > 0).rev().collect()
     });
     let mut shares: Vec<Vec<(usize, u32)>> = shares.collect();
+    let rounds = world.nodes.len().div_ceil(packing.len().max(1)).max(1) as u32;
+    let round = |round: u32| packing.iter().map(move |(sites, count)| (sites, count * (round + 1) / rounds - count * round / rounds));
     let mut sets = Vec::new();
-    for (sites, count) in packing {
-        let mut missing = *count;
+    for (sites, count) in (0..rounds).flat_map(round) {
+        let mut missing = count;
         while missing > 0 {
             let nodes: Vec<u16> = sites.iter().filter_map(|site| shares[*site].last()).map(|(node, _)| *node as u16).collect();
             let step = sites.iter().filter_map(|site| shares[*site].last()).map(|(_, share)| *share).min().unwrap_or(missing).min(missing);

@@ -11,6 +11,8 @@ mod predicate;
 
 mod placement;
 
+mod plan;
+
 mod coverage;
 
 mod state;
