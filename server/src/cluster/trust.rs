@@ -435,3 +435,73 @@ impl Drop for Held {
         self.connections.0.lock().open.remove(&self.number);
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::{Authority, Wanted};
+    use rustls_pki_types::pem::PemObject as _;
+
+    const NOW: UnixTime = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_795_000_000));
+
+    fn judge(root: &Authority, trust: &Trust) -> Judge {
+        Judge::new(&[root.der()], trust, &Arc::new(rustls::crypto::aws_lc_rs::default_provider()), Arc::default()).unwrap()
+    }
+
+    fn certificate(authority: &Authority) -> CertificateDer<'static> {
+        let (certificate, _) = authority.issue(&Wanted::good("afar://demo/warsaw"));
+        CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()
+    }
+
+    fn roles() -> [Role; 2] {
+        [Role::Caller, Role::Called("127.0.0.1".try_into().unwrap())]
+    }
+
+    #[test]
+    fn a_withdrawn_authority_does_not_come_back_as_an_intermediate_one() {
+        let root = Authority::new();
+        let beneath = root.beneath();
+        let chain = [certificate(&beneath), beneath.der()];
+        let withdrawn = Trust { distrusted: BTreeSet::from([certificate_digest(&beneath.der())]), ..Trust::default() };
+        for role in roles() {
+            assert_eq!(judge(&root, &Trust::default()).check(&chain, &role, NOW), Ok(()));
+            assert_eq!(judge(&root, &withdrawn).check(&chain, &role, NOW), Err(CertificateError::UnknownIssuer.into()));
+        }
+    }
+
+    #[test]
+    fn a_key_is_revoked_whatever_certificate_it_has() {
+        let root = Authority::new();
+        let (stolen, other) = (certificate(&root), certificate(&root));
+        let revoked = Trust { revoked: BTreeSet::from([key_digest(&stolen).unwrap()]), ..Trust::default() };
+        let judge = judge(&root, &revoked);
+        for role in roles() {
+            assert_eq!(judge.check(std::slice::from_ref(&stolen), &role, NOW), Err(CertificateError::Revoked.into()));
+            assert_eq!(judge.check(std::slice::from_ref(&other), &role, NOW), Ok(()));
+        }
+        assert_eq!(key_digest(&CertificateDer::from(vec![1, 2, 3])), None);
+    }
+
+    #[test]
+    fn an_authority_of_the_same_name_is_another_authority() {
+        let (root, other) = (Authority::new(), Authority::new());
+        for role in roles() {
+            let judged = judge(&root, &Trust::default()).check(&[certificate(&other)], &role, NOW);
+            assert_eq!(judged, Err(CertificateError::UnknownIssuer.into()), "and not a bad signature, which tells nobody what to do");
+        }
+        assert_eq!(judge(&root, &Trust::default()).check(&[], &Role::Caller, NOW), Err(Error::NoCertificatesPresented));
+    }
+
+    #[test]
+    fn every_connection_of_a_node_is_ended_and_no_other() {
+        let (connections, root) = (Arc::new(Connections::default()), Authority::new());
+        let hold = |node: &str| connections.hold(node.into(), vec![certificate(&root)], Role::Caller);
+        let (one, two, other) = (hold("warsaw"), hold("warsaw"), hold("roubaix"));
+        drop(one);
+        assert_eq!(connections.end_of("warsaw"), 1, "one has ended by itself");
+        assert!(two.check().is_err() && other.check().is_ok());
+        connections.end_refused(&judge(&Authority::new(), &Trust::default()));
+        assert!(other.check().is_err());
+    }
+}
