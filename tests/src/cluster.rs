@@ -183,6 +183,11 @@ impl Cluster {
         self.folder.path()
     }
 
+    /// The folder that `afar cluster init` made.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The node of that name.
     ///
     /// # Panics

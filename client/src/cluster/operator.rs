@@ -259,7 +259,9 @@ impl Operator {
         };
         // Those that the settings do not name may know more.
         for said in best.ask(client).await? {
-            best.learn(&said.chain)?;
+            if let Err(error) = best.learn(&said.chain) {
+                tracing::warn!(node = said.node, %error, "what it knows of layouts is left out");
+            }
         }
         if best.head()?.document.custodians.contains(key) {
             return Ok(best);
@@ -692,4 +694,125 @@ async fn ask_one(door: &Door) -> Option<Said> {
 /// How a layout is named: its version and the beginning of its hash.
 pub fn name_of(chapter: &Chapter) -> String {
     format!("{}-{}", chapter.document.version, ShortHash(chapter.layout.hash()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use afar_model::layout::examples;
+
+    const BOX: BucketId = BucketId::from_bytes([1; 32]);
+    const LOG: BucketId = BucketId::from_bytes([2; 32]);
+
+    fn three() -> Policy {
+        Policy { copies: 3, ..Policy::default() }
+    }
+
+    /// A folder of Strasbourg, Roubaix and Warsaw, with its key.
+    fn operator() -> (tempfile::TempDir, Operator) {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["layout", "recovery"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let own = Custodian::new().unwrap();
+        own.write(&folder.path().join(CUSTODIAN)).unwrap();
+        let operator = Operator::begin(folder.path(), "demo", examples::three_sites().unwrap(), vec![own.public()]).unwrap();
+        (folder, operator)
+    }
+
+    fn said(operator: &Operator, node: &str, buckets: &[(BucketId, &str, Policy)]) -> Said {
+        Said {
+            node: node.into(),
+            current: *operator.head().unwrap().layout.hash(),
+            open: 1,
+            buckets: buckets.iter().map(|(id, name, policy)| (*id, (*name).to_owned(), policy.clone())).collect(),
+            default: Some(Policy::default()),
+            chain: operator.chain.clone(),
+        }
+    }
+
+    fn apply(operator: &mut Operator, document: &Document) {
+        let signed = operator.custodian().unwrap().sign(document);
+        operator.learn(&Chain { genesis: Vec::new(), documents: vec![signed] }).unwrap();
+    }
+
+    #[test]
+    fn a_bucket_that_is_kept_otherwise_moves_alone() {
+        let (_folder, mut operator) = operator();
+        let said = [said(&operator, "warsaw", &[(BOX, "box", Policy::default()), (LOG, "log", Policy::default())])];
+        let mut document = operator.change("three copies").unwrap();
+        document.promise(BOX, three());
+        let draft = operator.plan_only(document, &said, &[three()]).unwrap();
+        let [changed] = draft.changed.as_slice() else { panic!("{:?}", draft.changed) };
+        assert_eq!((changed.bucket.as_str(), &changed.before, &changed.after), ("box", &Policy::default(), &three()));
+        let moves = |changed: &Repromised| plan::moves(changed.previous.as_ref().unwrap(), changed.assignment.as_ref().unwrap(), &|_| 0);
+        let copies: u32 = moves(changed).iter().map(|m| m.partitions).sum();
+        assert_eq!(copies, draft.layout.partitions(), "one more copy of every partition");
+        let planned: Vec<Policy> = draft.document.plans.iter().map(|(policy, _)| policy.clone()).collect();
+        assert_eq!(planned, [three()], "the others stay where they are");
+        apply(&mut operator, &draft.document);
+        // Undone: where it was, and nothing to copy.
+        let said = [self::said(&operator, "warsaw", &[(BOX, "box", three()), (LOG, "log", Policy::default())])];
+        let mut document = operator.change("two again").unwrap();
+        document.promise(BOX, Policy::default());
+        let draft = operator.plan_only(document, &said, &[Policy::default()]).unwrap();
+        assert_eq!(moves(draft.changed.first().unwrap()), []);
+        assert_eq!(draft.document.promises, [(BOX, Policy::default())]);
+    }
+
+    #[test]
+    fn a_change_of_keys_moves_nothing() {
+        let (_folder, operator) = operator();
+        let said = [said(&operator, "warsaw", &[(BOX, "box", Policy::default())])];
+        let mut document = operator.change("a theft").unwrap();
+        document.revoke([7; 32]);
+        let draft = operator.plan_only(document.clone(), &said, &[]).unwrap();
+        assert_eq!((&draft.document, draft.plans.len(), draft.changed.len()), (&document, 0, 0));
+    }
+
+    #[test]
+    fn a_bucket_is_found_as_the_newest_layout_has_it() {
+        let (_folder, operator) = operator();
+        let old = Said { current: [9; 32], ..said(&operator, "roubaix", &[(BOX, "box", Policy::default())]) };
+        let new = said(&operator, "warsaw", &[(BOX, "box", three()), (LOG, "log", three())]);
+        let head = *operator.head().unwrap().layout.hash();
+        let both = [old.clone(), new];
+        assert_eq!(bucket_named(&both, &head, "box").unwrap(), (BOX, "box".into(), three()));
+        assert_eq!(bucket_named(&both, &head, &format!("@{LOG}")).unwrap().1, "log");
+        assert_eq!(bucket_named(&both, &head, "nix").unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(bucket_named(&[], &head, "box").unwrap_err().kind(), Kind::Unreachable);
+        let twice = [old, said(&operator, "warsaw", &[(LOG, "box", three())])];
+        assert_eq!(bucket_named(&twice, &head, "box").unwrap_err().kind(), Kind::Usage);
+    }
+
+    #[test]
+    fn a_new_key_takes_its_place_only_when_a_layout_names_it_and_then_for_good() {
+        let (folder, mut operator) = operator();
+        let old = operator.custodian().unwrap().public();
+        let next = operator.next_custodian().unwrap().public();
+        assert_eq!(operator.custodian().unwrap().public(), old, "nobody has heard of the new one");
+        let mut document = operator.change("another key").unwrap();
+        document.custodians = vec![next, operator.next_second().unwrap().public()];
+        apply(&mut operator, &document);
+        // As if the command had died here: whoever opens the folder next goes on.
+        assert_eq!(operator.custodian().unwrap().public(), next);
+        assert_eq!(Custodian::read(&folder.path().join("layout/old-1.custodian.key")).unwrap().public(), old);
+        let second = Custodian::read(&folder.path().join(SECOND)).unwrap().public();
+        assert_eq!(operator.head().unwrap().document.custodians, [next, second]);
+        assert!(!folder.path().join("layout/custodian.key.next").exists() && !folder.path().join("recovery/custodian.key.next").exists());
+    }
+
+    #[test]
+    fn the_public_half_of_a_key_is_enough_to_name_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = Custodian::new().unwrap();
+        let (whole, half) = (folder.path().join("whole"), folder.path().join("half"));
+        key.write(&whole).unwrap();
+        fs::write(&half, format!("{}\n", hex::encode(key.public()))).unwrap();
+        assert_eq!(Custodian::read_public(&whole).unwrap(), key.public());
+        assert_eq!(Custodian::read_public(&half).unwrap(), key.public());
+        fs::write(&half, "nonsense").unwrap();
+        assert_eq!(Custodian::read_public(&half).unwrap_err().kind(), Kind::Usage);
+    }
 }

@@ -702,6 +702,22 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_layout_is_seen_at_a_glance_before_anything_else_is_read() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        assert_eq!(glance(state.path()), None, "there is nothing yet");
+        let layouts = load(state.path(), &operator);
+        assert_eq!(glance(state.path()), None, "a genesis says nothing of keys");
+        let mut document = Document::child_of(&layouts.chapter(), UnixMillis(1), "a theft");
+        document.revoke([7; 32]);
+        layouts.offer(&operator.sign(&document)).unwrap();
+        assert_eq!(glance(state.path()), Some(document.clone()));
+        let later = operator.child(&layouts.chapter(), "brought by a bundle");
+        let brought = Document::decode(&later.body).unwrap();
+        assert_eq!(newest(glance(state.path()), &[later]), Some(brought));
+        assert_eq!(newest(glance(state.path()), &[]), Some(document));
+    }
+
+    #[test]
     fn rule_21_a_bad_document_changes_nothing_and_is_told() {
         let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
         let layouts = load(state.path(), &operator);

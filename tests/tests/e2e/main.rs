@@ -30,4 +30,6 @@ mod trust;
 
 mod certificates;
 
+mod keys;
+
 mod full_disk;

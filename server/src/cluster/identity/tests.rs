@@ -227,3 +227,24 @@ fn a_node_whose_own_certificate_is_withdrawn_or_revoked_goes_on_and_says_so() {
     let again = Identity::load_trusting(&files, WARSAW, trust);
     assert!(matches!(again, Err(IdentityError::Revoked { .. })), "{again:?}");
 }
+
+#[test]
+fn a_node_objects_to_being_shut_out_for_want_of_a_new_certificate_and_to_nothing_else() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let (folder, identity) = warsaw(&old);
+    let withdrawn = Trust { extra_roots: vec![new.der()], distrusted: BTreeSet::from([certificate_digest(&old.der())]), ..Trust::default() };
+    assert!(identity.objection(&withdrawn).unwrap().contains("certificate of the authority that would be withdrawn"));
+    let nobody = Trust { extra_roots: Vec::new(), ..withdrawn.clone() };
+    assert!(identity.objection(&nobody).unwrap().contains("no authority would be left"));
+    let none = Trust { extra_roots: vec![CertificateDer::from(vec![1, 2, 3])], ..Trust::default() };
+    assert!(identity.objection(&none).unwrap().contains("cannot be used"));
+    assert_eq!(identity.trust(), Trust::default(), "asking changes nothing");
+    // A stolen key is revoked whether its node agrees or not.
+    let key = key_digest(&identity.certificate().unwrap()).unwrap();
+    assert_eq!(identity.objection(&Trust { revoked: BTreeSet::from([key]), ..Trust::default() }), None);
+    // With a certificate of the new authority nothing is in the way.
+    identity.follow(|| Trust { extra_roots: vec![new.der()], ..Trust::default() }).unwrap();
+    renew(folder.path(), &new, &Wanted::good("afar://demo/warsaw"));
+    assert_eq!(identity.reload(WARSAW), Ok(Reloaded::Replaced));
+    assert_eq!(identity.objection(&withdrawn), None);
+}
