@@ -9,7 +9,7 @@
 use super::peers::ChannelKind;
 use crate::{limits, node::Node};
 use afar_model::{
-    document::{Chain, Chapter, Document, LayoutHash, Refused},
+    document::{Chain, Chapter, Document, LayoutHash, Refused, ShortHash},
     layout::{Duty, NodeIndex},
     placement::{Geography, Placement},
 };
@@ -109,6 +109,10 @@ impl Node {
         let open = self.layouts.open().chapters().len();
         if open >= OPEN_MAX && !lost {
             problems.push(format!("{open} layouts are in transition already: wait until they are in force everywhere (see `afar status`)"));
+        }
+        let latched = self.layouts.latched();
+        for hash in next.document.releases.iter().filter(|hash| !latched.contains(hash)) {
+            problems.push(format!("it releases layout {}, which closed no latch, or is released already", ShortHash(hash)));
         }
         let leaves = |name: &str| current.document.nodes.iter().any(|was| was.name == name && was.duty.is_member());
         let removed = next.document.nodes.iter().filter(|node| node.duty == Duty::Removed && leaves(&node.name)).collect::<Vec<_>>();

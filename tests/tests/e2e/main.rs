@@ -27,3 +27,13 @@ mod clients;
 mod trust;
 
 mod full_disk;
+
+mod layouts;
+
+mod drops;
+
+mod conflicts;
+
+mod documents;
+
+mod promises;
