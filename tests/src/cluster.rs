@@ -7,6 +7,7 @@ use crate::{
     programs,
     wait::until,
 };
+use afar::Config;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
@@ -40,6 +41,8 @@ pub const ROUBAIX: Place = Place { name: "roubaix", latitude: 50.6927, longitude
 pub const WARSAW: Place = Place { name: "warsaw", latitude: 52.2297, longitude: 21.0122, country: "PL" };
 /// The demo's.
 pub const THREE: [Place; 3] = [STRASBOURG, ROUBAIX, WARSAW];
+/// Far from all of the above: 1,270 km from Strasbourg and more from the others.
+pub const MADRID: Place = Place { name: "madrid", latitude: 40.4168, longitude: -3.7038, country: "ES" };
 /// The least that can be far.
 pub const TWO: [Place; 2] = [STRASBOURG, WARSAW];
 
@@ -51,6 +54,7 @@ pub struct Setup {
     through_network: bool,
     base: Option<PathBuf>,
     host: Option<IpAddr>,
+    partitions: Option<u32>,
 }
 
 impl Setup {
@@ -70,6 +74,13 @@ impl Setup {
     #[must_use]
     pub const fn through_network(mut self) -> Self {
         self.through_network = true;
+        self
+    }
+
+    /// So many slices of the hash space: fewer are planned more quickly.
+    #[must_use]
+    pub const fn partitions(mut self, partitions: u32) -> Self {
+        self.partitions = Some(partitions);
         self
     }
 
@@ -104,12 +115,15 @@ impl Setup {
             arguments.extend(["--site".into(), format!("{name}={latitude},{longitude},{country}")]);
             arguments.extend(["--node".into(), format!("{name}@{name}={address},1GiB")]);
         }
+        if let Some(partitions) = self.partitions {
+            arguments.extend(["--partitions".into(), partitions.to_string()]);
+        }
         let home = folder.path().join("user");
         Afar::new(&home, []).ok(&arguments);
-        let nodes = self.places.iter().zip(&addresses).map(|(place, address)| Node::new(place.name, *address, &root)).collect();
+        let nodes = self.places.iter().zip(&addresses).map(|(place, address)| Node::new(place.name, place.name, *address, &root)).collect();
         let network = self.through_network.then(Network::new);
-        let mut cluster = Cluster { nodes, network, root, home, folder, check_logs: true };
-        cluster.write_files(&self.edits);
+        let mut cluster = Cluster { nodes, network, root, home, folder, edits: self.edits, check_logs: true };
+        cluster.write_files();
         cluster
     }
 
@@ -133,6 +147,7 @@ pub struct Cluster {
     root: PathBuf,
     home: PathBuf,
     folder: TempDir,
+    edits: Vec<(String, toml::Value)>,
     check_logs: bool,
 }
 
@@ -153,13 +168,11 @@ impl Cluster {
         Setup::of(&TWO).start()
     }
 
-    fn write_files(&mut self, edits: &[(String, toml::Value)]) {
+    fn write_files(&mut self) {
         let addresses: Vec<(&'static str, SocketAddr)> = self.nodes.iter().map(|node| (node.name, node.address)).collect();
         for node in &self.nodes {
+            self.write_edits(node.name);
             let mut file = node.config();
-            for (path, value) in edits {
-                set(&mut file, path, value.clone());
-            }
             if let Some(network) = &self.network {
                 for (name, address) in addresses.iter().filter(|(name, _)| *name != node.name) {
                     let through = network.listen(node.name, name, *address);
@@ -168,6 +181,67 @@ impl Cluster {
             }
             node.write_config(&file);
         }
+    }
+
+    /// Sets what the cluster was made with ([`Setup::set`]) in a node's file.
+    pub fn write_edits(&self, name: &str) {
+        let mut file = self.node(name).config();
+        for (path, value) in &self.edits {
+            set(&mut file, path, value.clone());
+        }
+        self.node(name).write_config(&file);
+    }
+
+    /// Room for another node at a site, and a port for it; its folder is still to be made, at [`Node::folder`].
+    pub fn join(&mut self, name: &'static str, site: &'static str) -> SocketAddr {
+        let address = free_addresses(Ipv4Addr::LOCALHOST.into(), 1).pop().expect("one address");
+        self.nodes.push(Node::new(name, site, address, &self.root));
+        address
+    }
+
+    /// A second process with a node's bundle and name, at a port and on disks of its own. It runs until it is dropped.
+    ///
+    /// # Panics
+    /// If the bundle cannot be copied.
+    pub fn twin(&self, name: &str) -> Node {
+        let (node, address) = (self.node(name), free_addresses(Ipv4Addr::LOCALHOST.into(), 1).pop().expect("one address"));
+        let folder = self.scratch().join(format!("twin-{name}"));
+        fs::create_dir_all(&folder).expect("a folder");
+        for entry in fs::read_dir(node.folder()).expect("a bundle").flatten().filter(|entry| entry.path().is_file()) {
+            fs::copy(entry.path(), folder.join(entry.file_name())).expect("copy");
+        }
+        let mut twin = Node::new(node.name, node.site, address, &self.root);
+        twin.folder = folder;
+        twin.configure("listen", address.to_string());
+        twin.start();
+        twin
+    }
+
+    /// The operator's folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a node is, if its site is one of those that are named here.
+    ///
+    /// # Panics
+    /// If it is elsewhere.
+    pub fn place_of(&self, name: &str) -> Place {
+        let site = self.node(name).site;
+        [STRASBOURG, ROUBAIX, WARSAW, MADRID].into_iter().find(|place| place.name == site).expect("a place that is named here")
+    }
+
+    /// The names of the nodes that run.
+    pub fn running(&self) -> Vec<&'static str> {
+        self.nodes.iter().filter(|node| node.child.is_some()).map(|node| node.name).collect()
+    }
+
+    /// For the client library: the administrator's key and the endpoints of the nodes that there are now.
+    pub fn client_config(&self) -> Config {
+        let endpoints = self.nodes.iter().map(Node::endpoint).collect();
+        let (access_key_id, secret_access_key) = self.key();
+        let ca_pem = self.authority().into_bytes();
+        Config { endpoints, access_key_id, secret_access_key, ca_pem, rounds: afar::limits::ROUNDS }
     }
 
     /// The network between the nodes.
@@ -181,11 +255,6 @@ impl Cluster {
     /// A folder for the test's own files.
     pub fn scratch(&self) -> &Path {
         self.folder.path()
-    }
-
-    /// The folder that `afar cluster init` made.
-    pub fn root(&self) -> &Path {
-        &self.root
     }
 
     /// The node of that name.
@@ -227,7 +296,7 @@ impl Cluster {
     /// After [`SETTLE_MAX`].
     #[track_caller]
     pub fn wait_formed(&self) {
-        let running: Vec<&str> = self.nodes.iter().filter(|node| node.child.is_some()).map(|node| node.name).collect();
+        let running = self.running();
         until("every node is up", SETTLE_MAX, || {
             let status = self.status();
             let up = |name: &&&str| node_state(&status, name).as_deref() == Some("up");
@@ -376,6 +445,7 @@ impl Drop for Cluster {
 #[derive(Debug)]
 pub struct Node {
     name: &'static str,
+    site: &'static str,
     address: SocketAddr,
     folder: PathBuf,
     child: Option<Child>,
@@ -384,12 +454,12 @@ pub struct Node {
 }
 
 impl Node {
-    fn new(name: &'static str, address: SocketAddr, root: &Path) -> Self {
+    fn new(name: &'static str, site: &'static str, address: SocketAddr, root: &Path) -> Self {
         let folder = root.join("nodes").join(name);
-        Self { name, address, folder, child: None, environment: Vec::new(), arguments: Vec::new() }
+        Self { name, site, address, folder, child: None, environment: Vec::new(), arguments: Vec::new() }
     }
 
-    /// Its name, which is its site's.
+    /// Its name; the first node of a site has the site's.
     pub const fn name(&self) -> &'static str {
         self.name
     }

@@ -36,11 +36,24 @@ pub fn runtime() -> tokio::runtime::Runtime {
 /// # Errors
 /// If it does not come about.
 pub async fn connect(cluster: &Cluster, node: &str, as_node: Option<&str>) -> Result<Channel, tonic::transport::Error> {
+    let Some(name) = as_node else { return open(cluster, node, None).await };
+    let folder = cluster.node(name).folder();
+    let read = |file: &str| std::fs::read(folder.join(file)).expect("a node's bundle");
+    connect_with(cluster, node, &read("node.crt"), &read("node.key")).await
+}
+
+/// A connection to a node with this certificate and its key, PEM.
+///
+/// # Errors
+/// If it does not come about.
+pub async fn connect_with(cluster: &Cluster, node: &str, certificate: &[u8], key: &[u8]) -> Result<Channel, tonic::transport::Error> {
+    open(cluster, node, Some(Identity::from_pem(certificate, key))).await
+}
+
+async fn open(cluster: &Cluster, node: &str, identity: Option<Identity>) -> Result<Channel, tonic::transport::Error> {
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(cluster.authority()));
-    if let Some(name) = as_node {
-        let folder = cluster.node(name).folder();
-        let read = |file: &str| std::fs::read(folder.join(file)).expect("a node's bundle");
-        tls = tls.identity(Identity::from_pem(read("node.crt"), read("node.key")));
+    if let Some(identity) = identity {
+        tls = tls.identity(identity);
     }
     let endpoint = Endpoint::from_shared(cluster.node(node).endpoint()).expect("a URI");
     endpoint.tls_config(tls)?.connect_timeout(Duration::from_secs(10)).connect().await
@@ -135,6 +148,18 @@ pub async fn status(cluster: &Cluster, node: &str) -> v1::NodeStatus {
     let channel = connect(cluster, node, None).await.expect("a connection");
     let reply = StatusClient::new(channel).node(signed(cluster, v1::NodeStatusRequest::default())).await;
     reply.expect("a status").into_inner()
+}
+
+/// What a node says of layouts: the hash of its current one, and how many are open.
+///
+/// # Errors
+/// If it does not answer.
+pub async fn layouts_at(cluster: &Cluster, node: &str) -> Result<(String, usize), Status> {
+    let channel = connect(cluster, node, None).await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let mut client = v1::layouts_client::LayoutsClient::new(channel).max_decoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX);
+    let mut parts = client.get(signed(cluster, v1::GetLayoutsRequest {})).await?.into_inner();
+    let head = parts.message().await?.ok_or_else(|| Status::unavailable("no answer"))?;
+    Ok((head.current.iter().map(|byte| format!("{byte:02x}")).collect(), head.open.len()))
 }
 
 /// The beginning of a put.

@@ -9,7 +9,7 @@ use crate::{
     error::Error,
 };
 use afar_model::{
-    document::{Chapter, Document},
+    document::{self, Chapter, Document, ShortHash},
     layout::Duty,
 };
 use clap::{Args, Subcommand};
@@ -201,6 +201,7 @@ fn join(document: &mut Document, other: &Document) {
 async fn release(session: &Session, hashes: &[String], options: &Options) -> Result<u8, Error> {
     let mut desk = sit_down(options).await?;
     let mut document = desk.operator.change("release the latch")?;
+    let latched = document::latched(desk.operator.chapters().iter());
     for text in hashes {
         let full = desk
             .operator
@@ -209,12 +210,18 @@ async fn release(session: &Session, hashes: &[String], options: &Options) -> Res
             .map(|chapter| *chapter.layout.hash())
             .filter(|hash| hex::encode(hash).starts_with(text.as_str()));
         let found: Vec<[u8; 32]> = full.collect();
-        let [hash] = found.as_slice() else {
-            return Err(
-                Error::usage(format!("{text:?} names {} layouts", found.len())).hint("`afar status` shows which layout closed the latch")
-            );
+        let hint = || match latched.as_slice() {
+            [] => "the latch is open: there is nothing to release".to_owned(),
+            closed => format!(
+                "closed it, and not released yet: {}",
+                closed.iter().map(|hash| ShortHash(hash).to_string()).collect::<Vec<_>>().join(" ")
+            ),
         };
-        document.releases.push(*hash);
+        match found.as_slice() {
+            [hash] if latched.contains(hash) => document.releases.push(*hash),
+            [_] => return Err(Error::usage(format!("layout {text} closed no latch, or is released already")).hint(hint())),
+            _ => return Err(Error::usage(format!("{text:?} names {} layouts", found.len())).hint(hint())),
+        }
     }
     Ok(carry_out(session, &mut desk, document, options).await?.0)
 }

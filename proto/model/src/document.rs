@@ -10,14 +10,14 @@
 use crate::{
     assignment::Assignment,
     id::BucketId,
-    layout::{Duty, Layout, LayoutProblem, Node, NodeIndex, Site},
+    layout::{Duty, Layout, LayoutProblem, Node, NodeIndex, Site, is_endpoint},
     limits,
     placement::{Geography, Placement},
     policy::Policy,
     units::UnixMillis,
 };
 use serde::{Deserialize, Serialize};
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 /// What the bytes of a document begin with.
 const MAGIC: [u8; 8] = *b"afarlay\0";
@@ -279,6 +279,13 @@ impl Document {
         for (bucket, policy) in &self.promises {
             problems.extend(policy.check().err().map(|error| format!("bucket {bucket}: {error}")));
         }
+        for (policy, _) in &self.plans {
+            problems.extend(policy.check().err().map(|error| format!("a policy that is planned for: {error}")));
+        }
+        for node in self.nodes.iter().filter(|node| node.duty.is_member() && !is_endpoint(&node.endpoint)) {
+            // A node that cannot be called could not be reached by any layout that mends this, either.
+            problems.push(format!("node {:?} has endpoint {:?}: write https://HOST:PORT", node.name, node.endpoint));
+        }
         if self.custodians.is_empty() {
             problems.push("it names no custodian: nobody could ever change it again".into());
         }
@@ -323,6 +330,10 @@ impl Signed {
         for parent in parents {
             wrong.extend(document.departures(parent));
         }
+        let follows = parents.iter().map(|parent| parent.document.version).max().unwrap_or_default().saturating_add(1);
+        if document.version != follows {
+            wrong.push(format!("its version is {}, and the one that follows its parents is {follows}", document.version));
+        }
         let layout = match document.layout(hash) {
             Ok(layout) if wrong.is_empty() => layout,
             Ok(_) => return Err(Refused::Wrong(wrong)),
@@ -354,9 +365,6 @@ impl Document {
         if self.cluster != before.cluster {
             wrong.push(format!("it is of cluster {:?}, this is {:?}", self.cluster, before.cluster));
         }
-        if self.version <= before.version {
-            wrong.push(format!("its version {} does not follow {}", self.version, before.version));
-        }
         if self.partitions != before.partitions {
             wrong.push(format!("partitions = {}: they are {} for the cluster's life", self.partitions, before.partitions));
         }
@@ -369,10 +377,23 @@ impl Document {
         for old in &before.nodes {
             match self.nodes.iter().find(|node| node.name == old.name) {
                 None => wrong.push(format!("node {:?} is missing: mark it removed instead", old.name)),
-                Some(new) => wrong.extend(node_departure(old, new)),
+                Some(new) => wrong.extend(node_departure(old, new).or_else(|| self.returns(before, old, new))),
             }
         }
         wrong
+    }
+
+    /// A node whose site is out of service is so, too; and it does not return with it.
+    fn returns(&self, before: &Self, old: &Node, new: &Node) -> Option<String> {
+        let (was, is) = (before.duty(old), self.duty(new));
+        (!was.is_member() && is.is_member()).then(|| {
+            format!("node {:?} was {} with its site: it cannot be {} again; add one under another name", new.name, was.name(), is.name())
+        })
+    }
+
+    fn duty(&self, node: &Node) -> Duty {
+        let site = self.sites.iter().find(|site| site.name == node.site);
+        node.duty.max(site.map_or(Duty::Lost, |site| site.duty))
     }
 
     fn site_departure(&self, old: &Site, new: &Site) -> Option<String> {
@@ -417,6 +438,18 @@ impl Chapter {
         let lost = self.document.sites.iter().filter(|site| site.duty == Duty::Lost && !lost_before(&site.name));
         lost.map(|site| site.name.clone()).collect()
     }
+}
+
+/// Layouts of a chain that closed the latch and were not answered for (rule 10): while there is one, nothing is removed.
+pub fn latched<'a>(chapters: impl Iterator<Item = &'a Chapter> + Clone) -> Vec<LayoutHash> {
+    let released: BTreeSet<LayoutHash> = chapters.clone().flat_map(|chapter| chapter.document.releases.iter().copied()).collect();
+    let closes = |chapter: &&Chapter| {
+        let is_parent = |other: &&Chapter| chapter.document.parents.contains(other.layout.hash());
+        let parents: Vec<&Chapter> = chapters.clone().filter(is_parent).collect();
+        !chapter.newly_lost(&parents).is_empty()
+    };
+    let closing = chapters.clone().filter(closes).map(|chapter| *chapter.layout.hash());
+    closing.filter(|hash| !released.contains(hash)).collect()
 }
 
 /// How a layout's hash is shown: enough to tell two apart.

@@ -155,6 +155,29 @@ pub fn is_name(name: &str) -> bool {
         && !name.starts_with('-')
 }
 
+/// Whether this is where a node can be called: `https://HOST[:PORT]`, the host a DNS name, an IPv4 address or an IPv6 address in
+/// brackets.
+pub fn is_endpoint(endpoint: &str) -> bool {
+    let Some(rest) = endpoint.strip_prefix("https://").map(|rest| rest.strip_suffix('/').unwrap_or(rest)) else { return false };
+    let is_port = |text: &str| text.bytes().all(|c| c.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port > 0);
+    if let Some(rest) = rest.strip_prefix('[') {
+        let Some((host, port)) = rest.split_once(']') else { return false };
+        return host.parse::<std::net::Ipv6Addr>().is_ok() && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
+    }
+    let (host, port) = rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port)));
+    (host.parse::<std::net::Ipv4Addr>().is_ok() || is_host(host)) && port.is_none_or(is_port)
+}
+
+/// A DNS name; one that ends in a number would be taken for an address.
+fn is_host(host: &str) -> bool {
+    let is_label = |label: &str| {
+        let plain = label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
+        (1..=63).contains(&label.len()) && plain && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let last = host.rsplit('.').next().unwrap_or_default();
+    host.len() <= 253 && host.split('.').all(is_label) && !last.bytes().all(|c| c.is_ascii_digit())
+}
+
 /// Whether this looks like an ISO 3166-1 alpha-2 code.
 pub fn is_country(code: &str) -> bool {
     code.len() == 2 && code.bytes().all(|c| c.is_ascii_uppercase())
@@ -411,6 +434,34 @@ mod tests {
     use super::*;
 
     use super::examples::node;
+
+    #[test]
+    fn an_endpoint_is_where_a_node_can_be_called() {
+        let good = ["https://a", "https://a:7700", "https://10.0.0.1:1", "https://[::1]:7700", "https://n-1.example.org:65535/"];
+        assert!(good.iter().all(|endpoint| is_endpoint(endpoint)));
+        let bad = [
+            "",
+            "a:1",
+            "http://a:1",
+            "https://",
+            "https://:1",
+            "https://a:",
+            "https://a:0",
+            "https://a:65536",
+            "https://a:+1",
+            "https://a b:1",
+            "https://a:1/x",
+            "https://u@a:1",
+            "https://-a:1",
+            "https://a..b:1",
+            "https://[::1",
+            "https://[x]:1",
+            "https://1.2.3.256:1",
+        ];
+        for endpoint in bad {
+            assert!(!is_endpoint(endpoint), "{endpoint}");
+        }
+    }
 
     #[test]
     fn a_layout_complains_completely() {

@@ -348,6 +348,11 @@ mod tests {
         assert_eq!(Address::parse("https://127.0.0.1:7700"), address("127.0.0.1", 7700));
         assert_eq!(Address::parse("https://node1.example"), address("node1.example", 7700));
         assert_eq!(Address::parse("https://[::1]:7701/"), address("::1", 7701));
+        for good in
+            ["https://127.0.0.1:7700", "https://node1.example", "https://[::1]:7701/", "https://a:1", "https://n-1.example.org:65535"]
+        {
+            assert!(afar_model::layout::is_endpoint(good) && Address::parse(good).is_ok(), "what a layout may say can be called: {good}");
+        }
         for bad in [
             "",
             "127.0.0.1:7700",

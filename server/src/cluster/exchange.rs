@@ -9,7 +9,7 @@
 use super::{peers::ChannelKind, trust::Trust};
 use crate::{limits, node::Node};
 use afar_model::{
-    document::{Chain, Chapter, Document, LayoutHash, Refused},
+    document::{Chain, Chapter, Document, LayoutHash, Refused, ShortHash},
     layout::{Duty, NodeIndex},
     placement::{Geography, Placement},
 };
@@ -121,6 +121,10 @@ impl Node {
             if view.layout_known && view.open_layouts.is_empty() && stays(&view.node) {
                 problems.push(format!("{} runs a version that knows no layouts but its configuration's: upgrade it first", view.node));
             }
+        }
+        let latched = self.layouts.latched();
+        for hash in next.document.releases.iter().filter(|hash| !latched.contains(hash)) {
+            problems.push(format!("it releases layout {}, which closed no latch, or is released already", ShortHash(hash)));
         }
         let leaves = |name: &str| current.document.nodes.iter().any(|was| was.name == name && was.duty.is_member());
         let removed = next.document.nodes.iter().filter(|node| node.duty == Duty::Removed && leaves(&node.name)).collect::<Vec<_>>();

@@ -9,7 +9,7 @@
 //! A document that is wrong in any way changes nothing: the node keeps its last good one, says so, and serves on.
 use crate::files;
 use afar_model::{
-    document::{Chain, Chapter, Document, LayoutHash, Refused, ShortHash, Signed},
+    document::{self, Chain, Chapter, Document, LayoutHash, Refused, ShortHash, Signed},
     layout::{Duty, Layout, NodeIndex},
     limits::LAYOUT_BYTES_MAX,
     units::UnixMillis,
@@ -539,15 +539,7 @@ impl Layouts {
 
     /// Layouts that closed the latch and were not answered for (rule 10): while there is one, nothing is removed.
     pub fn latched(&self) -> Vec<LayoutHash> {
-        let history = self.history();
-        let by_hash: BTreeMap<&LayoutHash, &Arc<Chapter>> = history.iter().map(|chapter| (chapter.layout.hash(), chapter)).collect();
-        let released: BTreeSet<LayoutHash> = history.iter().flat_map(|chapter| chapter.document.releases.iter().copied()).collect();
-        let closes = |chapter: &&Arc<Chapter>| {
-            let parents: Vec<&Chapter> =
-                chapter.document.parents.iter().filter_map(|parent| by_hash.get(parent)).map(|p| p.as_ref()).collect();
-            !chapter.newly_lost(&parents).is_empty()
-        };
-        history.iter().filter(closes).map(|chapter| *chapter.layout.hash()).filter(|hash| !released.contains(hash)).collect()
+        document::latched(self.history().iter().map(AsRef::as_ref))
     }
 }
 

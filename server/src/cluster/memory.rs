@@ -42,7 +42,8 @@ pub struct Claim {
 pub enum Refusal {
     /// A run that had been replaced by another is still alive.
     #[error(
-        "two live instances answer to this name (runs {older:?} and {newer:?}): stop one of them; a copy of a node needs a name of its own"
+        "two live instances answer to this name (runs {older:?} and {newer:?}): stop one of them, and restart the other if it is not \
+         believed a minute later; a copy of a node needs a name of its own"
     )]
     TwoInstances {
         /// The run that should have ended.

@@ -218,7 +218,15 @@ fn the_second_key_makes_a_new_folder_and_the_stolen_one_is_worth_nothing() {
     let (new, key) = (cluster.scratch().join("again"), safe.join("custodian.key"));
     let recover = |afar: &Afar, key: &Path| {
         let secret = node.join("cluster.secret");
-        let line = ["cluster", "recover", new.to_str().unwrap(), "--custodian", key.to_str().unwrap(), "--cluster-secret", secret.to_str().unwrap()];
+        let line = [
+            "cluster",
+            "recover",
+            new.to_str().unwrap(),
+            "--custodian",
+            key.to_str().unwrap(),
+            "--cluster-secret",
+            secret.to_str().unwrap(),
+        ];
         afar.run(&[&line[..], &["--yes"]].concat())
     };
     recover(&helper, &key).expect(0);
@@ -274,7 +282,11 @@ fn a_node_whose_key_is_revoked_is_refused_and_its_replacement_works() {
         until(&format!("{name} refuses warsaw"), SETTLE_MAX, || {
             let checks = cluster.status()["checks"].to_string();
             let refused = hello_as(&cluster, name, &stolen);
-            if refused.as_ref().is_err_and(|why| why.contains("CertificateRevoked")) && checks.contains("revoked") { Ok(()) } else { Err(checks) }
+            if refused.as_ref().is_err_and(|why| why.contains("CertificateRevoked")) && checks.contains("revoked") {
+                Ok(())
+            } else {
+                Err(checks)
+            }
         });
     }
     // Without it no two sites are far enough apart, and it is no site any more: its old connections ended, too.

@@ -33,3 +33,13 @@ mod certificates;
 mod keys;
 
 mod full_disk;
+
+mod layouts;
+
+mod drops;
+
+mod conflicts;
+
+mod documents;
+
+mod promises;

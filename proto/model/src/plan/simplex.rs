@@ -198,7 +198,8 @@ impl Simplex<'_> {
         self.work += self.rows as u64 + self.pool.len() as u64 * 4;
         let columns = (self.rows..self.rows + self.pool.len()).filter(|variable| self.usable[variable - self.rows]);
         let nonbasic = (0..self.items).chain(columns).filter(|variable| !self.basic[*variable]);
-        let mut found: Vec<(f64, usize)> = nonbasic.map(|variable| (self.gain(variable, worth), variable)).filter(|(gain, _)| *gain < -EPSILON).collect();
+        let mut found: Vec<(f64, usize)> =
+            nonbasic.map(|variable| (self.gain(variable, worth), variable)).filter(|(gain, _)| *gain < -EPSILON).collect();
         found.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         found.into_iter().take(LIKELY_MAX).map(|(_, variable)| variable).collect()
     }

@@ -217,8 +217,9 @@ fn with(policy: &Policy, changes: Vec<Change>) -> Suggestion {
     Suggestion { changes, policy: changed }
 }
 
+/// Sites with a node that takes something.
 fn populated(layout: &Layout) -> Vec<SiteIndex> {
-    layout.site_indexes().filter(|site| layout.nodes_at(*site).next().is_some()).collect()
+    layout.site_indexes().filter(|site| layout.nodes_at(*site).any(|node| layout.duty(node) == Duty::Active)).collect()
 }
 
 /// Whether a set of sites satisfies a policy, all its copies included.

@@ -232,7 +232,8 @@ fn a_node_whose_own_certificate_is_withdrawn_or_revoked_goes_on_and_says_so() {
 fn a_node_objects_to_being_shut_out_for_want_of_a_new_certificate_and_to_nothing_else() {
     let (old, new) = (Authority::new(), Authority::new());
     let (folder, identity) = warsaw(&old);
-    let withdrawn = Trust { extra_roots: vec![new.der()], distrusted: BTreeSet::from([certificate_digest(&old.der())]), ..Trust::default() };
+    let withdrawn =
+        Trust { extra_roots: vec![new.der()], distrusted: BTreeSet::from([certificate_digest(&old.der())]), ..Trust::default() };
     assert!(identity.objection(&withdrawn).unwrap().contains("certificate of the authority that would be withdrawn"));
     let nobody = Trust { extra_roots: Vec::new(), ..withdrawn.clone() };
     assert!(identity.objection(&nobody).unwrap().contains("no authority would be left"));

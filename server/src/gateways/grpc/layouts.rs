@@ -70,6 +70,8 @@ impl Layouts for LayoutsService {
             first = false;
             if bytes.len() + part.data.len() > Chain::BYTES_MAX {
                 let message = format!("the chain is larger than {} bytes: this node keeps its last good layout", Chain::BYTES_MAX);
+                tracing::error!(message, "a layout is refused");
+                self.node.layouts.refuse(std::slice::from_ref(&message));
                 return Err(status(Code::InvalidArgument, meta::exit::USAGE, message));
             }
             bytes.extend_from_slice(&part.data);
