@@ -16,7 +16,11 @@ fn layout(nodes: usize, sites: usize, partitions: u32) -> Layout {
     let site = |n: usize| Site {
         name: format!("site{n:02}"),
         // A grid over Europe, 5 wide, 4 degrees apart.
-        coordinates: Coordinates::new(38.0 + 4.0 * (n / 5 % 6) as f64 + 0.1 * (n % 7) as f64, -6.0 + 6.0 * (n % 5) as f64 + (n / 30) as f64).unwrap(),
+        coordinates: Coordinates::new(
+            38.0 + 4.0 * (n / 5 % 6) as f64 + 0.1 * (n % 7) as f64,
+            -6.0 + 6.0 * (n % 5) as f64 + (n / 30) as f64,
+        )
+        .unwrap(),
         uncertainty: Metres(0),
         country: "FR".into(),
         provider: format!("p{}", n % 7),
@@ -44,7 +48,11 @@ fn timed(what: &str, policy: &Policy, layout: &Layout, weights: &[u64], previous
         };
         layout.node_indexes().map(must).sum()
     });
-    println!("{what:<22} {seconds:>7.3} s  {:>4} sets  {:>7.1} TiB usable  {moved:>6} copies move, at least {least} must", plan.sets().len(), usable.bytes as f64 / (1_u64 << 40) as f64);
+    println!(
+        "{what:<22} {seconds:>7.3} s  {:>4} sets  {:>7.1} TiB usable  {moved:>6} copies move, at least {least} must",
+        plan.sets().len(),
+        usable.bytes as f64 / (1_u64 << 40) as f64
+    );
     plan
 }
 

@@ -267,13 +267,7 @@ fn check_set(index: usize, set: &[NodeIndex]) -> Result<BTreeSet<NodeIndex>, Ass
     }
 }
 
-fn set_problems(
-    index: usize,
-    set: &[NodeIndex],
-    policy: &Policy,
-    geography: &Geography<'_>,
-    fewer_copies: bool,
-) -> Vec<AssignmentProblem> {
+fn set_problems(index: usize, set: &[NodeIndex], policy: &Policy, geography: &Geography<'_>, fewer_copies: bool) -> Vec<AssignmentProblem> {
     let layout = geography.layout;
     if let Some(node) = set.iter().find(|node| layout.node(**node).is_none()) {
         return vec![AssignmentProblem::UnknownNode { set: index, node: node.0 }];
@@ -391,10 +385,10 @@ mod tests {
         let policy = Policy { copies: 3, far_copies: 1, ..Policy::default() };
         let triples = (0..7).flat_map(|a| (0..a).flat_map(move |b| (0..b).map(move |c| [a, b, c].map(NodeIndex).to_vec())));
         let assignment = Assignment::of_partitions(triples).unwrap();
-        assert_eq!(assignment.violations(&policy, &Geography::claimed(&layout), 35, false), [AssignmentProblem::TooManySets {
-            have: 35,
-            most: 28
-        }]);
+        assert_eq!(
+            assignment.violations(&policy, &Geography::claimed(&layout), 35, false),
+            [AssignmentProblem::TooManySets { have: 35, most: 28 }]
+        );
     }
 
     #[test]

@@ -181,7 +181,8 @@ impl World {
         let first = known.partition_point(|unit| !self.fits(&self.at_sites(&self.slots(*unit)), self.partitions, pool));
         let mut left = EFFORT_TOTAL;
         for unit in known.into_iter().skip(first).chain(units) {
-            let mut whole = Whole { world: self, pool, all: self.family.all(SETS_TRIED_MAX), failed: BTreeSet::new(), left: left.min(EFFORT) };
+            let mut whole =
+                Whole { world: self, pool, all: self.family.all(SETS_TRIED_MAX), failed: BTreeSet::new(), left: left.min(EFFORT) };
             let before = whole.left;
             let found = whole.pack(&self.at_sites(&self.slots(unit)), self.partitions);
             left -= before - whole.left;

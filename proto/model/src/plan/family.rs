@@ -186,14 +186,18 @@ mod tests {
         let sites: Vec<Site> = places
             .iter()
             .enumerate()
-            .map(|(n, (lat, lon))| Site { provider: ["", "x", "y"][n % 3].into(), ..examples::site(&format!("s{n}"), "FR", *lat, *lon).unwrap() })
+            .map(|(n, (lat, lon))| Site {
+                provider: ["", "x", "y"][n % 3].into(),
+                ..examples::site(&format!("s{n}"), "FR", *lat, *lon).unwrap()
+            })
             .collect();
         let nodes = sites.iter().map(|s| Node { name: s.name.clone(), site: s.name.clone(), capacity: 1 }).collect();
         let layout = Layout::new(1, 8, sites, nodes).unwrap();
         let geography = Geography::claimed(&layout);
-        for (copies, far_copies, most, home) in [(2, 2, 0, None), (3, 2, 1, None), (3, 3, 1, Some("s4")), (4, 2, 2, Some("s1")), (3, 1, 1, None)] {
-            let policy =
-                Policy { copies, far_copies, max_copies_per_provider: most, home: home.map(String::from), ..Policy::default() };
+        for (copies, far_copies, most, home) in
+            [(2, 2, 0, None), (3, 2, 1, None), (3, 3, 1, Some("s4")), (4, 2, 2, Some("s1")), (3, 1, 1, None)]
+        {
+            let policy = Policy { copies, far_copies, max_copies_per_provider: most, home: home.map(String::from), ..Policy::default() };
             let family = Family::new(&policy, &geography, layout.site_indexes().collect()).unwrap();
             let all = family.all(1000).unwrap();
             assert!(!all.is_empty());

@@ -112,9 +112,11 @@ pub fn distinct(ways: &Ways) -> Vec<Vec<u16>> {
 
 /// Gives a new plan's sets to the classes that are the most like them.
 pub fn matched(classes: &Classes, sets: &[(Vec<u16>, u32)]) -> Ways {
-    let pairs = classes.0.iter().enumerate().flat_map(|(class, from)| {
-        sets.iter().enumerate().map(move |(set, (nodes, _))| (arriving(&from.nodes, nodes), class, set))
-    });
+    let pairs = classes
+        .0
+        .iter()
+        .enumerate()
+        .flat_map(|(class, from)| sets.iter().enumerate().map(move |(set, (nodes, _))| (arriving(&from.nodes, nodes), class, set)));
     let mut pairs: Vec<(usize, usize, usize)> = pairs.collect();
     pairs.sort_unstable();
     let mut left: Vec<u32> = classes.0.iter().map(|class| class.partitions.len() as u32).collect();
@@ -240,7 +242,8 @@ impl Keeping<'_> {
                 }
                 Some(Targets { sets, costs }) => {
                     let prices = room_of_targets.iter().zip(&costs[class]).map(|(room, cost)| room + cost);
-                    let best = prices.zip(sets).fold((below, None), |best, (price, to)| if price < best.0 { (price, Some(to)) } else { best });
+                    let best =
+                        prices.zip(sets).fold((below, None), |best, (price, to)| if price < best.0 { (price, Some(to)) } else { best });
                     best.1.cloned()
                 }
             };

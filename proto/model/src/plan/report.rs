@@ -86,7 +86,8 @@ impl Survivor {
 pub fn survivors(policy: &Policy, geography: &Geography<'_>, weights: &[u64], logical_bytes: u64) -> Vec<Survivor> {
     let layout = geography.layout;
     let without = |site: SiteIndex| {
-        let weight = |node: NodeIndex| if layout.site_of(node) == Some(site) { 0 } else { weights.get(usize::from(node.0)).copied().unwrap_or(0) };
+        let weight =
+            |node: NodeIndex| if layout.site_of(node) == Some(site) { 0 } else { weights.get(usize::from(node.0)).copied().unwrap_or(0) };
         let left: Vec<u64> = layout.node_indexes().map(weight).collect();
         match World::new(policy, geography, &left, limits::PARTITIONS_DEFAULT) {
             Ok(world) => {

@@ -198,7 +198,8 @@ impl Simplex<'_> {
         self.work += self.rows as u64 + self.pool.len() as u64 * 4;
         let columns = (self.rows..self.rows + self.pool.len()).filter(|variable| self.usable[variable - self.rows]);
         let nonbasic = (0..self.items).chain(columns).filter(|variable| !self.basic[*variable]);
-        let mut found: Vec<(f64, usize)> = nonbasic.map(|variable| (self.gain(variable, worth), variable)).filter(|(gain, _)| *gain < -EPSILON).collect();
+        let mut found: Vec<(f64, usize)> =
+            nonbasic.map(|variable| (self.gain(variable, worth), variable)).filter(|(gain, _)| *gain < -EPSILON).collect();
         found.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         found.into_iter().take(LIKELY_MAX).map(|(_, variable)| variable).collect()
     }
@@ -330,8 +331,10 @@ impl Simplex<'_> {
         let (rows, work) = (self.rows, self.work);
         let basics = self.basis.iter().copied().zip(self.values.iter().copied());
         let unplaced = basics.clone().filter(|(variable, _)| (self.items..rows).contains(variable)).map(|(_, value)| value).sum();
-        let mut amounts: Vec<(usize, f64)> =
-            basics.filter(|(_, value)| *value > TOLERANCE).filter_map(|(variable, value)| Some((variable.checked_sub(rows)?, value))).collect();
+        let mut amounts: Vec<(usize, f64)> = basics
+            .filter(|(_, value)| *value > TOLERANCE)
+            .filter_map(|(variable, value)| Some((variable.checked_sub(rows)?, value)))
+            .collect();
         amounts.sort_unstable_by_key(|(column, _)| *column);
         Solution { amounts, unplaced, prices, work }
     }

@@ -324,8 +324,12 @@ fn rule_22_few_copies_move_when_a_node_joins_leaves_or_changes() {
             weights[node] = weight;
             weights
         };
-        let changes =
-            [("join", with(0), all.clone()), ("leave", all.clone(), with(0)), ("grow", all.clone(), with(all[node] * 3 / 2)), ("shrink", all.clone(), with(all[node] / 2))];
+        let changes = [
+            ("join", with(0), all.clone()),
+            ("leave", all.clone(), with(0)),
+            ("grow", all.clone(), with(all[node] * 3 / 2)),
+            ("shrink", all.clone(), with(all[node] / 2)),
+        ];
         for (what, before, after) in changes {
             let plan = planned(&policy, &layout, &before, None).unwrap();
             let next = planned(&policy, &layout, &after, Some(&plan)).unwrap();
