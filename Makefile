@@ -9,7 +9,7 @@ JOBS ?= $(shell nproc)
 CARGO := cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help demo build test tools fmt clippy unit doc layers test-root bench bench-quick deny
+.PHONY: help demo build test tools fmt clippy unit doc layers test-root test-net bench bench-quick deny
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -69,6 +69,10 @@ layers: ## Dependencies point down only
 test-root: ## The tests that need root: a full disk, on a small tmpfs
 	@$(CARGO) build --locked -p afar -p afard
 	AFAR_TEST_ROOT=1 $(CARGO) test --locked -p afar-tests --test e2e full_disk -- --nocapture
+
+test-net: ## The tests that need root for machines of their own: sites cut, joined, drained, burnt, in network namespaces
+	@$(CARGO) build --locked --workspace
+	AFAR_TEST_NET=1 $(CARGO) test --locked -p afar-tests --test net -- --test-threads 2
 
 bench: build ## The benchmark suite: every figure beside the machine's own floor (some minutes)
 	@$(CARGO) run --release --locked -p afar-tests --bin bench --

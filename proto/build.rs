@@ -2,7 +2,8 @@
 use prost::Message as _;
 use std::{env, fs, io, path::PathBuf};
 
-const FILES: [&str; 3] = ["proto/afar/v1/common.proto", "proto/afar/v1/objects.proto", "proto/afar/v1/peer.proto"];
+const FILES: [&str; 4] =
+    ["proto/afar/v1/common.proto", "proto/afar/v1/objects.proto", "proto/afar/v1/peer.proto", "proto/afar/v1/layouts.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -4,10 +4,10 @@ use crate::{
     endpoints::{Bearer, Door, Endpoints},
     error::Error,
     limits,
-    names::Wanted,
+    names::{Named, NamedBy, Wanted, What},
 };
 use afar_model::{
-    id::{RecordId, UploadId},
+    id::{IdPrefix, ObjectId, RecordId, UploadId},
     policy::Policy,
 };
 use afar_proto::{convert, v1};
@@ -60,12 +60,15 @@ pub struct Listing {
 
 /// Asks a short question at one door after another until one of them has an answer.
 macro_rules! ask {
-    ($client:expr, $request:expr, $service:ident . $method:ident) => {{
+    ($client:expr, $request:expr, $service:ident . $method:ident) => {
+        ask!($client, $request, $service.$method, limits::UNARY_TIMEOUT)
+    };
+    ($client:expr, $request:expr, $service:ident . $method:ident, $within:expr) => {{
         let mut tries = $client.endpoints.tries();
         loop {
             let door = tries.door()?;
             let mut service = door.$service();
-            match door.ask(limits::UNARY_TIMEOUT, service.$method($request.clone())).await {
+            match door.ask($within, service.$method($request.clone())).await {
                 Ok(reply) => {
                     tries.worked();
                     break reply;
@@ -113,6 +116,40 @@ impl Client {
             object: wanted.object_id().map(|object| convert::bytes(object.as_bytes())),
         };
         ask!(self, request, objects.stat).try_into()
+    }
+
+    /// Which object people mean: makes abbreviated ids whole. Asks nobody if none is abbreviated.
+    ///
+    /// # Errors
+    /// If nothing begins like that (10), several things do (2: then the first of them are named), or nobody could say.
+    pub async fn resolve(&self, named: &Named) -> Result<Wanted, Error> {
+        let what = match &named.by {
+            NamedBy::Key(key) => What::Key(key.clone()),
+            NamedBy::Id(prefix) => What::Object(ObjectId::from_bytes(self.whole_id(named, "", prefix).await?)),
+        };
+        let version = match (&named.version, &what) {
+            (Some(prefix), What::Key(key)) => Some(RecordId::from_bytes(self.whole_id(named, key, prefix).await?)),
+            _ => None,
+        };
+        Ok(Wanted { bucket: named.bucket.clone(), what, version })
+    }
+
+    async fn whole_id(&self, named: &Named, key: &str, prefix: &IdPrefix) -> Result<[u8; 32], Error> {
+        if let Some(whole) = prefix.whole() {
+            return Ok(whole);
+        }
+        let request = v1::ResolveRequest { bucket: named.bucket.clone(), key: key.to_owned(), prefix: prefix.digits().to_owned() };
+        // By content a node walks the whole bucket.
+        let reply: v1::ResolveReply = ask!(self, request, objects.resolve, limits::IDLE_TIMEOUT);
+        let ids: Result<Vec<RecordId>, Error> =
+            reply.ids.iter().map(|id| convert::id("resolve.ids", id).map_err(|error| malformed(&error))).collect();
+        let ids: Vec<[u8; 32]> = ids?.into_iter().map(|id| *id.as_bytes()).collect();
+        match ids.as_slice() {
+            [] => Err(malformed(&"no id begins like that, and no error said so")),
+            all if !all.iter().all(|id| prefix.begins(id)) => Err(malformed(&"an id that begins otherwise")),
+            [one] => Ok(*one),
+            several => Err(ambiguous(named, several, reply.more)),
+        }
     }
 
     /// Lists keys in order. Where an endpoint fails in the middle, another goes on after the last key.
@@ -277,6 +314,16 @@ impl Client {
         }
         Ok(present)
     }
+}
+
+/// How many candidates of an ambiguous id are named.
+const CANDIDATES_SHOWN: usize = 4;
+
+fn ambiguous(named: &Named, ids: &[[u8; 32]], more: bool) -> Error {
+    let shown: Vec<String> = ids.iter().take(CANDIDATES_SHOWN).map(|id| RecordId::from_bytes(*id).to_string()).collect();
+    let others = if more || ids.len() > CANDIDATES_SHOWN { " and others" } else { "" };
+    Error::usage(format!("{named} is ambiguous: it may be {}{others}", shown.join(" or ")))
+        .hint("write more digits of the one that you mean")
 }
 
 /// A page's entries and folded prefixes, in one order.

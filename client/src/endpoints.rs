@@ -7,7 +7,9 @@ use crate::{
     error::{Error, Kind},
     limits, tls,
 };
-use afar_proto::v1::{admin_client::AdminClient, objects_client::ObjectsClient, status_client::StatusClient};
+use afar_proto::v1::{
+    admin_client::AdminClient, layouts_client::LayoutsClient, objects_client::ObjectsClient, status_client::StatusClient,
+};
 use rand::Rng as _;
 use std::{
     fmt,
@@ -111,6 +113,11 @@ impl Door {
         ObjectsClient::new(self.authenticated())
             .max_decoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX)
+    }
+
+    /// Layouts.
+    pub fn layouts(&self) -> LayoutsClient<Authenticated> {
+        LayoutsClient::new(self.authenticated()).max_decoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX)
     }
 
     /// Buckets and keys.

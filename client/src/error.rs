@@ -2,8 +2,8 @@
 //! line, so that a script and a Rust program learn the same.
 //!
 //! A message says what failed and why; the hint says what to do. Neither ever holds a secret.
-use afar_proto::{EXIT_METADATA, MAYBE_METADATA};
-use std::{error::Error as _, fmt};
+use afar_proto::{EXIT_METADATA, HINT_METADATA, MAYBE_METADATA};
+use std::{error::Error as _, fmt, io};
 use tonic::{Code, Status};
 
 /// What a caller may do about an error; the numbers are the exit codes of the contract.
@@ -118,8 +118,14 @@ impl Error {
     }
 
     /// A file or the network of this machine: [`Kind::Failed`].
-    pub fn io(what: impl fmt::Display, error: &std::io::Error) -> Self {
-        Self::new(Kind::Failed, format!("{what}: {error}"))
+    pub fn io(what: impl fmt::Display, error: &io::Error) -> Self {
+        let failed = Self::new(Kind::Failed, format!("{what}: {error}"));
+        match error.kind() {
+            io::ErrorKind::NotFound => failed.hint("check the path"),
+            io::ErrorKind::PermissionDenied => failed.hint("run it as a user who may do that, or change the permissions"),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => failed.hint("free space on this machine"),
+            _ => failed,
+        }
     }
 
     /// The way to a node failed, no node spoke.
@@ -158,9 +164,9 @@ impl Error {
         &self.message
     }
 
-    /// What to do.
+    /// What to do: what was said with the error, or else what fits its kind.
     pub fn what_to_do(&self) -> Option<&str> {
-        self.hint.as_deref()
+        self.hint.as_deref().or_else(|| hint_for(self.kind))
     }
 
     /// Whether the write that failed may still take effect later.
@@ -189,7 +195,9 @@ impl Error {
             None => (kind_of_code(status.code()), status.message().to_owned()),
         };
         let message = if message.is_empty() { format!("{endpoint} answered {:?} without a reason", status.code()) } else { message };
-        let error = Self { kind, message, hint: hint_for(kind).map(str::to_owned), maybe, connection: false };
+        // The node knows which of the kind's reasons it was; nodes of earlier versions do not say.
+        let hint = status.metadata().get(HINT_METADATA).and_then(|hint| hint.to_str().ok()).map(str::to_owned);
+        let error = Self { kind, message, hint, maybe, connection: false };
         if kind == Kind::Unreachable { error.during(endpoint) } else { error }
     }
 
@@ -224,8 +232,13 @@ fn kind_of_code(code: Code) -> Kind {
     }
 }
 
+/// What fits every error of a kind.
 const fn hint_for(kind: Kind) -> Option<&'static str> {
     match kind {
+        Kind::OutputClosed => None,
+        Kind::Failed => Some("run it again with -vv for more detail; `afar status -x` shows what the cluster lacks"),
+        Kind::Usage => Some("`afar COMMAND --help` shows what is expected"),
+        Kind::Incomplete => Some("see the messages above, and do those again"),
         Kind::NotFound => Some("`afar ls` shows buckets, `afar ls BUCKET` shows keys; a bucket is made by `afar bucket create`"),
         Kind::Busy => Some("retry later"),
         Kind::Authentication => {
@@ -237,8 +250,7 @@ const fn hint_for(kind: Kind) -> Option<&'static str> {
         Kind::BelowPolicy => {
             Some("`afar status` shows which sites answer; a bucket with --degraded-writes queue accepts such writes and says so")
         }
-        Kind::Integrity => Some("do not use these bytes; `afar status` shows the cluster's state"),
-        _ => None,
+        Kind::Integrity => Some("do not use these bytes; `afar status -x` shows what is damaged"),
     }
 }
 
@@ -281,6 +293,33 @@ mod tests {
             assert_eq!(Kind::from_exit_code(code).exit_code(), code);
         }
         assert_eq!(Kind::from_exit_code(99), Kind::Failed);
+    }
+
+    #[test]
+    fn every_exit_code_of_the_contract_has_a_hint_that_fits_unless_the_node_has_a_better_one() {
+        let table = [
+            (1, "-vv"),
+            (2, "--help"),
+            (3, "again"),
+            (4, "do not use"),
+            (5, "--degraded-writes"),
+            (10, "afar ls"),
+            (11, "retry"),
+            (12, "AFAR_ACCESS_KEY_ID"),
+            (13, "free space"),
+            (14, "retry"),
+            (15, "right"),
+        ];
+        for (exit, word) in table {
+            let mut status = Status::new(Code::Unknown, "because");
+            status.metadata_mut().insert(EXIT_METADATA, exit.to_string().parse().unwrap());
+            let hint = Error::from_status("e", &status).what_to_do().unwrap().to_owned();
+            assert!(hint.contains(word), "{exit}: {hint}");
+            assert_eq!(hint.contains("retry"), matches!(exit, 11 | 14), "only what time mends is worth a retry: {exit}: {hint}");
+            status.metadata_mut().insert(HINT_METADATA, "do this".parse().unwrap());
+            assert_eq!(Error::from_status("e", &status).what_to_do(), Some("do this"), "{exit}");
+        }
+        assert_eq!(Error::new(Kind::OutputClosed, "").what_to_do(), None);
     }
 
     #[test]

@@ -55,5 +55,5 @@ pub mod limits;
 pub use client::{Client, Config, Listing};
 pub use error::{Error, Kind};
 pub use get::Range;
-pub use names::{Place, Wanted};
+pub use names::{Named, Place, Wanted};
 pub use put::{PutOptions, Source};

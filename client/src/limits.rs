@@ -3,6 +3,8 @@ use std::time::Duration;
 
 /// Longer than any healthy handshake between continents, short enough to try three endpoints while somebody waits.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A handshake alone, to see whom a node is certified by: with [`CONNECT_TIMEOUT`] for the connection in it.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(8);
 /// A dead peer is noticed in the middle of a transfer after this and [`KEEPALIVE_TIMEOUT`], not after TCP's quarter of an hour.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long an answer to a keepalive may take.
@@ -15,8 +17,13 @@ pub const CONNECTION_WINDOW: u32 = 24 << 20;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Short questions (stat, buckets, keys) that are not answered by then go to the next endpoint.
 pub const UNARY_TIMEOUT: Duration = Duration::from_secs(30);
+/// A layout of the greatest size takes a while, and a node checks all of it.
+pub const LAYOUT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Status must answer while most of the cluster does not, so no node gets longer than this.
 pub const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
+/// A node that is examined syncs its disks and calls every peer: some ten seconds at worst, and another examination may be
+/// under way.
+pub const DOCTOR_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often all endpoints are tried before the error is final: with [`BACKOFF_FIRST`] that is some 5 s, long enough for the
 /// survivors to notice that a site is gone.
 pub const ROUNDS: u32 = 5;
@@ -37,6 +44,8 @@ pub const RESUME_STRETCH: usize = 1024;
 pub const CONFIG_BYTES_MAX: u64 = afar_model::limits::CONFIG_BYTES_MAX;
 /// A file that holds one secret is never larger than this.
 pub const SECRET_BYTES_MAX: u64 = 64 << 10;
+/// A command that prints a secret may ask a person or a key server; longer than this is nobody there.
+pub const SECRET_COMMAND_MAX: Duration = Duration::from_secs(120);
 /// A certificate authority's file: a few certificates.
 pub const CA_BYTES_MAX: u64 = 1 << 20;
 /// Endpoints in one configuration: more is a mistake, and each would be waited for.

@@ -1,7 +1,7 @@
 //! How objects are written on a command line: `BUCKET/KEY`, `BUCKET/PREFIX/`, `BUCKET@HEX`. Parsed once, at the door.
 use crate::error::Error;
 use afar_model::{
-    id::{ObjectId, RecordId},
+    id::{IdPrefix, ObjectId, RecordId},
     record,
 };
 use std::{fmt, str::FromStr};
@@ -24,6 +24,26 @@ pub struct Wanted {
     pub what: What,
     /// One version of it; the current one if `None`.
     pub version: Option<RecordId>,
+}
+
+/// One object as people name it: its ids may be abbreviated. [`crate::Client::resolve`] finds out which it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// The bucket's name.
+    pub bucket: String,
+    /// By key, or by the beginning of an id.
+    pub by: NamedBy,
+    /// The beginning of a version's id; the current version if `None`.
+    pub version: Option<IdPrefix>,
+}
+
+/// How people name an object within its bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedBy {
+    /// By its key.
+    Key(String),
+    /// By the beginning of its id.
+    Id(IdPrefix),
 }
 
 /// How an object is named within its bucket.
@@ -94,22 +114,70 @@ impl Wanted {
     }
 }
 
-impl FromStr for Wanted {
+impl Named {
+    /// The same, but this version of it.
+    ///
+    /// # Errors
+    /// If it is named by an id: that names the content already, and may stand under several keys.
+    pub fn at_version(self, version: Option<IdPrefix>) -> Result<Self, Error> {
+        if version.is_some() && matches!(self.by, NamedBy::Id(_)) {
+            return Err(Error::usage(format!("{self}: an id names the content already, a version is one of a key"))
+                .hint("write BUCKET/KEY --version V, or BUCKET@ID alone"));
+        }
+        Ok(Self { version, ..self })
+    }
+
+    /// The same without abbreviations; `None` if there are any.
+    pub fn whole(&self) -> Option<Wanted> {
+        let what = match &self.by {
+            NamedBy::Key(key) => What::Key(key.clone()),
+            NamedBy::Id(prefix) => What::Object(ObjectId::from_bytes(prefix.whole()?)),
+        };
+        let version = match &self.version {
+            Some(prefix) => Some(RecordId::from_bytes(prefix.whole()?)),
+            None => None,
+        };
+        Some(Wanted { bucket: self.bucket.clone(), what, version })
+    }
+}
+
+impl FromStr for Named {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self, Error> {
         let by_id = text.split_once('@').filter(|(bucket, _)| !bucket.is_empty() && !bucket.contains('/'));
         if let Some((bucket, hex)) = by_id {
             check_bucket(bucket)?;
-            let object = hex.parse().map_err(|error| {
+            let prefix = hex.parse().map_err(|error| {
                 Error::usage(format!("{text:?}: {error}")).hint("an object's id is its BLAKE3 hash, as `b3sum` and `afar put` print it")
             })?;
-            return Ok(Self::object(bucket, object));
+            return Ok(Self { bucket: bucket.into(), by: NamedBy::Id(prefix), version: None });
         }
         let place: Place = text.parse()?;
         if place.path.is_empty() {
             return Err(Error::usage(format!("{text:?} names a bucket, not an object")).hint("write BUCKET/KEY or BUCKET@ID"));
         }
-        Ok(Self::key(place.bucket, place.path))
+        Ok(Self { bucket: place.bucket, by: NamedBy::Key(place.path), version: None })
+    }
+}
+
+impl FromStr for Wanted {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let abbreviated = || Error::usage(format!("{text:?}: the id is abbreviated")).hint("write all of its 64 digits");
+        text.parse::<Named>()?.whole().ok_or_else(abbreviated)
+    }
+}
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.by {
+            NamedBy::Key(key) => write!(f, "{}/{key}", self.bucket)?,
+            NamedBy::Id(prefix) => write!(f, "{}@{prefix}", self.bucket)?,
+        }
+        match &self.version {
+            Some(version) => write!(f, " (version {version})"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -145,6 +213,23 @@ mod tests {
         assert_eq!(by_id, Wanted::object("docs", id));
         assert_eq!(by_id.to_string(), format!("docs@{id}"));
         assert_eq!("docs//odd".parse::<Wanted>().unwrap(), Wanted::key("docs", "/odd"));
+    }
+
+    #[test]
+    fn an_id_may_be_abbreviated_but_then_it_is_not_yet_one() {
+        let id = ObjectId::of(b"");
+        for text in ["docs@af1349", "docs@af1349b9…", "docs@AF1349B9..."] {
+            let named: Named = text.parse().unwrap();
+            assert!(matches!(&named.by, NamedBy::Id(prefix) if prefix.begins(id.as_bytes())), "{text}");
+            assert_eq!(named.whole(), None, "{text}");
+            assert!(text.parse::<Wanted>().is_err(), "{text}");
+        }
+        let versioned = "docs/a".parse::<Named>().unwrap().at_version(Some("af1349".parse().unwrap())).unwrap();
+        assert_eq!((versioned.whole(), versioned.to_string().as_str()), (None, "docs/a (version af1349…)"));
+        let whole = "docs/a".parse::<Named>().unwrap().at_version(Some(id.to_string().parse().unwrap())).unwrap();
+        assert_eq!(whole.whole().unwrap().version, Some(RecordId::from_bytes(*id.as_bytes())));
+        let both = format!("docs@{id}").parse::<Named>().unwrap().at_version(Some("af1349".parse().unwrap()));
+        assert_eq!(both.unwrap_err().kind(), crate::error::Kind::Usage);
     }
 
     #[test]

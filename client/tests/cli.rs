@@ -49,6 +49,10 @@ fn usage_errors_exit_2_with_a_suggestion_and_say_nothing_on_stdout() {
         &["put", "a", "b", "bucket/key"],
         &["get", "bucket", "x"],
         &["get", "bucket@12", "x"],
+        &["get", "bucket@12345", "x"],
+        &["cat", "bucket@123456", "--version", "123456"],
+        &["cat", "bucket/key", "--version", "12345"],
+        &["rm", "bucket@123456"],
         &["ls", "x"],
         &["bucket", "create", "x"],
         &["bucket", "create", "docs", "--copies", "0"],
@@ -68,11 +72,22 @@ fn usage_errors_exit_2_with_a_suggestion_and_say_nothing_on_stdout() {
 #[test]
 fn with_json_every_error_is_json() {
     let home = home();
-    for arguments in [&["--json", "pit"][..], &["put", "--json", "a"], &["--json", "ls"], &["--json", "put", "a", "b", "bucket/key"]] {
+    for arguments in [
+        &["--json", "pit"][..],
+        &["put", "--json", "a"],
+        &["--json", "ls"],
+        &["--json", "put", "a", "b", "bucket/key"],
+        &["ls", "--jsn", "--json"],
+        &["key", "create", "--json"],
+        &["--json"],
+        &["--json", "bucket"],
+    ] {
         let ran = run(home.path(), arguments);
         let error = exit_error(&ran);
         assert_eq!(ran.code, 2, "{arguments:?}");
-        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()) && error["id"] == "E_USAGE", "{error}");
+        let told = |name: &str| error[name].as_str().is_some_and(|text| !text.is_empty());
+        assert!(told("message") && told("hint") && error["id"] == "E_USAGE", "{error}");
+        assert!(ran.stdout.is_empty(), "{arguments:?}");
     }
 }
 
@@ -100,7 +115,39 @@ fn help_and_version_are_results() {
     for arguments in [&["--help"][..], &["-h"], &["--version"], &["put", "--help"], &["help", "put"], &["bucket", "create", "-h"]] {
         let ran = run(home.path(), arguments);
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{arguments:?}");
-        assert!(ran.stdout.lines().count() <= 50, "{arguments:?} fits a screen");
+        let lines = if arguments.contains(&"-h") { 24 } else { 50 };
+        assert!(ran.stdout.lines().count() <= lines, "{arguments:?} fits a screen: {}", ran.stdout);
+    }
+    assert!(
+        !run(home.path(), &["put", "-h"]).stdout.contains("--endpoint")
+            && run(home.path(), &["put", "--help"]).stdout.contains("--endpoint")
+    );
+}
+
+#[test]
+fn a_secret_is_fetched_from_a_file_or_a_command_and_never_shown() {
+    let home = home();
+    let secret = home.path().join("secret");
+    fs::write(&secret, "hush\n").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(home.path().join("ca.crt"), "not a certificate").unwrap();
+    let with = |name: &str, value: &str, arguments: &[&str]| {
+        let mut command = afar(home.path());
+        command.env("AFAR_ENDPOINT", "https://127.0.0.1:1").env("AFAR_ACCESS_KEY_ID", "A").env("AFAR_CA_FILE", "ca.crt");
+        let output = command.env(name, value).args(arguments).output().unwrap();
+        (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+    };
+    let (code, text) = with("AFAR_SECRET_ACCESS_KEY_FILE", secret.to_str().unwrap(), &["ls"]);
+    assert!(code == Some(2) && text.contains("readable by everybody") && text.contains("chmod 600"), "{text}");
+    let (code, text) = with("AFAR_SECRET_ACCESS_KEY_COMMAND", "echo hush; exit 1", &["ls"]);
+    assert!(code == Some(2) && text.contains("AFAR_SECRET_ACCESS_KEY_COMMAND") && !text.contains("hush"), "{text}");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    for (name, value) in [("AFAR_SECRET_ACCESS_KEY_FILE", "secret"), ("AFAR_SECRET_ACCESS_KEY_COMMAND", "cat secret")] {
+        // The next thing that is wrong is the authority's file: the secret was had.
+        let (code, text) = with(name, value, &["ls"]);
+        assert!(code == Some(2) && text.contains("CA file"), "{text}");
+        let (code, text) = with(name, value, &["config", "show"]);
+        assert!(code == Some(0) && text.contains(name) && !text.contains("hush"), "{text}");
     }
 }
 
@@ -228,6 +275,10 @@ fn completions_and_man_pages_come_from_the_same_definition() {
     }
     assert_eq!(run(home.path(), &["man", "pages"]).code, 0);
     assert!(home.path().join("pages/afar.1").exists() && home.path().join("pages/afar-put.1").exists());
+    let manual = fs::read_to_string(home.path().join("pages/afar.1")).unwrap();
+    for told in ["exit_error", "summary", "AFAR_SECRET_ACCESS_KEY_COMMAND", "CREDENTIALS_DIRECTORY"] {
+        assert!(manual.replace('\\', "").contains(told), "{told}");
+    }
 }
 
 #[test]

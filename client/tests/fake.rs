@@ -1,6 +1,6 @@
 //! The library against nodes that break, lie and refuse: in-process servers that speak the real protocol over real TLS.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
-use afar::{Client, Config, Error, Kind, PutOptions, Range, Source, Wanted, cluster::authority::Authority};
+use afar::{Client, Config, Error, Kind, Named, PutOptions, Range, Source, Wanted, cluster::authority::Authority};
 use afar_model::{
     id::{ObjectId, RecordId},
     limits::CHUNK_BYTES,
@@ -55,6 +55,7 @@ struct Seen {
     puts: usize,
     offsets: Vec<u64>,
     stats: usize,
+    resolved: Vec<(String, String)>,
 }
 
 #[derive(Clone)]
@@ -214,6 +215,22 @@ impl v1::objects_server::Objects for Node {
 
     async fn copy(&self, _: Request<v1::CopyRequest>) -> Result<Response<v1::PutReply>, Status> {
         Err(Status::unimplemented("not here"))
+    }
+
+    async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::ResolveReply>, Status> {
+        self.check()?;
+        let request = request.into_inner();
+        self.seen.lock().unwrap().resolved.push((request.key, request.prefix.clone()));
+        let numbered = |prefix: &str, number: u8| [hex::decode(prefix).unwrap(), vec![number; 29]].concat().into();
+        let ids: Vec<Bytes> = match request.prefix.as_str() {
+            "000000" => return Err(refusal(10)),
+            "111111" => vec![numbered("111111", 1), numbered("111111", 2)],
+            "222222" => vec![numbered("333333", 1)],
+            "444444" => (0..8).map(|number| numbered("444444", number)).collect(),
+            "555555" => vec![],
+            _ => vec![id(ObjectId::of(&self.content).as_bytes())],
+        };
+        Ok(Response::new(v1::ResolveReply { more: ids.len() > 2, ids }))
     }
 
     async fn have(&self, request: Request<v1::HaveRequest>) -> Result<Response<v1::HaveReply>, Status> {
@@ -430,6 +447,39 @@ async fn an_id_that_was_asked_for_is_the_id_that_comes() {
     client.get_bytes(&Wanted::object("docs", ObjectId::of(&content)), Range::ALL).await.unwrap();
     let other = client.get_bytes(&Wanted::object("docs", ObjectId::of(b"other")), Range::ALL).await.unwrap_err();
     assert_eq!(other.kind(), Kind::Integrity);
+}
+
+#[tokio::test]
+async fn an_abbreviated_id_is_made_whole_or_its_candidates_are_named() {
+    let content = content(0, 10);
+    let fakes = Fakes::start(&[Manner::Good], content.clone()).await;
+    let client = fakes.client();
+    let whole = ObjectId::of(&content).to_string();
+    let named = |text: &str| text.parse::<Named>().unwrap();
+    let wanted = client.resolve(&named(&format!("docs@{}…", &whole[..8]))).await.unwrap();
+    assert_eq!(wanted, Wanted::object("docs", ObjectId::of(&content)));
+    let version = Some(whole[..6].parse().unwrap());
+    let wanted = client.resolve(&named("docs/k").at_version(version).unwrap()).await.unwrap();
+    assert_eq!((wanted.key_or_empty(), wanted.version.unwrap().to_string()), ("k", whole.clone()));
+    let asked = std::mem::take(&mut fakes.seen.lock().unwrap().resolved);
+    assert_eq!(asked, [(String::new(), whole[..8].to_owned()), ("k".to_owned(), whole[..6].to_owned())]);
+
+    let error = client.resolve(&named("docs@111111")).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Usage);
+    for number in ["01", "02"] {
+        assert!(error.message().contains(&format!("111111{}", number.repeat(29))), "{error}");
+    }
+    assert!(!error.message().contains("others"), "{error}");
+    let error = client.resolve(&named("docs@444444…")).await.unwrap_err();
+    assert!(error.kind() == Kind::Usage && error.message().ends_with("and others"), "{error}");
+    assert_eq!(client.resolve(&named("docs@000000")).await.unwrap_err().kind(), Kind::NotFound);
+    for nonsense in ["docs@222222", "docs@555555"] {
+        assert_eq!(client.resolve(&named(nonsense)).await.unwrap_err().kind(), Kind::Failed, "a node is not believed: {nonsense}");
+    }
+    fakes.seen.lock().unwrap().resolved.clear();
+    client.resolve(&named(&format!("docs@{whole}"))).await.unwrap();
+    client.resolve(&named("docs/k")).await.unwrap();
+    assert!(fakes.seen.lock().unwrap().resolved.is_empty(), "nobody is asked about what is whole");
 }
 
 async fn refused(exit: u8) -> (Error, usize) {

@@ -22,5 +22,8 @@ pub const PROTOCOL: u32 = 1;
 /// Trailing metadata with the exit code that the command line's contract names for an error.
 pub const EXIT_METADATA: &str = "afar-exit";
 
+/// Trailing metadata with what to do about an error, in the command line's words; ASCII.
+pub const HINT_METADATA: &str = "afar-hint";
+
 /// Trailing metadata that says that a failed write may still take effect later.
 pub const MAYBE_METADATA: &str = "afar-maybe";

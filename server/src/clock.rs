@@ -55,15 +55,20 @@ impl Clock {
         self.0.started.elapsed()
     }
 
-    /// Makes the stamps that follow greater than `stamp`, however far ahead it is: at start, with the greatest stamp of the
-    /// node's own log (rule 4).
-    pub fn start_after(&self, stamp: Stamp) {
-        let now = self.now();
-        let mut hlc = self.0.hlc.lock();
-        if hlc.observe(stamp, now).is_err() {
-            let ahead_seconds = stamp.time().since(now).as_secs();
-            tracing::warn!(ahead_seconds, "the log holds stamps from the future: new versions are stamped after them; check the clock");
-            *hlc = Hlc::starting_after(stamp);
+    /// The greatest stamp that this clock follows now.
+    pub fn limit(&self) -> Stamp {
+        Hlc::limit(self.now())
+    }
+
+    /// Makes the stamps that follow greater than `newest`: at start, with the greatest stamp of the node's own log that is not
+    /// beyond [`Clock::limit`] (rule 4). The log cannot tell its own stamps from imported ones, so of those beyond, `beyond` in
+    /// number, none is followed: or one day with a wrong clock would put this node, and whoever hears of it, ahead for good.
+    /// They are alarmed. What is put over such a version is stamped above it all the same: see [`crate::objects::commit`].
+    pub fn start_after(&self, newest: Stamp, beyond: u64) {
+        *self.0.hlc.lock() = Hlc::starting_after(newest);
+        if beyond > 0 {
+            self.0.alarms.fetch_add(beyond, Ordering::Relaxed);
+            tracing::warn!(beyond, "the log holds versions with stamps from the future, which are kept and not followed: check the clock");
         }
     }
 
@@ -115,9 +120,18 @@ mod tests {
     #[test]
     fn rule_4_the_clock_restarts_from_the_log() {
         let clock = Clock::new(0);
-        let future = Stamp::at(UnixMillis(clock.now().0 + 3_600_000));
-        clock.start_after(future);
-        assert!(clock.tick() > future);
+        let near = Stamp::at(UnixMillis(clock.now().0 + 240_000));
+        clock.start_after(near, 0);
+        assert!(clock.tick() > near);
+        assert_eq!(clock.alarms(), 0);
+    }
+
+    #[test]
+    fn rule_4_stamps_of_the_log_that_are_far_ahead_are_alarmed_and_not_followed() {
+        let clock = Clock::new(0);
+        clock.start_after(Stamp::at(UnixMillis(1000)), 7);
+        assert_eq!(clock.alarms(), 7);
+        assert!(clock.tick() < clock.limit(), "the wall clock counts again");
     }
 
     #[test]

@@ -30,6 +30,10 @@ pub mod inspect;
 
 pub mod clock;
 
+pub mod budget;
+
+pub mod pace;
+
 pub mod files;
 
 pub mod lifecycle;

@@ -1,6 +1,6 @@
 //! Every bound of the node in one place, each with its reason. Bounds of the wire are in [`afar_proto::limits`], those of
 //! the log in [`afar_store::limits`], those of the model in [`afar_model::limits`].
-use std::time::Duration;
+use std::{num::NonZeroU8, time::Duration};
 
 // The node's chassis.
 
@@ -12,6 +12,11 @@ pub const DRAIN_CLIENTS: Duration = Duration::from_secs(6);
 pub const DRAIN_TASKS: Duration = Duration::from_secs(3);
 /// A secret (64 hex digits), an access key or a certificate chain is far smaller; what is larger is the wrong file.
 pub const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
+/// Certificates and key are read again this often: a renewed one serves soon after it was put there, and three small files
+/// from the page cache cost nothing. Their contents are compared: a time stamp may stay the same when content does not.
+pub const CERTIFICATES_EVERY: Duration = Duration::from_secs(5);
+/// Different certificates whose refusal is logged until the trusted authorities change: a stranger can make as many as he likes.
+pub const REFUSALS_TOLD: usize = 64;
 /// A certificate that ends sooner than this is a warning.
 pub const CERTIFICATE_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -19,8 +24,17 @@ pub const CERTIFICATE_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The transfer budget unless the configuration says otherwise: bytes of bodies in flight and HTTP/2 windows together.
 pub const TRANSFER_DEFAULT: u64 = 256 << 20;
-/// Below this a handful of uploads would wait for each other.
-pub const TRANSFER_MIN: u64 = 16 << 20;
+/// Below this a handful of uploads would wait for each other, and HTTP/2's least windows for 100 peers would not fit.
+pub const TRANSFER_MIN: u64 = 32 << 20;
+/// Connections cannot have smaller windows than HTTP/2's own, so many bytes.
+pub const WINDOW_MIN: u32 = 64 << 10;
+/// What holds bytes weighs at least this much, so that tiny messages are bounded in number, too.
+pub const PERMIT_MIN: u32 = 4 << 10;
+/// A client that gives or takes fewer bytes a second than this for [`TRANSFER_SLOW`] loses its transfer. Frames have up to
+/// 256 KiB, so at less than twice of it a client may be unlucky.
+pub const TRANSFER_RATE_MIN: u64 = 8 << 10;
+/// See [`TRANSFER_RATE_MIN`].
+pub const TRANSFER_SLOW: Duration = Duration::from_secs(30);
 /// A semaphore counts at most this many bytes.
 pub const TRANSFER_MAX: u64 = 2 << 30;
 /// Index cache unless the configuration says otherwise.
@@ -43,11 +57,13 @@ pub const FIRST_BYTE: Duration = Duration::from_secs(10);
 pub const HANDSHAKES: usize = 256;
 /// Connections that are through their handshake and wait for their server.
 pub const ACCEPT_QUEUE: usize = 16;
+/// Connections that a peer opens: one for control, the others for bulk.
+pub const CONNECTIONS_OF_PEER: usize = 1 + BULK_LANES;
 /// Connections one peer may have: its channels, twice over while old ones die.
-pub const CONNECTIONS_PER_PEER: usize = 2 * (1 + BULK_LANES);
+pub const CONNECTIONS_PER_PEER: usize = 2 * CONNECTIONS_OF_PEER;
 /// Requests at once on one connection; more wait at the client.
 pub const STREAMS_PER_CONNECTION: u32 = 256;
-/// A client's window, stream and connection alike (rule 29).
+/// Greatest window of a client, stream and connection alike (rule 29).
 pub const CLIENT_WINDOW: u32 = 1 << 20;
 /// A client's connection is renewed after this time, so that clients spread again after a node was away.
 pub const CLIENT_CONNECTION_AGE: Duration = Duration::from_secs(3600);
@@ -66,8 +82,6 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub const BULK_LANES: usize = 2;
 /// Windows of a control channel: heartbeats and small records.
 pub const CONTROL_WINDOW: u32 = 1 << 20;
-/// Least window of a bulk connection.
-pub const BULK_WINDOW_MIN: u32 = 1 << 20;
 /// Greatest window of a bulk connection: fills 100 ms at 2.5 Gbit/s.
 pub const BULK_WINDOW_MAX: u32 = 32 << 20;
 /// A peer that does not complete TCP and TLS within this time is not there.
@@ -105,6 +119,46 @@ pub const MEMORY_HEARD_EVERY: Duration = Duration::from_secs(60);
 /// What is remembered of peers is written this often at most (at once for a new run or incarnation).
 pub const MEMORY_WRITE_EVERY: Duration = Duration::from_secs(5);
 
+/// Peers' layouts are looked at this often, besides whenever a heartbeat brings news.
+pub const LAYOUT_EVERY: Duration = Duration::from_secs(2);
+// Membership (SWIM). Nothing but what is shown, and the permission to destroy, depends on it, so it need not be quick.
+
+/// Every period each node asks one other whether it lives. Long enough for the question, and for the same question through
+/// others (two round trips more), to be answered from the other side of the Earth.
+pub const PROBE_PERIOD: Duration = Duration::from_secs(2);
+/// Who has not answered within this time is asked through others. Above twice the slowest round trip between two sites on
+/// Earth (some 350 ms), so that a lost segment that TCP sends again is no reason to ask others.
+pub const PROBE_ROUND_TRIP: Duration = Duration::from_millis(800);
+/// A suspect may contradict for so long, times the decimal logarithm of the number of nodes: four periods, in which news
+/// reaches everybody and the contradiction comes back several times over.
+pub const SUSPECT_FOR: Duration = Duration::from_secs(8);
+/// Each node tells each piece of news to so many others, times the same logarithm rounded up. After that it goes on by
+/// accident only: of `k` the share of nodes that never hear is about `e^-k`, and twenty bytes are cheap.
+pub const NEWS_TOLD: NonZeroU8 = NonZeroU8::MIN.saturating_add(9);
+/// A timer that is this late was held up by this process or this machine: half of [`PROBE_ROUND_TRIP`], lest an answer that
+/// waits to be read be taken for silence.
+pub const STOOD_STILL: Duration = Duration::from_millis(400);
+/// First pause before nodes that are not known as alive are told again that this one is here; doubles …
+pub const ANNOUNCE_FIRST: Duration = Duration::from_secs(1);
+/// … up to this: what a node that lost everybody waits at most after the network is whole again.
+pub const ANNOUNCE_EVERY: Duration = Duration::from_secs(30);
+/// One random node that is alive is asked for all that it knows this often: mends what gossip missed.
+pub const ROSTER_EVERY: Duration = Duration::from_secs(60);
+/// That somebody else reached a node when this one did not is said for so long afterwards: a node is asked by a given other
+/// once in as many periods as there are nodes.
+pub const WITNESS_KEPT: Duration = Duration::from_secs(120);
+/// An identity that was made this far in the future is nobody's: kept, it could never be surpassed. More than any mistaken
+/// time zone, so that a clock that is merely wrong does not exclude its node.
+pub const BOOT_AHEAD_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Largest packet: the identities of some hundred nodes with long names, or of twice as many with short ones.
+pub const GOSSIP_BYTES: usize = 8 << 10;
+/// A packet that is not delivered within this time is lost: its answer would come too late.
+pub const GOSSIP_DEADLINE: Duration = Duration::from_secs(1);
+/// Packets that wait to be read; each takes microseconds, so this is ample, and 2 MiB at the most.
+pub const GOSSIP_QUEUE: usize = 256;
+/// Packets under way to one node: some two seconds' worth.
+pub const GOSSIP_IN_FLIGHT: usize = 16;
+
 // Answers.
 
 /// Messages of errors travel in headers ([`afar_proto::limits::HEADER_BYTES_MAX`], percent-encoded: up to three times as long).
@@ -124,10 +178,6 @@ pub const LANE_BATCH_BYTES: usize = 512 << 10;
 pub const LANE_OPEN: Duration = Duration::from_secs(5);
 /// A stream with something in flight that brings no answer for this long is broken. Longer than any honest sync.
 pub const LANE_SILENCE: Duration = Duration::from_secs(15);
-/// Bytes of one stream that are being hashed and written at once.
-pub const RECEIVE_BYTES: u32 = 16 << 20;
-/// What a request weighs at least, so that tiny ones are bounded in number, too.
-pub const RECEIVE_WEIGHT_MIN: u32 = 4 << 10;
 /// Hashing more than this moves to a thread for blocking work: 64 KiB take some 15 µs, about what the move costs.
 pub const HASH_INLINE_BYTES: usize = 64 << 10;
 /// Unsynced requests that one stream remembers: an upload syncs at least every [`SYNC_EVERY_CHUNKS`].
@@ -171,6 +221,13 @@ pub const AUDIT_EVERY: Duration = Duration::from_secs(15);
 /// Records of one challenge.
 pub const AUDIT_RECORDS: usize = 4;
 
+/// Surplus copies are looked for this often when there were none …
+pub const RELEASE_EVERY: Duration = Duration::from_secs(60);
+/// … and this often when there were, or it could not be told.
+pub const RELEASE_AGAIN: Duration = Duration::from_secs(2);
+/// Rule 10: what every other node must have been heard within before anything is removed.
+pub const PERMISSION_WITHIN: Duration = Duration::from_secs(60);
+
 // Objects.
 
 /// Versions of a key that are looked at: newer ones shadow the rest. So many that prepared ones, which are discarded after
@@ -186,12 +243,12 @@ pub const PROVE_BATCH: usize = 256;
 pub const UPLOAD_PIECES: usize = 32;
 /// What a put has written is synced after this many chunks (4 GiB), which bounds what it must remember.
 pub const SYNC_EVERY_CHUNKS: usize = 4096;
-/// How long a put waits for its first permit before it is told that the node is busy.
+/// How long a put or get waits for its first permit before it is told that the node is busy.
 pub const ADMISSION_WAIT: Duration = Duration::from_secs(10);
-/// A client that sends nothing for this long in the middle of a put loses it (rule 29).
-pub const UPLOAD_SILENCE: Duration = Duration::from_secs(30);
 /// Chunks of one get that are read ahead.
 pub const READ_AHEAD: usize = 4;
+/// Whole ids that an ambiguous one is answered with: as many as anybody reads before typing another digit.
+pub const RESOLVE_CANDIDATES: usize = 8;
 /// Keys that are asked for in one page of a listing.
 pub const LIST_PAGE: usize = 1000;
 
@@ -219,6 +276,25 @@ pub const SCRUB_EVERY: Duration = Duration::from_secs(10);
 pub const SCRUB_STEP_MIN: u64 = 4 << 20;
 /// Between two looks for something to compact.
 pub const COMPACT_EVERY: Duration = Duration::from_secs(60);
+
+// The doctor.
+
+/// Syncs of each directory: an odd one out must not decide, and a slow disk is done within a second.
+pub const DOCTOR_SYNCS: usize = 16;
+/// Bytes written before each of them.
+pub const DOCTOR_BLOCK: usize = 4 << 10;
+/// A directory that has not made its syncs by then is stuck.
+pub const DOCTOR_DISK: Duration = Duration::from_secs(8);
+/// Flash with capacitors takes some 20 to 50 µs for a flush through the kernel: what is faster has not reached a device.
+pub const FSYNC_HONEST: Duration = Duration::from_micros(20);
+/// Every put waits for a sync: above this the disk, not the distance, is what clients wait for.
+pub const FSYNC_SLOW: Duration = Duration::from_millis(100);
+/// A clock that is further off than this is kept by no time service (writes are refused only much later).
+pub const DOCTOR_CLOCK: Duration = Duration::from_secs(1);
+/// The line that TCP's buffers should be able to fill, in bytes a second: 1 Gbit/s, what machines are rented with.
+pub const DOCTOR_LINE: u64 = 125_000_000;
+/// Files and sockets besides connections: segments, index, log, and what a client's request opens.
+pub const DOCTOR_FILES: u64 = 512;
 
 /// Where gRPC is when an endpoint names no port.
 pub const PORT_DEFAULT: u16 = 7700;

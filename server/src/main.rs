@@ -13,20 +13,31 @@ const TERMINATED: u8 = 143;
 /// The exit code for SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// afar's node: keeps records on its disks and on far away peers'.
+const AFTER: &str = "\
+Exit codes: 0 good, 1 failed, 2 configuration, 11 the data are in use by another
+  process, 130/143 told to stop. The file: deploy/afard.toml.md";
+
+/// afar's node: keeps records on its disks and on far away peers'
 #[derive(Debug, Parser)]
-#[command(name = "afard", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, max_term_width = 100)]
+#[command(
+    name = "afard",
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    max_term_width = 80,
+    after_help = AFTER
+)]
 struct Arguments {
-    /// The node's configuration; relative paths in it start at its folder
+    /// The node's configuration
     #[arg(long, value_name = "FILE", required = true)]
     config: Option<PathBuf>,
-    /// Read and check the configuration and certificates, report every problem, and exit
+    /// Only report every problem of the configuration
     #[arg(long)]
     check_config: bool,
-    /// Initialise data directories that are missing or empty (else a known one that is empty is a failed disk)
-    #[arg(long, visible_alias = "init-dir")]
+    /// Make missing or empty data directories (else they are failed disks)
+    #[arg(long, alias = "init-dir")]
     init_dirs: bool,
-    /// What to log, such as "debug" or "info,afard::cluster=trace"
+    /// What to log, such as "debug"
     #[arg(long, value_name = "FILTER", env = "AFARD_LOG", default_value = "info")]
     log: String,
     /// Log one JSON object per line
@@ -38,7 +49,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Read a data directory or segment files without an index, a cluster or a running node
+    /// Read data without an index, a cluster or a running node
     Inspect(Inspect),
 }
 
@@ -144,7 +155,10 @@ async fn serve(config: Config) -> ExitCode {
         tokio::select! {
             _ = terminate.recv() => break TERMINATED,
             _ = interrupt.recv() => break INTERRUPTED,
-            _ = hangup.recv() => tracing::info!("SIGHUP is ignored: restart the node to read its configuration again"),
+            _ = hangup.recv() => {
+                tracing::info!("SIGHUP: certificates and key are read again; for everything else in the configuration restart the node");
+                running.node.identity.look_again();
+            }
         }
     };
     match running.stop().await {
@@ -170,5 +184,23 @@ fn inspect_files(asked: Inspect) -> ExitCode {
         // Whoever read our answer has seen enough.
         Err(inspect::InspectError::Answer(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => complain(&error.to_string(), error.exit_code()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn every_help_fits_a_terminal_of_24_by_80() {
+        Arguments::command().debug_assert();
+        let help = |line: &[&str]| Arguments::command().max_term_width(80).try_get_matches_from(line).unwrap_err().to_string();
+        let helps = [&["afard", "-h"][..], &["afard", "--help"], &["afard", "inspect", "-h"], &["afard", "inspect", "--help"]].map(help);
+        for help in helps {
+            assert!(help.lines().count() <= 24, "{help}");
+            assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
+        }
     }
 }

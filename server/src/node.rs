@@ -4,13 +4,17 @@
 //! peers → background work → the pid file, which says "serving". The order of ending is the reverse: the doors first, then
 //! those who are under way, then background work, then the disks.
 use crate::{
+    budget::Budget,
     clock::Clock,
     cluster::{
-        connect::bulk_window,
-        identity::{Expected, Identity, IdentityError},
+        exchange,
+        identity::{Expected, Identity, IdentityError, Reloaded},
         keyring::{KeyRing, NotSealed},
+        layouts::{self, ChainError, Layouts},
+        membership::{self, Membership},
         memory::{self, MemoryError},
         peers::{Own, PeerError, Peers, PeersOptions},
+        trust::Trust,
     },
     config::Config,
     files,
@@ -28,20 +32,26 @@ use crate::{
         lane::Lanes,
         ledger::Ledger,
         outbox::{self, Pending},
-        reconcile,
+        rebalance::Rebalance,
+        reconcile, release,
         settlements::{self, Settlements},
     },
 };
-use afar_model::{
-    layout::{Layout, NodeIndex},
-    units::UnixMillis,
-};
+use afar_model::{layout::NodeIndex, units::UnixMillis};
 use afar_proto::v1;
-use afar_store::{DirectoryState, OpenError, Opened, Options, Store, disk::FailingDisk, index::sled::SledFactory};
+use afar_store::{DirectoryState, OpenError, Opened, Options, Store, disk::FaultyDisk, index::sled::SledFactory};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
-use tokio::{net::TcpListener, sync::Semaphore};
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 /// A node's parts. Shared by everything that runs in it.
@@ -49,8 +59,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Node {
     /// What it was told.
     pub config: Config,
-    /// Sites and nodes.
-    pub layout: Arc<Layout>,
+    /// Sites and nodes, as they are and were.
+    pub layouts: Arc<Layouts>,
     /// Which of the nodes this is.
     pub me: NodeIndex,
     /// Its certificate.
@@ -67,8 +77,8 @@ pub struct Node {
     pub keyring: KeyRing,
     /// Its tasks.
     pub lifecycle: Lifecycle,
-    /// Bytes in flight (rule 29): one permit a byte. Never closed.
-    pub transfer: Arc<Semaphore>,
+    /// Bytes in flight (rule 29).
+    pub transfer: Budget,
     /// The buckets.
     pub buckets: BucketTable,
     /// Streams of records to the others.
@@ -81,6 +91,10 @@ pub struct Node {
     pub reliance: Reliance,
     /// The last survey.
     pub survey: ArcSwap<Survey>,
+    /// How fast copies are fetched while layouts change.
+    pub rebalance: Rebalance,
+    /// Records here beyond what is assigned, as last counted; negative: not counted yet by this layout.
+    pub surplus: AtomicI64,
     /// What still has to reach others, as of a second ago.
     pub pending: ArcSwap<Pending>,
 }
@@ -108,6 +122,12 @@ pub enum StartError {
     /// The layout's endpoints.
     #[error(transparent)]
     Peers(#[from] PeerError),
+    /// The chain of layouts.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The configuration is of a node that the layout does not name.
+    #[error("node = {0:?}: the current layout names no such node; make a bundle for it with `afar node add`")]
+    NotInLayout(String),
     /// The access keys.
     #[error(transparent)]
     KeyRing(#[from] NotSealed),
@@ -128,7 +148,7 @@ impl StartError {
     /// The exit code of the command line's contract.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Identity(_) | Self::Peers(_) => 2,
+            Self::Identity(_) | Self::Peers(_) | Self::NotInLayout(_) => 2,
             Self::Store(OpenError::Locked { .. }) => 11,
             Self::Store(
                 OpenError::NoDirectory | OpenError::NotInitialised { .. } | OpenError::Foreign { .. } | OpenError::NotEmpty { .. },
@@ -158,37 +178,47 @@ impl Node {
         let clock = Clock::new(config.clock_offset_ms);
         let identity = Arc::new(load_identity(&config, clock.now())?);
         let lifecycle = Lifecycle::new();
+        let before_layouts = is_of_a_version_without_layouts(&config);
         let (store, opened) = open_store(&config, &clock, &lifecycle).await?;
-        clock.start_after(store.newest_stamp_seen());
+        start_clock(&clock, &store, &lifecycle).await?;
         let listener = TcpListener::bind(config.listen).await.map_err(|error| StartError::Listen { address: config.listen, error })?;
         let address = listener.local_addr().map_err(|error| StartError::Listen { address: config.listen, error })?;
-        let layout = Arc::new(config.layout.clone());
+        // A chain that is new beside disks that are not: what was forgotten with it, only the others can tell. Unless there
+        // never was one: then nothing was ever done by any other layout, and a lone survivor that is upgraded goes on.
+        let no_chain = !before_layouts && !config.state.join("layouts").exists();
+        let forgotten = no_chain && opened.directories.iter().any(|directory| directory.state == DirectoryState::Healthy);
+        let layouts = Arc::new(Layouts::load(&config.state, &config.cluster, config.genesis.clone(), config.layouts.clone())?);
+        note_layouts(&config)?;
+        let me = layouts.current().node_named(&config.node).ok_or_else(|| StartError::NotInLayout(config.node.clone()))?;
+        let transfer =
+            Budget::new(config.limits.transfer, layouts.current().members().count().saturating_sub(1), config.limits.connections);
         let peers = Peers::new(PeersOptions {
-            layout: Arc::clone(&layout),
-            endpoints: config.endpoints.clone(),
-            own: Own { node: config.me, incarnation: opened.incarnation, boot: opened.boot },
+            layouts: Arc::clone(&layouts),
+            own: Own { node: me, incarnation: opened.incarnation, boot: opened.boot },
             identity: Arc::clone(&identity),
             clock: clock.clone(),
             lifecycle: lifecycle.clone(),
             state_directory: config.state.clone(),
-            transfer: config.limits.transfer,
+            bulk_window: transfer.shares().peer_window,
             memory: memory::load(&config.state)?,
         })?;
-        let lost = !opened.losses.is_empty() || opened.directories.iter().any(|directory| directory.state == DirectoryState::Created);
+        let lost =
+            forgotten || !opened.losses.is_empty() || opened.directories.iter().any(|directory| directory.state == DirectoryState::Created);
         let reliance = Reliance::open(&config.state, lost).map_err(|error| StartError::File { path: config.state.clone(), error })?;
-        let lane_budget = u32::try_from(config.limits.transfer / 2).unwrap_or(u32::MAX >> 1);
         let node = Arc::new(Self {
-            buckets: BucketTable::new(Arc::clone(&layout)),
-            lanes: Lanes::start(&peers, peers.others(), lane_budget, &lifecycle),
+            buckets: BucketTable::new(Arc::clone(&layouts)),
+            lanes: Lanes::start(&peers, peers.others(), &transfer, &lifecycle),
             ledger: Ledger::default(),
             settlements: Settlements::default(),
             reliance,
             survey: ArcSwap::default(),
             pending: ArcSwap::default(),
             keyring: KeyRing::new(&config.secret, &config.admin)?,
-            transfer: Arc::new(Semaphore::new(usize::try_from(config.limits.transfer).unwrap_or(Semaphore::MAX_PERMITS))),
-            me: config.me,
-            layout,
+            transfer,
+            me,
+            layouts,
+            rebalance: Rebalance::new(config.pace.clone()),
+            surplus: AtomicI64::new(-1),
             identity,
             store,
             opened,
@@ -198,10 +228,12 @@ impl Node {
             config,
         });
         node.begin_alone();
+        node.follow_trust();
         node.reload_settings().await;
         node.prepare();
         let servers = node.open_doors(listener);
         node.peers.start();
+        node.join_membership();
         node.start_background();
         node.write_pid()?;
         tracing::info!(node = node.config.node, %address, boot = %node.opened.boot, "serving");
@@ -231,6 +263,11 @@ impl Node {
             .collect();
         let pending = self.pending.load();
         state.catching_up = self.is_catching_up();
+        state.layout_synced = self.is_synced();
+        state.to_fetch_records = self.rebalance.to_fetch().0;
+        state.to_fetch_bytes = self.rebalance.to_fetch().1;
+        state.fetch_rate = self.rebalance.rate();
+        state.surplus_records = self.surplus().unwrap_or(u64::MAX);
         state.draining = self.lifecycle.is_draining();
         state.pending_records = pending.records;
         state.pending_bytes = pending.bytes;
@@ -245,33 +282,51 @@ impl Node {
 
     /// Where a node is reached.
     pub fn endpoint(&self, node: NodeIndex) -> String {
-        self.config.endpoints.get(usize::from(node.0)).cloned().unwrap_or_default()
+        self.layout().node(node).map(|node| node.endpoint.clone()).unwrap_or_default()
+    }
+
+    /// Reads certificates and key again. Blocks.
+    ///
+    /// # Errors
+    /// Why they are not used.
+    pub fn reload_identity(&self) -> Result<Reloaded, IdentityError> {
+        self.identity.reload(expected(&self.config, self.now()))
     }
 
     fn open_doors(self: &Arc<Self>, listener: TcpListener) -> Servers {
-        let others = self.layout.nodes().len().saturating_sub(1);
         let door = Door {
             identity: Arc::clone(&self.identity),
-            layout: Arc::clone(&self.layout),
+            layouts: Arc::clone(&self.layouts),
             lifecycle: self.lifecycle.clone(),
             connections: self.config.limits.connections,
-            peer_window: bulk_window(self.config.limits.transfer, others),
+            client_window: self.transfer.shares().client_window,
+            peer_window: self.transfer.shares().peer_window,
         };
         door.serve(listener, grpc::client_routes(self), grpc::peer_routes(self))
+    }
+
+    /// Takes part in what the cluster thinks of its nodes.
+    fn join_membership(&self) {
+        let names = {
+            let layout = self.layout();
+            layout.members().map(|node| layout.node_name(node).to_owned()).collect()
+        };
+        let deliver = membership::over(&self.peers);
+        let membership = Membership::start(&self.config.node, names, deliver, &self.clock, &self.lifecycle);
+        self.peers.set_membership(membership);
     }
 
     /// Work that goes on by itself until the node ends.
     fn start_background(self: &Arc<Self>) {
         for peer in self.peers.others() {
-            let node = Arc::clone(self);
-            self.lifecycle.spawn("reconcile", move |stop| reconcile::run(node, peer, stop));
-            let node = Arc::clone(self);
-            self.lifecycle.spawn("audit", move |stop| audit::run(node, peer, stop));
+            self.start_peer_tasks(peer);
         }
         let start = |name, task: fn(Arc<Self>, CancellationToken) -> BoxFuture<'static, ()>| {
             let node = Arc::clone(self);
             self.lifecycle.spawn(name, move |stop| task(node, stop));
         };
+        start("layouts", |node, stop| Box::pin(exchange::run(node, stop)));
+        start("release", |node, stop| Box::pin(release::run(node, stop)));
         start("outbox", |node, stop| Box::pin(outbox::run(node, stop)));
         start("settlements", |node, stop| Box::pin(settlements::run(node, stop)));
         start("surveys", |node, stop| Box::pin(upkeep::surveys(node, stop)));
@@ -280,7 +335,21 @@ impl Node {
         start("compact", |node, stop| Box::pin(upkeep::compact(node, stop)));
         start("references", |node, stop| Box::pin(upkeep::references(node, stop)));
         start("discard", |node, stop| Box::pin(upkeep::discard(node, stop)));
+        start("certificates", |node, stop| Box::pin(upkeep::certificates(node, stop)));
         start("physics", |node, stop| Box::pin(upkeep::physics(node, stop)));
+    }
+
+    /// What goes on with one peer until it leaves.
+    pub fn start_peer_tasks(self: &Arc<Self>, peer: NodeIndex) {
+        let node = Arc::clone(self);
+        self.lifecycle.spawn("reconcile", move |stop| reconcile::run(node, peer, stop));
+        let node = Arc::clone(self);
+        self.lifecycle.spawn("audit", move |stop| audit::run(node, peer, stop));
+    }
+
+    /// How many records this node holds beyond what the current layout assigns to it; `None` if it has not counted yet.
+    pub fn surplus(&self) -> Option<u64> {
+        u64::try_from(self.surplus.load(Ordering::Acquire)).ok()
     }
 
     fn write_pid(&self) -> Result<(), StartError> {
@@ -324,7 +393,28 @@ async fn drain(node: &Node, servers: Servers) -> Result<(), String> {
 /// # Errors
 /// What is wrong with them.
 pub fn load_identity(config: &Config, now: UnixMillis) -> Result<Identity, IdentityError> {
-    Identity::load(&config.tls, Expected { cluster: &config.cluster, node: &config.node, host: &config.host, now })
+    let trust = layouts::newest(layouts::glance(&config.state), &config.layouts).map(|document| Trust::from(&document)).unwrap_or_default();
+    match Identity::load_trusting(&config.tls, expected(config, now), trust.clone()) {
+        // A layout must not keep a node from starting; whom it withdraws stays withdrawn.
+        Err(IdentityError::Trust(error)) => {
+            tracing::error!(%error, "the authorities that the layout names are left out");
+            Identity::load_trusting(&config.tls, expected(config, now), Trust { extra_roots: Vec::new(), ..trust })
+        }
+        loaded => loaded,
+    }
+}
+
+fn expected(config: &Config, now: UnixMillis) -> Expected<'_> {
+    Expected { cluster: &config.cluster, node: &config.node, host: &config.host, now }
+}
+
+/// The clock goes on after what the log holds, as far as it can be believed (rule 4).
+async fn start_clock(clock: &Clock, store: &Store, lifecycle: &Lifecycle) -> Result<(), StartError> {
+    let (reader, limit) = (store.clone(), clock.limit());
+    let seen = lifecycle.blocking("stamps", move || reader.stamps_up_to(limit)).await;
+    let seen = seen.ok_or_else(|| StartError::System("reading the log's stamps failed: this is a bug, please report it".into()))?;
+    clock.start_after(seen.newest, seen.beyond);
+    Ok(())
 }
 
 async fn open_store(config: &Config, clock: &Clock, lifecycle: &Lifecycle) -> Result<(Store, Opened), StartError> {
@@ -338,11 +428,11 @@ async fn open_store(config: &Config, clock: &Clock, lifecycle: &Lifecycle) -> Re
         index_cache_bytes: config.limits.index_cache,
         ..Options::new(config.node.clone(), config.data.clone(), config.state.clone(), seed, Arc::new(move || clock.now()))
     };
-    let failing = config.fail_sync_after;
-    let open = move || match failing {
+    let faults = config.sync_faults.clone();
+    let open = move || match faults {
         None => Store::open(options),
-        Some(syncs) => {
-            Store::open_on(Arc::new(FailingDisk::new(syncs)), Arc::new(SledFactory { cache_bytes: options.index_cache_bytes }), options)
+        Some(faults) => {
+            Store::open_on(Arc::new(FaultyDisk::new(faults)), Arc::new(SledFactory { cache_bytes: options.index_cache_bytes }), options)
         }
     };
     let opened = lifecycle.blocking("open the log", open).await;
@@ -357,6 +447,24 @@ async fn open_store(config: &Config, clock: &Clock, lifecycle: &Lifecycle) -> Re
         }
     }
     Ok((store, opened))
+}
+
+/// Says, in the folder of a node's state, that it has had a chain of layouts: beside the folder that holds it.
+const HAS_LAYOUTS: &str = "has_layouts";
+
+/// Whether what ran here last was a version that knew no layouts but its configuration's: it has left its list of
+/// directories, and not the word that there was more.
+fn is_of_a_version_without_layouts(config: &Config) -> bool {
+    !is_first_start(config) && !config.state.join("layouts").exists() && !config.state.join(HAS_LAYOUTS).exists()
+}
+
+fn note_layouts(config: &Config) -> Result<(), StartError> {
+    let path = config.state.join(HAS_LAYOUTS);
+    if path.exists() {
+        return Ok(());
+    }
+    let text = b"without the folder \"layouts\", this node does not know what it has forgotten\n";
+    files::replace(&path, text, 0o644).map_err(|error| StartError::File { path, error })
 }
 
 /// Whether this node has never had a directory: then there is nothing that an empty one could hide (rule 19).

@@ -11,7 +11,7 @@ use crate::{
 use afar_model::{
     hlc::Stamp,
     id::BucketId,
-    layout::NodeIndex,
+    layout::{Layout, NodeIndex},
     placement::Partition,
     policy::Policy,
     record::{Record, RecordKey, RecordKind, Version},
@@ -158,6 +158,7 @@ impl Node {
     pub fn note_loss(&self) {
         self.reliance.epoch.fetch_add(1, Ordering::AcqRel);
         self.reliance.compared.lock().clear();
+        self.layouts.note_loss();
         let first = !self.reliance.behind.swap(true, Ordering::AcqRel);
         if first && let Err(error) = files::replace(&self.reliance.marker, b"a version was found bad here\n", 0o644) {
             tracing::error!(%error, "cannot remember that this node is behind");
@@ -192,7 +193,7 @@ impl Node {
     /// Who holds all of a settled version: whoever else is assigned it lacks something, and is not believed to be safe.
     pub fn note_holders(&self, version: RecordKey, key: &str, holders: &[NodeIndex]) {
         let Some(bucket) = self.buckets.get(&version.bucket) else { return };
-        let assigned = bucket.assigned(&self.layout, bucket.version_partition(key));
+        let assigned = bucket.assigned_by_any(bucket.version_partition(key));
         for lacking in assigned.iter().filter(|n| **n != self.me && !holders.contains(n)) {
             self.ledger.lacks(*lacking, [version]);
         }
@@ -230,10 +231,40 @@ impl Node {
         self.store.oldest_unverified().is_none_or(|oldest| self.now().since(oldest) <= afar_model::limits::SCRUB_WITHIN)
     }
 
-    /// Whether a node is assigned a record that is placed in this partition; settings are everybody's.
+    /// Whether the current layout assigns a record that is placed in this partition to a node; settings are everybody's.
     pub fn is_assigned(&self, node: NodeIndex, key: &RecordKey, partition: Partition) -> bool {
+        key.bucket == BucketId::SYSTEM || self.buckets.get(&key.bucket).is_some_and(|bucket| bucket.assigned(partition).contains(&node))
+    }
+
+    /// Whether any open layout does: then the node is believed to hold it unless the ledger knows better.
+    pub fn is_assigned_by_any(&self, node: NodeIndex, key: &RecordKey, partition: Partition) -> bool {
         key.bucket == BucketId::SYSTEM
-            || self.buckets.get(&key.bucket).is_some_and(|bucket| bucket.assigned(&self.layout, partition).contains(&node))
+            || self.buckets.get(&key.bucket).is_some_and(|bucket| bucket.assigned_by_any(partition).contains(&node))
+    }
+
+    /// The current layout.
+    pub fn layout(&self) -> Arc<Layout> {
+        self.layouts.current()
+    }
+
+    /// Versions of the open layouts, oldest first (rule 21).
+    pub fn open_versions(&self) -> Vec<u64> {
+        self.layouts.open().layouts().map(|layout| layout.version()).collect()
+    }
+
+    /// Returns when the current layout waits for a peer no longer.
+    pub async fn leaves(&self, peer: NodeIndex) {
+        let mut changes = self.layouts.changes();
+        while self.layout().duty(peer).is_member() {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A peer writes by a layout that is not open here, or the reverse: one of the two fetches it at once.
+    pub fn layouts_differ(&self, peer: NodeIndex) {
+        self.peers.poke(peer);
     }
 
     /// What must follow when records have become durable here.

@@ -40,8 +40,17 @@ impl Authority {
     /// # Panics
     /// If the folder cannot be written.
     pub fn certify(&self, folder: &Path, cluster: &str, node: &str, expired: bool) {
+        self.renew(folder, cluster, node, expired);
+        fs::write(folder.join("ca.crt"), &self.certificate).expect("write");
+    }
+
+    /// As [`Authority::certify`], but the authority that the node trusts stays; the certificate, DER.
+    ///
+    /// # Panics
+    /// If the folder cannot be written.
+    pub fn renew(&self, folder: &Path, cluster: &str, node: &str, expired: bool) -> Vec<u8> {
         let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).expect("names");
+        let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into(), "::1".into()]).expect("names");
         params.subject_alt_names.push(SanType::URI(format!("afar://{cluster}/{node}").try_into().expect("a URI")));
         params.distinguished_name.push(rcgen::DnType::CommonName, node);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -53,6 +62,6 @@ impl Authority {
         fs::write(folder.join("node.crt"), certificate.pem()).expect("write");
         fs::write(folder.join("node.key"), key.serialize_pem()).expect("write");
         fs::set_permissions(folder.join("node.key"), fs::Permissions::from_mode(0o600)).expect("chmod");
-        fs::write(folder.join("ca.crt"), &self.certificate).expect("write");
+        certificate.der().to_vec()
     }
 }

@@ -1,16 +1,18 @@
 //! A cluster of real processes, made by `afar cluster init`, ended when dropped.
 use crate::{
+    certificates::Authority,
     command::Afar,
     limits::{LOG_LINES, SETTLE_MAX, START_MAX, STOP_MAX},
     network::Network,
     programs,
     wait::until,
 };
+use afar::Config;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
     fs::{self, File},
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Instant,
@@ -39,6 +41,8 @@ pub const ROUBAIX: Place = Place { name: "roubaix", latitude: 50.6927, longitude
 pub const WARSAW: Place = Place { name: "warsaw", latitude: 52.2297, longitude: 21.0122, country: "PL" };
 /// The demo's.
 pub const THREE: [Place; 3] = [STRASBOURG, ROUBAIX, WARSAW];
+/// Far from all of the above: 1,270 km from Strasbourg and more from the others.
+pub const MADRID: Place = Place { name: "madrid", latitude: 40.4168, longitude: -3.7038, country: "ES" };
 /// The least that can be far.
 pub const TWO: [Place; 2] = [STRASBOURG, WARSAW];
 
@@ -49,6 +53,8 @@ pub struct Setup {
     edits: Vec<(String, toml::Value)>,
     through_network: bool,
     base: Option<PathBuf>,
+    host: Option<IpAddr>,
+    partitions: Option<u32>,
 }
 
 impl Setup {
@@ -71,10 +77,24 @@ impl Setup {
         self
     }
 
+    /// So many slices of the hash space: fewer are planned more quickly.
+    #[must_use]
+    pub const fn partitions(mut self, partitions: u32) -> Self {
+        self.partitions = Some(partitions);
+        self
+    }
+
     /// Where to put everything; else a temporary folder.
     #[must_use]
     pub fn under(mut self, base: &Path) -> Self {
         self.base = Some(base.to_path_buf());
+        self
+    }
+
+    /// On which address of this machine; else 127.0.0.1.
+    #[must_use]
+    pub const fn on(mut self, host: IpAddr) -> Self {
+        self.host = Some(host);
         self
     }
 
@@ -86,7 +106,7 @@ impl Setup {
         let base = self.base.unwrap_or_else(std::env::temp_dir);
         let folder = tempfile::Builder::new().prefix("afar-test-").tempdir_in(base).expect("a temporary folder");
         let root = folder.path().join("cluster");
-        let addresses = free_addresses(self.places.len());
+        let addresses = free_addresses(self.host.unwrap_or(Ipv4Addr::LOCALHOST.into()), self.places.len());
         let mut arguments: Vec<String> = ["cluster", "init"].map(String::from).to_vec();
         arguments.push(root.display().to_string());
         arguments.extend(["--name", "test", "--verify-distance", "off"].map(String::from));
@@ -95,12 +115,15 @@ impl Setup {
             arguments.extend(["--site".into(), format!("{name}={latitude},{longitude},{country}")]);
             arguments.extend(["--node".into(), format!("{name}@{name}={address},1GiB")]);
         }
+        if let Some(partitions) = self.partitions {
+            arguments.extend(["--partitions".into(), partitions.to_string()]);
+        }
         let home = folder.path().join("user");
         Afar::new(&home, []).ok(&arguments);
-        let nodes = self.places.iter().zip(&addresses).map(|(place, address)| Node::new(place.name, *address, &root)).collect();
+        let nodes = self.places.iter().zip(&addresses).map(|(place, address)| Node::new(place.name, place.name, *address, &root)).collect();
         let network = self.through_network.then(Network::new);
-        let mut cluster = Cluster { nodes, network, root, home, folder, check_logs: true };
-        cluster.write_files(&self.edits);
+        let mut cluster = Cluster { nodes, network, root, home, folder, edits: self.edits, check_logs: true };
+        cluster.write_files();
         cluster
     }
 
@@ -124,12 +147,13 @@ pub struct Cluster {
     root: PathBuf,
     home: PathBuf,
     folder: TempDir,
+    edits: Vec<(String, toml::Value)>,
     check_logs: bool,
 }
 
 /// Ports that were free a moment ago. All are held before any is let go, so that they differ.
-fn free_addresses(count: usize) -> Vec<SocketAddr> {
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0)).expect("a free port")).collect();
+fn free_addresses(host: IpAddr, count: usize) -> Vec<SocketAddr> {
+    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind((host, 0)).expect("a free port")).collect();
     held.iter().map(|listener| listener.local_addr().expect("a port")).collect()
 }
 
@@ -144,13 +168,11 @@ impl Cluster {
         Setup::of(&TWO).start()
     }
 
-    fn write_files(&mut self, edits: &[(String, toml::Value)]) {
+    fn write_files(&mut self) {
         let addresses: Vec<(&'static str, SocketAddr)> = self.nodes.iter().map(|node| (node.name, node.address)).collect();
         for node in &self.nodes {
+            self.write_edits(node.name);
             let mut file = node.config();
-            for (path, value) in edits {
-                set(&mut file, path, value.clone());
-            }
             if let Some(network) = &self.network {
                 for (name, address) in addresses.iter().filter(|(name, _)| *name != node.name) {
                     let through = network.listen(node.name, name, *address);
@@ -159,6 +181,67 @@ impl Cluster {
             }
             node.write_config(&file);
         }
+    }
+
+    /// Sets what the cluster was made with ([`Setup::set`]) in a node's file.
+    pub fn write_edits(&self, name: &str) {
+        let mut file = self.node(name).config();
+        for (path, value) in &self.edits {
+            set(&mut file, path, value.clone());
+        }
+        self.node(name).write_config(&file);
+    }
+
+    /// Room for another node at a site, and a port for it; its folder is still to be made, at [`Node::folder`].
+    pub fn join(&mut self, name: &'static str, site: &'static str) -> SocketAddr {
+        let address = free_addresses(Ipv4Addr::LOCALHOST.into(), 1).pop().expect("one address");
+        self.nodes.push(Node::new(name, site, address, &self.root));
+        address
+    }
+
+    /// A second process with a node's bundle and name, at a port and on disks of its own. It runs until it is dropped.
+    ///
+    /// # Panics
+    /// If the bundle cannot be copied.
+    pub fn twin(&self, name: &str) -> Node {
+        let (node, address) = (self.node(name), free_addresses(Ipv4Addr::LOCALHOST.into(), 1).pop().expect("one address"));
+        let folder = self.scratch().join(format!("twin-{name}"));
+        fs::create_dir_all(&folder).expect("a folder");
+        for entry in fs::read_dir(node.folder()).expect("a bundle").flatten().filter(|entry| entry.path().is_file()) {
+            fs::copy(entry.path(), folder.join(entry.file_name())).expect("copy");
+        }
+        let mut twin = Node::new(node.name, node.site, address, &self.root);
+        twin.folder = folder;
+        twin.configure("listen", address.to_string());
+        twin.start();
+        twin
+    }
+
+    /// The operator's folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a node is, if its site is one of those that are named here.
+    ///
+    /// # Panics
+    /// If it is elsewhere.
+    pub fn place_of(&self, name: &str) -> Place {
+        let site = self.node(name).site;
+        [STRASBOURG, ROUBAIX, WARSAW, MADRID].into_iter().find(|place| place.name == site).expect("a place that is named here")
+    }
+
+    /// The names of the nodes that run.
+    pub fn running(&self) -> Vec<&'static str> {
+        self.nodes.iter().filter(|node| node.child.is_some()).map(|node| node.name).collect()
+    }
+
+    /// For the client library: the administrator's key and the endpoints of the nodes that there are now.
+    pub fn client_config(&self) -> Config {
+        let endpoints = self.nodes.iter().map(Node::endpoint).collect();
+        let (access_key_id, secret_access_key) = self.key();
+        let ca_pem = self.authority().into_bytes();
+        Config { endpoints, access_key_id, secret_access_key, ca_pem, rounds: afar::limits::ROUNDS }
     }
 
     /// The network between the nodes.
@@ -213,7 +296,7 @@ impl Cluster {
     /// After [`SETTLE_MAX`].
     #[track_caller]
     pub fn wait_formed(&self) {
-        let running: Vec<&str> = self.nodes.iter().filter(|node| node.child.is_some()).map(|node| node.name).collect();
+        let running = self.running();
         until("every node is up", SETTLE_MAX, || {
             let status = self.status();
             let up = |name: &&&str| node_state(&status, name).as_deref() == Some("up");
@@ -276,6 +359,17 @@ impl Cluster {
         fs::read_to_string(self.root.join("client/ca.crt")).expect("an authority")
     }
 
+    /// Gives every node, and the command line, certificates of another authority; before they are started.
+    ///
+    /// # Panics
+    /// If the files cannot be written.
+    pub fn adopt(&self, authority: &Authority) {
+        for node in &self.nodes {
+            authority.certify(&node.folder, "test", node.name, false);
+        }
+        fs::write(self.root.join("client/ca.crt"), authority.certificate()).expect("write the authority");
+    }
+
     /// A bucket with the cluster's policy, or, with flags, one of its own. Distances are not measured: everything is on one
     /// machine.
     pub fn bucket(&self, name: &str, flags: &[&str]) {
@@ -316,6 +410,11 @@ fn peers_agree(status: &Value, running: &[&str]) -> bool {
     !details.into_iter().any(|detail| running.iter().any(|name| detail.contains(&format!("{name}:"))))
 }
 
+/// A node's own check in the status, by its exact name.
+pub fn check_of<'a>(status: &'a Value, node: &str, name: &str) -> Option<&'a Value> {
+    status["checks"].as_array()?.iter().find(|check| check["name"] == name && check["node"] == node)
+}
+
 /// A check of the status by its name.
 pub fn check<'a>(status: &'a Value, name: &str) -> Option<&'a Value> {
     status["checks"].as_array()?.iter().find(|check| check["name"].as_str().is_some_and(|found| found.contains(name)))
@@ -346,6 +445,7 @@ impl Drop for Cluster {
 #[derive(Debug)]
 pub struct Node {
     name: &'static str,
+    site: &'static str,
     address: SocketAddr,
     folder: PathBuf,
     child: Option<Child>,
@@ -354,12 +454,12 @@ pub struct Node {
 }
 
 impl Node {
-    fn new(name: &'static str, address: SocketAddr, root: &Path) -> Self {
+    fn new(name: &'static str, site: &'static str, address: SocketAddr, root: &Path) -> Self {
         let folder = root.join("nodes").join(name);
-        Self { name, address, folder, child: None, environment: Vec::new(), arguments: Vec::new() }
+        Self { name, site, address, folder, child: None, environment: Vec::new(), arguments: Vec::new() }
     }
 
-    /// Its name, which is its site's.
+    /// Its name; the first node of a site has the site's.
     pub const fn name(&self) -> &'static str {
         self.name
     }
@@ -505,14 +605,26 @@ impl Node {
         }
     }
 
+    fn signal(&self, signal: Signal) {
+        let pid = self.pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("it runs");
+        kill_process(pid, signal).expect("signal it");
+    }
+
+    /// Asks it to read its certificates again (SIGHUP).
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
     /// Asks it to end (SIGTERM) and waits; the exit code.
     ///
     /// # Panics
     /// If it does not within [`STOP_MAX`].
     #[track_caller]
     pub fn stop(&mut self) -> i32 {
-        let pid = self.pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("it runs");
-        kill_process(pid, Signal::TERM).expect("signal it");
+        self.signal(Signal::TERM);
         let start = Instant::now();
         loop {
             if let Some(code) = self.ended() {

@@ -4,9 +4,9 @@
 use crate::cluster::Cluster;
 use afar_model::record::RecordKind;
 use afar_proto::v1::{
-    AuditReply, AuditRequest, FetchReply, FetchRequest, HelloReply, HelloRequest, IdsReply, IdsRequest, ListVersionsReply,
-    ListVersionsRequest, ProveReply, ProveRequest, StoreFailure, StoreReply, StoreRequest, VersionIdsReply, VersionIdsRequest,
-    VersionsReply, VersionsRequest,
+    AuditReply, AuditRequest, FetchReply, FetchRequest, GossipReply, GossipRequest, HelloReply, HelloRequest, IdsReply, IdsRequest,
+    ListVersionsReply, ListVersionsRequest, ProveReply, ProveRequest, StoreFailure, StoreReply, StoreRequest, VersionIdsReply,
+    VersionIdsRequest, VersionsReply, VersionsRequest,
     peer_client::PeerClient,
     peer_server::{Peer, PeerServer},
     store_request::Work,
@@ -35,6 +35,8 @@ pub enum Conduct {
     Honest,
     /// Says that every sync failed.
     RefuseSyncs,
+    /// Stores versions, and says that it did not.
+    DenyVersions,
     /// Keeps back its answers to requests of these kinds until one of each kind has arrived: whoever waits for the answer to
     /// one before it sends the next waits for ever.
     Together(u8),
@@ -192,6 +194,10 @@ impl Peer for Between {
     async fn audit(&self, request: Request<AuditRequest>) -> Result<Response<AuditReply>, Status> {
         self.honest.clone().audit(request.into_inner()).await
     }
+
+    async fn gossip(&self, request: Request<GossipRequest>) -> Result<Response<GossipReply>, Status> {
+        self.honest.clone().gossip(request.into_inner()).await
+    }
 }
 
 fn kinds(request: &StoreRequest) -> u8 {
@@ -215,6 +221,9 @@ async fn treated(mut reply: StoreReply, lanes: &Lanes, sent: &Mutex<HashMap<u64,
     match conduct {
         Conduct::RefuseSyncs if kinds & SYNC != 0 => {
             reply.failure = Some(StoreFailure { reason: "read_only".into(), detail: "the sync failed".into() });
+        }
+        Conduct::DenyVersions if kinds & VERSION != 0 => {
+            reply.failure = Some(StoreFailure { reason: "read_only".into(), detail: "the version was not stored".into() });
         }
         Conduct::Together(all) if kinds & all != 0 => {
             // Ends with an error only when the test does.

@@ -29,3 +29,9 @@ pub mod disks;
 pub mod certificates;
 
 pub mod processes;
+
+pub mod operator;
+
+pub mod witness;
+
+pub mod load;

@@ -18,3 +18,11 @@ pub const IN_FLIGHT_BYTES: usize = 64 << 20;
 pub const PIECE_BYTES: usize = 64 << 10;
 /// Lines of a node's log that a failing test shows.
 pub const LOG_LINES: usize = 40;
+/// For so long something is looked at that must not happen: some rounds of whatever could do it.
+pub const STAYS: Duration = Duration::from_secs(6);
+/// Between two requests of the load: writers and readers leave something of two processors to the nodes.
+pub const LOAD_PAUSE: Duration = Duration::from_millis(20);
+/// Between two looks at who holds what.
+pub const LOAD_LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Objects that the load puts; then it only reads. All of them are read again and again.
+pub const LOAD_OBJECTS_MAX: usize = 400;

@@ -3,9 +3,20 @@ use crate::{
     cluster::Cluster,
     limits::{LOOK_EVERY, SETTLE_MAX},
 };
-use afar_proto::v1::{self, PutEnd, PutHeader, PutPiece, PutRequest, objects_client::ObjectsClient, put_piece::Piece};
+use afar_proto::v1::{
+    self, PutEnd, PutHeader, PutPiece, PutRequest, objects_client::ObjectsClient, put_piece::Piece, status_client::StatusClient,
+};
 use bytes::Bytes;
-use std::time::Duration;
+use rustls::{
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+    time::Duration,
+};
 use tonic::{
     Code, Request, Status,
     metadata::MetadataValue,
@@ -25,14 +36,87 @@ pub fn runtime() -> tokio::runtime::Runtime {
 /// # Errors
 /// If it does not come about.
 pub async fn connect(cluster: &Cluster, node: &str, as_node: Option<&str>) -> Result<Channel, tonic::transport::Error> {
+    let Some(name) = as_node else { return open(cluster, node, None).await };
+    let folder = cluster.node(name).folder();
+    let read = |file: &str| std::fs::read(folder.join(file)).expect("a node's bundle");
+    connect_with(cluster, node, &read("node.crt"), &read("node.key")).await
+}
+
+/// A connection to a node with this certificate and its key, PEM.
+///
+/// # Errors
+/// If it does not come about.
+pub async fn connect_with(cluster: &Cluster, node: &str, certificate: &[u8], key: &[u8]) -> Result<Channel, tonic::transport::Error> {
+    open(cluster, node, Some(Identity::from_pem(certificate, key))).await
+}
+
+async fn open(cluster: &Cluster, node: &str, identity: Option<Identity>) -> Result<Channel, tonic::transport::Error> {
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(cluster.authority()));
-    if let Some(name) = as_node {
-        let folder = cluster.node(name).folder();
-        let read = |file: &str| std::fs::read(folder.join(file)).expect("a node's bundle");
-        tls = tls.identity(Identity::from_pem(read("node.crt"), read("node.key")));
+    if let Some(identity) = identity {
+        tls = tls.identity(identity);
     }
     let endpoint = Endpoint::from_shared(cluster.node(node).endpoint()).expect("a URI");
     endpoint.tls_config(tls)?.connect_timeout(Duration::from_secs(10)).connect().await
+}
+
+/// The certificate that is served to a new connection, DER; whoever made it.
+///
+/// # Errors
+/// If there is no connection.
+pub fn served_certificate(address: SocketAddr) -> io::Result<Vec<u8>> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+        .with_no_client_auth();
+    let mut tls = rustls::ClientConnection::new(Arc::new(config), address.ip().into()).map_err(io::Error::other)?;
+    let mut tcp = TcpStream::connect(address)?;
+    while tls.is_handshaking() {
+        tls.complete_io(&mut tcp)?;
+    }
+    let certificate = tls.peer_certificates().and_then(|chain| chain.first());
+    certificate.map(|certificate| certificate.to_vec()).ok_or_else(|| io::Error::other("no certificate"))
+}
+
+/// Believes everybody, to see what they show.
+#[derive(Debug)]
+struct Anybody(Arc<rustls::crypto::CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// Adds the cluster's administrator's key.
@@ -54,6 +138,28 @@ pub fn signed<T>(cluster: &Cluster, message: T) -> Request<T> {
 pub async fn objects(cluster: &Cluster, node: &str) -> Result<ObjectsClient<Channel>, tonic::transport::Error> {
     let most = afar_proto::limits::MESSAGE_BYTES_MAX;
     Ok(ObjectsClient::new(connect(cluster, node, None).await?).max_decoding_message_size(most).max_encoding_message_size(most))
+}
+
+/// What a node says of itself.
+///
+/// # Panics
+/// If it does not answer.
+pub async fn status(cluster: &Cluster, node: &str) -> v1::NodeStatus {
+    let channel = connect(cluster, node, None).await.expect("a connection");
+    let reply = StatusClient::new(channel).node(signed(cluster, v1::NodeStatusRequest::default())).await;
+    reply.expect("a status").into_inner()
+}
+
+/// What a node says of layouts: the hash of its current one, and how many are open.
+///
+/// # Errors
+/// If it does not answer.
+pub async fn layouts_at(cluster: &Cluster, node: &str) -> Result<(String, usize), Status> {
+    let channel = connect(cluster, node, None).await.map_err(|error| Status::unavailable(error.to_string()))?;
+    let mut client = v1::layouts_client::LayoutsClient::new(channel).max_decoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX);
+    let mut parts = client.get(signed(cluster, v1::GetLayoutsRequest {})).await?.into_inner();
+    let head = parts.message().await?.ok_or_else(|| Status::unavailable("no answer"))?;
+    Ok((head.current.iter().map(|byte| format!("{byte:02x}")).collect(), head.open.len()))
 }
 
 /// The beginning of a put.

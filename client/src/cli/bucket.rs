@@ -1,17 +1,23 @@
 //! `afar bucket`.
-use super::{PolicyFlags, Session, policy, units};
-use crate::{answers::Bucket, error::Error};
-use afar_model::policy::Policy;
+use super::{
+    PolicyFlags, Session,
+    operate::{Desk, Options, Way, carry_out_in, sit_down},
+    policy, units,
+};
+use crate::{answers::Bucket, cluster::operator::bucket_named, error::Error};
+use afar_model::{document::Document, policy::Policy};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-/// Make, list and remove buckets
+/// Make, list, change and remove buckets
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a bucket
     Create(Create),
     /// List buckets and their policies
     Ls,
+    /// Keep a bucket's data otherwise from now on
+    Set(Set),
     /// Remove an empty bucket
     Rm {
         /// Its name
@@ -21,12 +27,55 @@ pub enum Command {
 
 /// Make a bucket
 #[derive(Debug, Args)]
-#[command(after_help = "What is not said is as the cluster's default policy has it.")]
+#[command(
+    after_help = "What is not said is as the cluster's default policy has it. --verify-distance:\nsites nearer than claimed; --degraded-writes: writes that cannot be far now."
+)]
 pub struct Create {
     /// 3 to 63 of a-z, 0-9, '-' and '.'
     name: String,
     #[command(flatten)]
     policy: PolicyFlags,
+}
+
+/// Keep a bucket's data otherwise from now on
+#[derive(Debug, Args)]
+#[command(after_help = "\
+What is not said stays as it is. Until the data have moved, both promises are kept; what was set is undone by setting it back.
+Example: three copies instead of two, first only looked at:
+  afar bucket set backups --copies 3 --dir hosting --dry-run")]
+pub struct Set {
+    /// Its name
+    name: String,
+    #[command(flatten)]
+    policy: PolicyFlags,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// What to sign, and whether anything has to be assigned anew; `None` if nothing would change.
+fn promise(desk: &Desk, arguments: &Set) -> Result<Option<(Document, Way)>, Error> {
+    let (id, name, before) = bucket_named(&desk.said, desk.operator.head()?.layout.hash(), &arguments.name)?;
+    let policy = arguments.policy.changing(&before)?;
+    if policy == before {
+        return Ok(None);
+    }
+    let mut document = desk.operator.change(format!("keep bucket {name} otherwise: {}", policy::words(&policy)))?;
+    document.promise(id, policy.clone());
+    Ok(Some((document, Way { only: Some(vec![policy]), ..Way::default() })))
+}
+
+async fn set(session: &Session, arguments: Set) -> Result<u8, Error> {
+    if !arguments.policy.given() {
+        return Err(Error::usage("nothing to change").hint("say what, such as --copies 3; see `afar bucket set --help`"));
+    }
+    let mut desk = sit_down(&arguments.options).await?;
+    match promise(&desk, &arguments)? {
+        Some((document, way)) => Ok(carry_out_in(session, &mut desk, document, &arguments.options, way).await?.0),
+        None => {
+            session.out.either(|| json!({"applied": false}), || format!("{} is kept like that already", arguments.name))?;
+            Ok(0)
+        }
+    }
 }
 
 pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error> {
@@ -61,6 +110,7 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error
                 out.lines(&units::table(&["BUCKET", "CREATED", "POLICY"], &rows, &[]))?;
             }
         }
+        Command::Set(arguments) => return set(session, arguments).await,
         Command::Rm { name } => {
             session.client()?.remove_bucket(&name).await?;
             out.either(|| json!({"name": name, "removed": true}), || format!("removed {name}"))?;

@@ -1,21 +1,31 @@
-//! `afar cluster init`: the arguments; what is written is in [`crate::cluster`].
+//! `afar cluster`: the arguments; what is written is in [`crate::cluster`], what changes keys in [`super::rekey`].
 // Doc comments of arguments are their help texts: square brackets are syntax there, not links.
 #![allow(rustdoc::broken_intra_doc_links)]
-use super::{PolicyFlags, Session, policy, units};
+use super::{PolicyFlags, Session, policy, rekey, units};
 use crate::{
     cluster::{Blueprint, NodePlan, create},
     error::Error,
 };
-use afar_model::{geo::Coordinates, layout::Site, limits, policy::Policy, units::Metres};
+use afar_model::{
+    geo::Coordinates,
+    layout::{Duty, Site},
+    limits,
+    policy::Policy,
+    units::Metres,
+};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::path::PathBuf;
 
-/// Make a new cluster's certificates and configurations
+/// Make a cluster, and replace the keys that it rests on
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make a certificate authority and a folder for each node
     Init(Init),
+    /// Replace the keys that a cluster rests on, while it serves
+    Rekey(rekey::Rekey),
+    /// Make an operator's folder anew, when it was lost or stolen
+    Recover(rekey::Recover),
 }
 
 /// Make a certificate authority and a folder for each node
@@ -32,10 +42,10 @@ pub struct Init {
     #[arg(long)]
     name: String,
     /// NAME=LAT,LON,COUNTRY[,PROVIDER[,UNCERTAINTY_M]] (repeatable)
-    #[arg(long, required = true, value_name = "SITE", value_parser = site)]
+    #[arg(long, value_name = "SITE", value_parser = site)]
     site: Vec<Site>,
     /// NAME@SITE=HOST:PORT[,CAPACITY] (repeatable; capacity 1TiB)
-    #[arg(long, required = true, value_name = "NODE", value_parser = node)]
+    #[arg(long, value_name = "NODE", value_parser = node)]
     node: Vec<NodePlan>,
     /// Slices of the hash space, fixed for life
     #[arg(long, value_name = "N", default_value_t = limits::PARTITIONS_DEFAULT)]
@@ -44,8 +54,15 @@ pub struct Init {
     policy: PolicyFlags,
 }
 
-pub(super) fn run(session: &Session, command: Command) -> Result<u8, Error> {
-    let Command::Init(arguments) = command;
+pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error> {
+    match command {
+        Command::Init(arguments) => init(session, arguments),
+        Command::Rekey(arguments) => rekey::run(session, arguments).await,
+        Command::Recover(arguments) => rekey::recover(session, arguments).await,
+    }
+}
+
+fn init(session: &Session, arguments: Init) -> Result<u8, Error> {
     let plan = Blueprint {
         cluster: arguments.name,
         sites: arguments.site,
@@ -65,15 +82,19 @@ fn words(plan: &Blueprint, dir: &str) -> String {
     let mut lines =
         vec![format!("made cluster {} in {dir}", plan.cluster), format!("policy: {}", policy::words(&plan.policy)), String::new()];
     lines.push("next:".into());
+    if plan.nodes.is_empty() {
+        lines.push(format!("  afar node add NAME --site SITE=LAT,LON,COUNTRY --at HOST:PORT -o BUNDLE --dir {dir}"));
+    }
     for node in &plan.nodes {
         lines.push(format!("  copy {dir}/nodes/{} to {} and run: afard --config afard.toml", node.name, node.host));
     }
-    lines.push(format!("  keep {dir}/ca/ca.key away from the nodes: whoever has it can join"));
+    lines.push(format!("  keep {dir}/ca and {dir}/layout away from the nodes: whoever has them can join, and say what the cluster is"));
+    lines.push(format!("  keep {dir}/recovery somewhere else entirely: it is the second key for the day that this machine burns"));
     lines.push(format!("  . {dir}/client/env && afar status"));
     lines.join("\n")
 }
 
-fn site(text: &str) -> Result<Site, String> {
+pub(super) fn site(text: &str) -> Result<Site, String> {
     let form = "write NAME=LAT,LON,COUNTRY[,PROVIDER[,UNCERTAINTY_M]]";
     let (name, rest) = text.split_once('=').ok_or(form)?;
     let parts: Vec<&str> = rest.split(',').map(str::trim).collect();
@@ -92,10 +113,11 @@ fn site(text: &str) -> Result<Site, String> {
         uncertainty: Metres(uncertainty),
         country: country.to_ascii_uppercase(),
         provider: parts.get(3).map(|provider| (*provider).to_owned()).unwrap_or_default(),
+        duty: Duty::Active,
     })
 }
 
-const CAPACITY_DEFAULT: u64 = 1 << 40;
+pub(super) const CAPACITY_DEFAULT: u64 = 1 << 40;
 
 fn node(text: &str) -> Result<NodePlan, String> {
     let form = "write NAME@SITE=HOST:PORT[,CAPACITY]";
@@ -105,14 +127,20 @@ fn node(text: &str) -> Result<NodePlan, String> {
         Some((address, capacity)) => (address, units::parse_bytes(capacity).map_err(|error| error.to_string())?),
         None => (rest, CAPACITY_DEFAULT),
     };
-    let (host, port) = address.trim().rsplit_once(':').ok_or(form)?;
+    let (host, port) = self::address(address)?;
+    Ok(NodePlan { name: name.trim().to_owned(), site: site.trim().to_owned(), host, port, capacity })
+}
+
+/// `HOST:PORT`, an IPv6 address in brackets.
+pub(super) fn address(text: &str) -> Result<(String, u16), String> {
+    let (host, port) = text.trim().rsplit_once(':').ok_or_else(|| format!("{text:?}: write HOST:PORT"))?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
     if host.is_empty() || !host.chars().all(valid) {
         return Err(format!("host {host:?}: write a DNS name or an address"));
     }
     let port: u16 = port.parse().ok().filter(|port| *port > 0).ok_or_else(|| format!("port {port:?}: write a number from 1 to 65535"))?;
-    Ok(NodePlan { name: name.trim().to_owned(), site: site.trim().to_owned(), host: host.to_owned(), port, capacity })
+    Ok((host.to_owned(), port))
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ pub(super) fn run(session: &Session, command: Command) -> Result<u8, Error> {
             let path = file.or_else(|| session.global().config.clone()).or_else(|| config::default_path(&config::process_env));
             let path = path.ok_or_else(|| Error::usage("there is no configuration file").hint("name one"))?;
             let checked = config::read_file(&path)?;
+            config::check_secrets(&path, &checked)?;
             let contexts: Vec<&String> = checked.contexts.keys().collect();
             let shown = path.display().to_string();
             session.out.either(
@@ -68,7 +69,7 @@ fn rows(settings: &Settings) -> Vec<Row> {
         row("context", settings.context.as_ref(), Clone::clone),
         row("endpoint", settings.endpoints.as_ref(), |list| list.join(",")),
         row("access_key_id", settings.access_key_id.as_ref(), Clone::clone),
-        row("secret_access_key", settings.secret.as_ref(), |_| "(set)".to_owned()),
+        row("secret_access_key", settings.secret.as_ref(), config::Secret::shown),
         row("ca_file", settings.ca_file.as_ref(), |path| path.display().to_string()),
     ]
 }

@@ -2,7 +2,7 @@
 use super::Session;
 use crate::{
     error::Error,
-    names::{Place, Wanted, What},
+    names::{Named, NamedBy, Place},
 };
 use afar_model::policy::Durability;
 use clap::Args;
@@ -17,20 +17,23 @@ pub struct Arguments {
     to: String,
     /// Copy this version
     #[arg(long, value_name = "ID")]
-    version: Option<afar_model::id::RecordId>,
+    version: Option<afar_model::id::IdPrefix>,
 }
 
 pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, Error> {
-    let from = Wanted { version: arguments.version, ..arguments.from.parse()? };
-    let What::Key(key) = &from.what else {
+    let from = arguments.from.parse::<Named>()?;
+    let NamedBy::Key(key) = &from.by else {
         return Err(Error::usage("a copy needs a key to copy from").hint("write BUCKET/KEY; `afar stat BUCKET@ID` shows the key"));
     };
     let to: Place = arguments.to.parse()?;
     let name = key.rsplit('/').next().unwrap_or(key);
     let target = if to.is_folder() { format!("{}{name}", to.path) } else { to.path.clone() };
     afar_model::record::check_key(&target).map_err(|error| Error::usage(format!("{}: {error}", arguments.to)))?;
+    let from = from.at_version(arguments.version)?;
+    let client = session.client()?;
+    let from = client.resolve(&from).await?;
     let begun = Instant::now();
-    let stored = session.client()?.copy(&from, &to.bucket, &target, None).await?;
+    let stored = client.copy(&from, &to.bucket, &target, None).await?;
     let took = begun.elapsed();
     session.out.either(|| super::stored_json(&stored, took), || super::stored_words(&stored, took))?;
     Ok(if stored.durability == Durability::Local { 5 } else { 0 })

@@ -36,6 +36,8 @@ pub(super) fn completions(arguments: &CompletionsArguments) -> Result<u8, Error>
 pub(super) fn man(arguments: &ManArguments) -> Result<u8, Error> {
     let wrong = |error: io::Error| Error::io(arguments.folder.display(), &error);
     fs::create_dir_all(&arguments.folder).map_err(wrong)?;
-    clap_mangen::generate_to(super::definition(), &arguments.folder).map_err(wrong)?;
+    // The manual has room for what no screen has.
+    let manual = format!("{}\n\n{}", super::help::AFTER, super::help::MANUAL);
+    clap_mangen::generate_to(super::definition().after_long_help(manual), &arguments.folder).map_err(wrong)?;
     Ok(0)
 }

@@ -6,9 +6,9 @@ use crate::{
     error::{Error, Kind},
     get::Range,
     limits,
-    names::{Place, Wanted},
+    names::{Named, Place, Wanted},
 };
-use afar_model::id::RecordId;
+use afar_model::id::IdPrefix;
 use clap::Args;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
@@ -24,8 +24,8 @@ use std::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  afar get backups/monday.tar .             as ./monday.tar, verified before it has that name
-  afar get backups@3f2a.. monday.tar        by id
+  afar get backups/monday.tar .             as ./monday.tar, once verified
+  afar get backups@3f2a91c0 monday.tar      by id, or its beginning
   afar get -r backups/host1/ restored/      everything under a prefix")]
 pub struct Arguments {
     /// BUCKET/KEY or BUCKET@ID, then a file, a folder, or `-` for standard output
@@ -36,7 +36,7 @@ pub struct Arguments {
     recursive: bool,
     /// Get this version
     #[arg(long, value_name = "ID")]
-    version: Option<RecordId>,
+    version: Option<IdPrefix>,
     /// Objects at once
     #[arg(short, long, value_name = "N", default_value_t = limits::JOBS_DEFAULT)]
     jobs: usize,
@@ -56,17 +56,30 @@ pub struct CatArguments {
     length: Option<u64>,
     /// This version
     #[arg(long, value_name = "ID")]
-    version: Option<RecordId>,
+    version: Option<IdPrefix>,
 }
 
 pub(super) async fn cat(session: &Session, arguments: CatArguments) -> Result<u8, Error> {
+    let named = named(&arguments.sources, arguments.version.as_ref())?;
     let client = session.client()?;
     let range = Range { offset: arguments.offset, length: arguments.length };
-    for source in &arguments.sources {
-        let wanted = Wanted { version: arguments.version, ..source.parse()? };
-        print(&client, &wanted, range).await?;
+    for wanted in &resolve(&client, &named).await? {
+        print(&client, wanted, range).await?;
     }
     Ok(0)
+}
+
+fn named(sources: &[String], version: Option<&IdPrefix>) -> Result<Vec<Named>, Error> {
+    sources.iter().map(|source| source.parse::<Named>()?.at_version(version.cloned())).collect()
+}
+
+/// All of them before the first is written: what is mistyped is told before it costs anything.
+async fn resolve(client: &Client, named: &[Named]) -> Result<Vec<Wanted>, Error> {
+    let mut wanted = Vec::with_capacity(named.len());
+    for named in named {
+        wanted.push(client.resolve(named).await?);
+    }
+    Ok(wanted)
 }
 
 /// Each piece is verified before its first byte is printed, and the whole at the end.
@@ -79,13 +92,14 @@ async fn print(client: &Client, wanted: &Wanted, range: Range) -> Result<Info, E
 
 pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, Error> {
     let Some((destination, sources)) = arguments.operands.split_last() else { return Err(Error::usage("nothing to get")) };
-    let client = session.client()?;
     if arguments.recursive {
         let [source] = sources else { return Err(Error::usage("one prefix at a time: afar get -r BUCKET/PREFIX/ FOLDER")) };
-        return get_tree(session, &client, &source.parse()?, Path::new(destination), arguments.jobs).await;
+        let place = source.parse()?;
+        return get_tree(session, &session.client()?, &place, Path::new(destination), arguments.jobs).await;
     }
-    let wanted =
-        sources.iter().map(|source| Ok(Wanted { version: arguments.version, ..source.parse()? })).collect::<Result<Vec<_>, Error>>()?;
+    let named = named(sources, arguments.version.as_ref())?;
+    let client = session.client()?;
+    let wanted = resolve(&client, &named).await?;
     if destination == "-" {
         for wanted in &wanted {
             print(&client, wanted, Range::ALL).await?;

@@ -25,7 +25,7 @@ pub enum Command {
 
 /// Make an access key; its secret is shown once
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  afar key create host1 --bucket backups --read --append     may add, never change or remove")]
+#[command(after_help = "Example:\n  afar key create host1 --bucket backups --read --append\n      may add, never change or remove")]
 pub struct Create {
     /// What to call it
     name: String,

@@ -1,4 +1,5 @@
-//! `afar ls`: buckets, or keys. With `--json` one object a line, for a listing may be longer than memory.
+//! `afar ls`: buckets, or keys. With `--json` buckets are one document; what is in a bucket is a line each and a summary at
+//! the end, for a listing may be longer than memory and a reader must see whether it is whole.
 use super::{Session, units};
 use crate::{
     answers::{Entry, Listed},
@@ -35,8 +36,11 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, E
     let client = session.client()?;
     let out = &session.out;
     let Some(place) = arguments.place else {
-        for bucket in client.buckets().await? {
-            out.either(|| super::bucket::json(&bucket), || bucket.name.clone())?;
+        let buckets = client.buckets().await?;
+        if out.json {
+            out.value(&Value::Array(buckets.iter().map(super::bucket::json).collect()))?;
+        } else {
+            buckets.iter().try_for_each(|bucket| out.line(&bucket.name))?;
         }
         return Ok(0);
     };
@@ -49,24 +53,57 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, E
         limit: arguments.limit,
     };
     let mut lines = pin!(client.list(listing));
-    let mut any = false;
+    let mut sums = Sums::default();
     while let Some(line) = lines.try_next().await? {
-        any = true;
+        sums.add(&line);
         out.either(|| line_json(&place.bucket, &line), || line_words(&line, arguments.versions))?;
     }
     // A folder that holds nothing is empty; a key that is not there is not there.
-    if !any && !place.is_folder() {
+    if sums == Sums::default() && !place.is_folder() {
         return Err(
             Error::new(Kind::NotFound, format!("nothing under {place}")).hint(format!("`afar ls {}` shows what is there", place.bucket))
         );
     }
+    if out.json {
+        out.value(&sums.json(&place.bucket))?;
+    }
     Ok(0)
+}
+
+/// What was listed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sums {
+    objects: u64,
+    markers: u64,
+    prefixes: u64,
+    bytes: u64,
+}
+
+impl Sums {
+    fn add(&mut self, line: &Listed) {
+        match line {
+            Listed::Prefix(_) => self.prefixes += 1,
+            Listed::Entry(entry) if entry.object.is_some() => {
+                self.objects += 1;
+                self.bytes += entry.size;
+            }
+            Listed::Entry(_) => self.markers += 1,
+        }
+    }
+
+    fn json(&self, bucket: &str) -> Value {
+        json!({
+            "message_type": "summary", "bucket": bucket, "objects": self.objects, "delete_markers": self.markers,
+            "prefixes": self.prefixes, "bytes": self.bytes,
+        })
+    }
 }
 
 fn line_json(bucket: &str, line: &Listed) -> Value {
     match line {
-        Listed::Prefix(prefix) => json!({"type": "prefix", "bucket": bucket, "prefix": prefix}),
+        Listed::Prefix(prefix) => json!({"message_type": "entry", "type": "prefix", "bucket": bucket, "prefix": prefix}),
         Listed::Entry(entry) => json!({
+            "message_type": "entry",
             "type": if entry.object.is_some() { "object" } else { "delete_marker" },
             "bucket": bucket,
             "key": entry.key,
@@ -113,7 +150,13 @@ mod tests {
             current: true,
         };
         let marker = Entry { object: None, current: false, ..entry.clone() };
-        let lines = [Listed::Prefix("a/".into()), Listed::Entry(entry), Listed::Entry(marker)].map(|line| line_words(&line, false));
+        let listed = [Listed::Prefix("a/".into()), Listed::Entry(entry), Listed::Entry(marker)];
+        let mut sums = Sums::default();
+        listed.iter().for_each(|line| sums.add(line));
+        assert_eq!(sums, Sums { objects: 1, markers: 1, prefixes: 1, bytes: 3 << 29 });
+        let types: Vec<Value> = listed.iter().map(|line| line_json("b", line)["type"].clone()).collect();
+        assert_eq!(types, ["prefix", "object", "delete_marker"]);
+        let lines = listed.map(|line| line_words(&line, false));
         assert_eq!(lines[0], "                                    a/");
         assert_eq!(lines[1], "     1.5 GiB  2027-01-15T08:00:00Z  a/b.txt");
         assert_eq!(lines[2], "     deleted  2027-01-15T08:00:00Z  a/b.txt");

@@ -42,29 +42,29 @@ pub struct PolicyFlags {
     /// Copies at distinct sites [default: 2]
     #[arg(long, value_name = "N")]
     copies: Option<u8>,
-    /// How many of them are pairwise far apart [default: 2]
+    /// Of them pairwise far [default: 2]
     #[arg(long, value_name = "N")]
     far_copies: Option<u8>,
-    /// What far means, in kilometres [default: 700]
+    /// What far means [default: 700]
     #[arg(long, value_name = "KM")]
     min_distance_km: Option<u64>,
     /// Site that holds a copy if it may
     #[arg(long, value_name = "SITE")]
     home: Option<String>,
-    /// What acknowledges a write [default: far]
-    #[arg(long, value_enum)]
+    /// OK means: far, full [default: far]
+    #[arg(long, value_enum, hide_possible_values = true)]
     level: Option<Level>,
-    /// Countries that may hold a copy [default: any]
+    /// Only there [default: anywhere]
     #[arg(long, value_name = "CC,..", value_delimiter = ',')]
     countries: Vec<String>,
-    /// Most copies at one provider's sites [default: any]
+    /// [default: any number]
     #[arg(long, value_name = "N")]
     max_copies_per_provider: Option<u8>,
-    /// About sites that are nearer than claimed [default: enforce]
-    #[arg(long, value_enum, value_name = "HOW")]
+    /// enforce, warn, off [default: enforce]
+    #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]
     verify_distance: Option<Verify>,
-    /// About writes that cannot be far now [default: refuse]
-    #[arg(long, value_enum, value_name = "HOW")]
+    /// refuse, queue [default: refuse]
+    #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]
     degraded_writes: Option<Degraded>,
 }
 

@@ -15,7 +15,8 @@ use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -26,7 +27,10 @@ use std::{
 Examples:
   afar put monday.tar backups               as backups/monday.tar
   pg_dump db | afar put - backups/db.sql    standard input needs a key
-  afar put -r /etc /home/ backups/host1/    /etc as host1/etc/.., what is in /home as host1/..")]
+  afar put -r /etc /home/ backups/host1/    host1/etc/.., and what is in /home
+
+Of a link to a file the file is stored. Links to folders or to nothing, sockets,
+pipes and devices are skipped, named and counted; what cannot be read is exit 3.")]
 pub struct Arguments {
     /// Files (`-`: standard input), then BUCKET, BUCKET/KEY or BUCKET/PREFIX/
     #[arg(required = true, num_args = 2.., value_names = ["FILE", "BUCKET[/KEY|/PREFIX/]"])]
@@ -59,11 +63,19 @@ struct Item {
     size: Option<u64>,
 }
 
+/// Something in a tree that holds no bytes of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Skipped {
+    path: PathBuf,
+    what: &'static str,
+}
+
 /// What is to be put, and what cannot be.
 #[derive(Debug, Default)]
 struct Plan {
     items: Vec<Item>,
     failed: Vec<Error>,
+    skipped: Vec<Skipped>,
     single: bool,
 }
 
@@ -110,7 +122,7 @@ const fn exit_code(stored: &Stored) -> u8 {
 async fn put_item(client: &Client, bucket: &str, item: &Item, options: PutOptions) -> Result<Stored, Error> {
     let source = match &item.path {
         Some(path) => Source::File(path.clone()),
-        None => Source::Read(Box::new(std::io::stdin())),
+        None => Source::Read(Box::new(io::stdin())),
     };
     client.put(bucket, &item.key, source, options).await
 }
@@ -122,15 +134,17 @@ struct Sums {
     bytes: u64,
     deduplicated: u64,
     local: u64,
+    skipped: u64,
+    failed: u64,
 }
 
 async fn put_many(out: &Out, client: &Client, bucket: &str, plan: Plan, options: PutOptions, jobs: usize) -> Result<u8, Error> {
     let begun = Instant::now();
     let total = plan.items.iter().filter_map(|item| item.size).sum();
     let progress = Progress::new(out, "put", Some(total), plan.items.len());
-    let mut failed = plan.failed.len() as u64;
+    let mut sums = Sums { skipped: plan.skipped.len() as u64, failed: plan.failed.len() as u64, ..Sums::default() };
+    plan.skipped.iter().for_each(|skipped| progress.suspend(|| tell_skipped(out, skipped)));
     plan.failed.iter().for_each(|error| progress.suspend(|| out.warn(error)));
-    let mut sums = Sums::default();
     let mut puts = stream::iter(plan.items)
         .map(|item| {
             let options = PutOptions { progress: Some(progress.of_file()), ..options.clone() };
@@ -159,7 +173,7 @@ async fn put_many(out: &Out, client: &Client, bucket: &str, plan: Plan, options:
             }
             // What is wrong with one file is no reason to leave the others; what is wrong with the cluster is.
             Err(error) if error.kind() == Kind::Failed => {
-                failed += 1;
+                sums.failed += 1;
                 progress.suspend(|| out.warn(&error));
             }
             Err(error) => return Err(error.during(format!("{}, after {}", item.key, units::plural(sums.files as usize, "file", "files")))),
@@ -167,20 +181,31 @@ async fn put_many(out: &Out, client: &Client, bucket: &str, plan: Plan, options:
     }
     drop(puts);
     drop(progress);
-    summarise(out, &sums, failed, begun.elapsed())
+    summarise(out, &sums, begun.elapsed())
 }
 
-fn summarise(out: &Out, sums: &Sums, failed: u64, took: Duration) -> Result<u8, Error> {
+/// Said, so that nobody believes that it was stored.
+fn tell_skipped(out: &Out, skipped: &Skipped) {
+    let Skipped { path, what } = skipped;
+    if out.json {
+        out.note(json!({"message_type": "skipped", "path": path.display().to_string(), "reason": what}).to_string());
+    } else {
+        out.note(format!("afar: skipped {}: it is {what}", path.display()));
+    }
+}
+
+fn summarise(out: &Out, sums: &Sums, took: Duration) -> Result<u8, Error> {
     let summary = || {
         json!({
             "message_type": "summary", "files": sums.files, "bytes": sums.bytes, "deduplicated_bytes": sums.deduplicated,
-            "local": sums.local, "failed": failed, "seconds": units::json_seconds(took),
+            "local": sums.local, "skipped": sums.skipped, "failed": sums.failed, "seconds": units::json_seconds(took),
         })
     };
     let words = || {
-        let failures = if failed > 0 { format!(", {failed} failed") } else { String::new() };
+        let beside = |count: u64, what: &str| if count > 0 { format!(", {count} {what}") } else { String::new() };
+        let (skipped, failed) = (beside(sums.skipped, "skipped"), beside(sums.failed, "failed"));
         format!(
-            "stored {} ({}) in {}{failures}",
+            "stored {} ({}) in {}{skipped}{failed}",
             units::plural(sums.files as usize, "file", "files"),
             units::bytes(sums.bytes),
             units::seconds(took)
@@ -189,8 +214,8 @@ fn summarise(out: &Out, sums: &Sums, failed: u64, took: Duration) -> Result<u8, 
     if out.json || !out.quiet {
         out.either(summary, words)?;
     }
-    if failed > 0 {
-        let message = format!("{} could not be stored; the others are", units::plural(failed as usize, "file", "files"));
+    if sums.failed > 0 {
+        let message = format!("{} could not be stored; the others are", units::plural(sums.failed as usize, "file", "files"));
         return Err(Error::new(Kind::Incomplete, message).hint("see the messages above, and put those again"));
     }
     Ok(if sums.local > 0 { Kind::BelowPolicy.exit_code() } else { 0 })
@@ -307,17 +332,36 @@ fn walk(folder: &Path, prefix: &str, plan: &mut Plan) {
         let key = format!("{prefix}{name}");
         let link = path.is_symlink();
         match fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() && link => {}
+            Ok(metadata) if metadata.is_dir() && link => plan.skipped.push(Skipped { path, what: "a link to a folder" }),
             Ok(metadata) if metadata.is_dir() => walk(&path, &format!("{key}/"), plan),
             Ok(metadata) if metadata.is_file() => match record::check_key(&key) {
                 Ok(()) => plan.items.push(Item { path: Some(path), key, size: Some(metadata.len()) }),
                 Err(error) => plan.failed.push(Error::new(Kind::Failed, format!("{}: {error}", path.display()))),
             },
-            // Sockets, devices and pipes hold nothing that could be kept.
-            Ok(_) => {}
+            Ok(metadata) => plan.skipped.push(Skipped { what: special(metadata.file_type()), path }),
+            Err(error) if link && leads_nowhere(&error) => plan.skipped.push(Skipped { path, what: "a link that leads nowhere" }),
             Err(error) => plan.failed.push(Error::io(path.display(), &error)),
         }
     }
+}
+
+/// What it is that is neither a file nor a folder: it holds no bytes that could be kept.
+fn special(kind: fs::FileType) -> &'static str {
+    if kind.is_socket() {
+        "a socket"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else if kind.is_block_device() || kind.is_char_device() {
+        "a device"
+    } else {
+        "neither a file nor a folder"
+    }
+}
+
+/// Whether a link has no end: nothing is there, or it leads in a circle. That one may not look is another matter.
+fn leads_nowhere(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 #[cfg(test)]
@@ -365,6 +409,47 @@ mod tests {
         assert_eq!(keys(&[&tree], "docs/x", true), ["x/a.txt", "x/b/c.txt"]);
         assert_eq!(keys(&[&tree.join("")], "docs/x/", true), ["x/a.txt", "x/b/c.txt"]);
         assert_eq!(keys(&[&tree, &file], "docs/x/", true), ["x/tree/a.txt", "x/tree/b/c.txt", "x/a.txt"]);
+    }
+
+    #[test]
+    fn what_holds_no_bytes_is_skipped_by_name_and_what_cannot_be_read_has_failed() {
+        use std::os::unix::{ffi::OsStrExt as _, fs::symlink, net::UnixListener};
+        let folder = tempfile::tempdir().unwrap();
+        let tree = folder.path();
+        fs::write(tree.join("file"), "kept").unwrap();
+        fs::create_dir(tree.join("folder")).unwrap();
+        let _socket = UnixListener::bind(tree.join("socket")).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, tree.join("pipe"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        for (name, target) in
+            [("to-file", "file"), ("to-folder", "folder"), ("to-device", "/dev/null"), ("to-nothing", "gone"), ("circle", "circle")]
+        {
+            symlink(target, tree.join(name)).unwrap();
+        }
+        fs::write(tree.join(std::ffi::OsStr::from_bytes(b"\xff")), "its name is no key").unwrap();
+        let mut plan = Plan::default();
+        walk(tree, "", &mut plan);
+        assert_eq!(
+            plan.items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>(),
+            ["file", "to-file"],
+            "a link to a file is its file"
+        );
+        let skipped: Vec<(&str, &str)> =
+            plan.skipped.iter().map(|skipped| (skipped.path.file_name().unwrap().to_str().unwrap(), skipped.what)).collect();
+        let expected = [
+            ("circle", "a link that leads nowhere"),
+            ("pipe", "a pipe"),
+            ("socket", "a socket"),
+            ("to-device", "a device"),
+            ("to-folder", "a link to a folder"),
+            ("to-nothing", "a link that leads nowhere"),
+        ];
+        assert_eq!(skipped, expected);
+        assert_eq!(plan.failed.len(), 1, "{:?}", plan.failed);
+        let quiet = Out { json: false, quiet: true, verbose: 0, color: false, progress: super::super::output::ProgressStyle::None };
+        let sums = Sums { files: 2, skipped: 6, ..Sums::default() };
+        assert_eq!(summarise(&quiet, &sums, Duration::ZERO).unwrap(), 0, "what holds nothing is not missed");
+        let sums = Sums { failed: 1, ..sums };
+        assert_eq!(summarise(&quiet, &sums, Duration::ZERO).unwrap_err().kind(), Kind::Incomplete);
     }
 
     #[test]

@@ -1,12 +1,13 @@
-//! `afar rm`: a delete marker for a key, which hides what was there and destroys nothing yet.
+//! `afar rm`: a delete marker for a key, which hides what was there and destroys nothing yet. With `--json`: one key is one
+//! document, several (or `-r`) are a line each and a summary.
 use super::{Session, output, output::Out, units};
 use crate::{
     answers::{Listed, Removed},
     client::{Client, Listing},
     error::{Error, Kind},
-    names::{Place, Wanted},
+    names::{Named, NamedBy, Place, Wanted},
 };
-use afar_model::id::RecordId;
+use afar_model::{id::IdPrefix, policy::Durability};
 use clap::Args;
 use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
@@ -32,21 +33,32 @@ pub struct Arguments {
     dry_run: bool,
     /// Remove this one version for good, subject to retention
     #[arg(long, value_name = "ID", conflicts_with = "recursive")]
-    version: Option<RecordId>,
+    version: Option<IdPrefix>,
 }
 
 pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, Error> {
-    let wanted = if arguments.recursive {
-        Vec::new()
-    } else {
-        arguments.what.iter().map(|what| by_key(what, arguments.version)).collect::<Result<_, _>>()?
-    };
-    let places =
-        if arguments.recursive { arguments.what.iter().map(|what| what.parse()).collect::<Result<Vec<Place>, _>>()? } else { Vec::new() };
+    if arguments.recursive {
+        let places = arguments.what.iter().map(|what| what.parse()).collect::<Result<Vec<Place>, _>>()?;
+        return remove_trees(session, &arguments, &places).await;
+    }
+    let named = arguments.what.iter().map(|what| by_key(what, arguments.version.as_ref())).collect::<Result<Vec<_>, _>>()?;
     let client = session.client()?;
-    let out = &session.out;
-    let mut code = 0;
-    for place in &places {
+    let mut wanted = Vec::with_capacity(named.len());
+    for named in &named {
+        wanted.push(client.resolve(named).await?);
+    }
+    let mut removal =
+        Removal { out: &session.out, client: &client, arguments: &arguments, several: wanted.len() > 1, sums: Sums::default() };
+    for wanted in &wanted {
+        removal.remove(wanted).await?;
+    }
+    removal.end()
+}
+
+async fn remove_trees(session: &Session, arguments: &Arguments, places: &[Place]) -> Result<u8, Error> {
+    let client = session.client()?;
+    let mut removal = Removal { out: &session.out, client: &client, arguments, several: true, sums: Sums::default() };
+    for place in places {
         let (keys, bytes) = find(&client, place).await?;
         if keys.is_empty() && !arguments.force {
             return Err(Error::new(Kind::NotFound, format!("nothing under {place}")).hint("`afar ls` shows what is there"));
@@ -55,25 +67,22 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, E
         if !keys.is_empty() && !arguments.dry_run && !arguments.yes {
             let question = format!("Remove {what}? They stay recoverable until the bucket's undelete window ends.");
             if !output::confirm(&question, "--yes")? {
-                return Err(Error::new(Kind::Failed, "nothing was removed"));
+                return Err(Error::new(Kind::Failed, "nothing was removed").hint("answer y, or say --yes"));
             }
         }
         for key in keys {
-            code = code.max(remove(out, &client, &Wanted::key(&place.bucket, key), &arguments).await?);
+            removal.remove(&Wanted::key(&place.bucket, key)).await?;
         }
     }
-    for wanted in &wanted {
-        code = code.max(remove(out, &client, wanted, &arguments).await?);
-    }
-    Ok(code)
+    removal.end()
 }
 
-fn by_key(what: &str, version: Option<RecordId>) -> Result<Wanted, Error> {
-    let wanted: Wanted = what.parse()?;
-    if wanted.object_id().is_some() {
+fn by_key(what: &str, version: Option<&IdPrefix>) -> Result<Named, Error> {
+    let named: Named = what.parse()?;
+    if matches!(named.by, NamedBy::Id(_)) {
         return Err(Error::usage(format!("{what}: an id may stand under several keys")).hint("remove by BUCKET/KEY"));
     }
-    Ok(Wanted { version, ..wanted })
+    named.at_version(version.cloned())
 }
 
 async fn find(client: &Client, place: &Place) -> Result<(Vec<String>, u64), Error> {
@@ -91,30 +100,65 @@ async fn find(client: &Client, place: &Place) -> Result<(Vec<String>, u64), Erro
     Ok((keys, bytes))
 }
 
-async fn remove(out: &Out, client: &Client, wanted: &Wanted, arguments: &Arguments) -> Result<u8, Error> {
-    if arguments.dry_run {
-        let bucket = &wanted.bucket;
-        out.either(|| json!({"bucket": bucket, "key": wanted.key_or_empty(), "dry_run": true}), || format!("would remove {wanted}"))?;
-        return Ok(0);
-    }
-    match client.delete(wanted).await {
-        Ok(removed) => {
-            if out.json || !out.quiet {
-                out.either(|| json(wanted, &removed), || format!("removed {wanted}"))?;
-            }
-            Ok(if removed.durability == afar_model::policy::Durability::Local { Kind::BelowPolicy.exit_code() } else { 0 })
+/// What became of the keys so far.
+#[derive(Debug, Default)]
+struct Sums {
+    removed: u64,
+    missing: u64,
+    local: u64,
+}
+
+/// One run of the command.
+struct Removal<'a> {
+    out: &'a Out,
+    client: &'a Client,
+    arguments: &'a Arguments,
+    several: bool,
+    sums: Sums,
+}
+
+impl Removal<'_> {
+    async fn remove(&mut self, wanted: &Wanted) -> Result<(), Error> {
+        if self.arguments.dry_run {
+            self.sums.removed += 1;
+            return self.say(wanted, json!({"dry_run": true}), &format!("would remove {wanted}"));
         }
-        Err(error) if error.kind() == Kind::NotFound && arguments.force => Ok(0),
-        Err(error) => Err(error),
+        match self.client.delete(wanted).await {
+            Ok(removed) => {
+                self.sums.removed += 1;
+                self.sums.local += u64::from(removed.durability == Durability::Local);
+                if self.out.quiet && !self.out.json {
+                    return Ok(());
+                }
+                self.say(wanted, json(&removed), &format!("removed {wanted}"))
+            }
+            Err(error) if error.kind() == Kind::NotFound && self.arguments.force => {
+                self.sums.missing += 1;
+                if self.out.json { self.say(wanted, json!({"removed": false}), "") } else { Ok(()) }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn say(&self, wanted: &Wanted, mut value: Value, words: &str) -> Result<(), Error> {
+        (value["bucket"], value["key"]) = (json!(wanted.bucket), json!(wanted.key_or_empty()));
+        if self.several {
+            value["message_type"] = json!("removed");
+        }
+        self.out.either(|| value, || words.to_owned())
+    }
+
+    fn end(&self) -> Result<u8, Error> {
+        let Sums { removed, missing, local } = self.sums;
+        if self.several && self.out.json {
+            let dry_run = self.arguments.dry_run;
+            let summary = json!({"message_type": "summary", "removed": removed, "missing": missing, "local": local, "dry_run": dry_run});
+            self.out.value(&summary)?;
+        }
+        Ok(if local > 0 { Kind::BelowPolicy.exit_code() } else { 0 })
     }
 }
 
-fn json(wanted: &Wanted, removed: &Removed) -> Value {
-    json!({
-        "bucket": wanted.bucket,
-        "key": wanted.key_or_empty(),
-        "version": removed.version.to_string(),
-        "durability": removed.durability,
-        "sites": removed.sites,
-    })
+fn json(removed: &Removed) -> Value {
+    json!({"version": removed.version.to_string(), "durability": removed.durability, "sites": removed.sites, "removed": true})
 }

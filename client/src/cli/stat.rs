@@ -3,9 +3,9 @@ use super::{Session, units};
 use crate::{
     answers::Info,
     error::{Error, Kind},
-    names::{Place, Wanted},
+    names::{Named, Place},
 };
-use afar_model::id::RecordId;
+use afar_model::id::IdPrefix;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -17,7 +17,7 @@ pub struct Arguments {
     what: String,
     /// This version
     #[arg(long, value_name = "ID")]
-    version: Option<RecordId>,
+    version: Option<IdPrefix>,
 }
 
 pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, Error> {
@@ -26,8 +26,9 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, E
     {
         return stat_bucket(session, &bucket).await;
     }
-    let wanted = Wanted { version: arguments.version, ..arguments.what.parse()? };
-    let info = session.client()?.stat(&wanted).await?;
+    let named = arguments.what.parse::<Named>()?.at_version(arguments.version)?;
+    let client = session.client()?;
+    let info = client.stat(&client.resolve(&named).await?).await?;
     session.out.either(|| json(&info), || words(&info))?;
     Ok(0)
 }

@@ -1,11 +1,13 @@
 //! `afar status`: the merged state for people, for scripts (`--json`), and for monitoring (`--check`).
-use super::{Session, output::Out, units};
+use super::{Session, output::Out, policy, units};
 use crate::{
     client::Client,
     error::{Error, Kind},
     limits,
     status::{
-        ClusterStatus, gather,
+        ClusterStatus,
+        advice::Advice,
+        gather,
         merge::{CheckResult, DistanceCheck, SiteStatus, merge},
     },
 };
@@ -19,7 +21,11 @@ use std::{
 
 /// The state of the cluster, asked of every node
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 safe, 5 degraded, unknown or at risk, 4 lost, 14 no node answers; with --check 0 to 3")]
+#[command(after_help = "\
+Exit codes: 0 safe, 5 degraded, unknown or at risk, 4 lost, 14 no node answers;
+with --check: 0 safe, 1 degraded or a warning, 2 at risk, lost or something
+critical, 3 unknown. Nothing is safe while a check is critical that concerns the
+data: distances, clocks, disks, peers, policies, layout.")]
 pub struct Arguments {
     /// Ask again and again
     #[arg(short, long, conflicts_with = "check")]
@@ -44,14 +50,14 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, E
         let status = ask(&client).await;
         if !arguments.watch {
             let status = status?;
-            show(out, &status, arguments.problems)?;
+            show(out, &status, &arguments)?;
             return Ok(exit_code(status.state));
         }
         if !out.json && std::io::stdout().is_terminal() {
             out.line("\x1b[H\x1b[2J")?;
         }
         match status {
-            Ok(status) => show(out, &status, arguments.problems)?,
+            Ok(status) => show(out, &status, &arguments)?,
             Err(error) => out.warn(&error),
         }
         tokio::time::sleep(WATCH_EVERY).await;
@@ -66,23 +72,35 @@ pub(crate) async fn ask(client: &Client) -> Result<ClusterStatus, Error> {
     if let Some(status) = merge(&answers, now, distance) {
         return Ok(status);
     }
-    let errors: Vec<&Error> = answers.iter().filter_map(|answer| answer.outcome.as_ref().err()).collect();
-    // A wrong key is no outage: if all who spoke refused it, that is what must be mended.
-    let kind = if !errors.is_empty() && errors.iter().all(|error| error.kind() == Kind::Authentication) {
-        Kind::Authentication
-    } else {
-        Kind::Unreachable
-    };
-    let why: Vec<String> = errors.iter().map(ToString::to_string).collect();
-    Err(Error::new(kind, format!("no node answers: {}", why.join("; ")))
-        .hint("check that the nodes run and that the endpoints and the key are right"))
+    Err(nobody(answers.iter().filter_map(|answer| answer.outcome.as_ref().err())))
 }
 
-/// Whether any bucket cares about distances; a key that may not list buckets cares.
+/// That no node answers, and what each said.
+pub(super) fn nobody<'a>(errors: impl Iterator<Item = &'a Error>) -> Error {
+    let errors: Vec<&Error> = errors.collect();
+    // A wrong key is no outage: if all who spoke refused it, that is what must be mended.
+    let all = |kind: &Kind| !errors.is_empty() && errors.iter().all(|error| error.kind() == *kind);
+    let refused = [Kind::Authentication, Kind::Denied].into_iter().find(all);
+    let kind = refused.unwrap_or(Kind::Unreachable);
+    let why: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    Error::new(kind, format!("no node answers: {}", why.join("; ")))
+        .hint("check that the nodes run and that the endpoints and the key are right")
+}
+
+/// How much the buckets care about distances; a key that may not list buckets cares.
 async fn distance_check(client: &Client) -> DistanceCheck {
-    let buckets = tokio::time::timeout(limits::STATUS_TIMEOUT, client.buckets()).await;
-    let off = matches!(&buckets, Ok(Ok(buckets)) if !buckets.is_empty() && buckets.iter().all(|bucket| bucket.policy.verify_distance == VerifyDistance::Off));
-    if off { DistanceCheck::Off } else { DistanceCheck::On }
+    match tokio::time::timeout(limits::STATUS_TIMEOUT, client.buckets()).await {
+        Ok(Ok(buckets)) => strictest(buckets.iter().map(|bucket| bucket.policy.verify_distance)),
+        _ => DistanceCheck::Enforced,
+    }
+}
+
+fn strictest(buckets: impl Iterator<Item = VerifyDistance>) -> DistanceCheck {
+    buckets.fold(DistanceCheck::Default, |so_far, bucket| match (so_far, bucket) {
+        (DistanceCheck::Enforced, _) | (_, VerifyDistance::Enforce) => DistanceCheck::Enforced,
+        (DistanceCheck::Warned, _) | (_, VerifyDistance::Warn) => DistanceCheck::Warned,
+        (_, VerifyDistance::Off) => DistanceCheck::Off,
+    })
 }
 
 /// What `afar status` exits with.
@@ -94,13 +112,15 @@ pub(crate) const fn exit_code(state: State) -> u8 {
     }
 }
 
-/// What a monitoring plugin exits with: the state decides; something that a node warns of makes a safe state a warning.
+/// What a monitoring plugin exits with: the worse of the state and the checks.
 fn check_code(status: &ClusterStatus) -> u8 {
+    let any = |state: &str| status.checks.iter().any(|check| check.state == state);
     match status.state {
         State::AtRisk | State::Lost => 2,
+        _ if any("critical") => 2,
         State::Unknown => 3,
         State::Degraded => 1,
-        State::Safe => u8::from(status.checks.iter().any(|check| matches!(check.state.as_str(), "warning" | "critical"))),
+        State::Safe => u8::from(any("warning")),
     }
 }
 
@@ -126,7 +146,7 @@ fn check_line(status: &ClusterStatus) -> String {
         2 => "CRITICAL",
         _ => "UNKNOWN",
     };
-    let problem = status.checks.iter().find(|check| check.state != "ok").map(|check| format!("; {}: {}", check_name(check), check.detail));
+    let problem = status.checks.iter().find(|check| check.state != "ok").map(|check| format!("; {}: {}", check.title(), check.detail));
     let o = &status.objects;
     format!(
         "AFAR {word} - {}: {} of {} objects safe{} | objects={} safe={} degraded={} unknown={} at_risk={} lost={} pending={} pending_bytes={}B",
@@ -145,21 +165,30 @@ fn check_line(status: &ClusterStatus) -> String {
     )
 }
 
-fn check_name(check: &CheckResult) -> String {
-    check.node.as_ref().map_or_else(|| check.name.clone(), |node| format!("{node} {}", check.name))
-}
-
-fn show(out: &Out, status: &ClusterStatus, problems: bool) -> Result<(), Error> {
+fn show(out: &Out, status: &ClusterStatus, arguments: &Arguments) -> Result<(), Error> {
     if out.json {
-        return out.value(&json(status));
+        return out.value(&json(status, arguments));
     }
-    out.lines(&render(out, status, problems))
+    out.lines(&render(out, status, arguments.problems))
 }
 
-fn json(status: &ClusterStatus) -> Value {
+fn json(status: &ClusterStatus, arguments: &Arguments) -> Value {
     // Serialising our own plain structure cannot fail.
     let mut value = serde_json::to_value(status).unwrap_or_default();
     value["as_of"] = json!(units::time(status.at));
+    value["default_policy"] = status.default_policy.as_ref().map(policy::json).unwrap_or_default();
+    if arguments.watch {
+        value["message_type"] = json!("status");
+    }
+    if let Some(checks) = value["checks"].as_array_mut() {
+        if arguments.problems {
+            checks.retain(|check| check["state"] != "ok");
+        }
+        for check in checks.iter_mut().filter(|check| check["state"] != "ok") {
+            let advice = check["name"].as_str().and_then(Advice::about);
+            (check["means"], check["action"]) = (json!(advice.map(|advice| advice.means)), json!(advice.map(|advice| advice.action)));
+        }
+    }
     value
 }
 
@@ -177,18 +206,36 @@ fn render(out: &Out, status: &ClusterStatus, problems: bool) -> Vec<String> {
             status.layout_version,
             units::time(status.at),
         ));
+        if let Some(policy) = &status.default_policy {
+            lines.push(format!("Default policy: {}", policy::words(policy)));
+        }
         lines.extend(sites_table(&status.sites));
         lines.push(counts_line(status));
         lines.push(pending_line(status));
+        lines.extend(rebalance_line(status));
+    }
+    if !status.doubted_by.is_empty() {
+        lines.push(format!("Not called safe, for this speaks against it: {}", status.doubted_by.join(", ")));
     }
     let wrong: Vec<&CheckResult> = status.checks.iter().filter(|check| check.state != "ok").collect();
-    for check in &wrong {
-        lines.push(format!("{} {}: {}", out.paint(&check.state, &check.state.to_uppercase()), check_name(check), check.detail));
-    }
-    if wrong.is_empty() && !problems {
-        lines.push(format!("{}: all ok", units::plural(status.checks.len(), "check", "checks")));
+    lines.extend(wrong.iter().flat_map(|check| trouble(out, check)));
+    match (wrong.is_empty(), problems, status.state) {
+        (true, false, _) => lines.push(format!("{}: all ok", units::plural(status.checks.len(), "check", "checks"))),
+        (true, true, State::Safe) => lines.push("no problems".into()),
+        // No check explains it: the counts do.
+        (true, true, _) => lines.push(format!("{}   {}", out.paint(state, &state.to_uppercase()), counts_line(status))),
+        (false, ..) => {}
     }
     lines
+}
+
+/// A check that is not `ok`: what was found, what that means for the data, and what to do.
+fn trouble(out: &Out, check: &CheckResult) -> Vec<String> {
+    let found = format!("{} {}: {}", out.paint(&check.state, &check.state.to_uppercase()), check.title(), check.detail);
+    match Advice::about(&check.name) {
+        Some(advice) => vec![found, format!("  {}: {}", advice.code, advice.means), format!("  do: {}", advice.action)],
+        None => vec![found],
+    }
 }
 
 fn sites_table(sites: &[SiteStatus]) -> Vec<String> {
@@ -238,13 +285,37 @@ fn pending_line(status: &ClusterStatus) -> String {
     )
 }
 
+/// While a layout takes over, or copies wait to be let go of.
+fn rebalance_line(status: &ClusterStatus) -> Option<String> {
+    let moving = status.rebalance;
+    if !moving.in_transition && moving.surplus_records == 0 {
+        return None;
+    }
+    let mut line = match (moving.records, moving.in_transition) {
+        (0, false) => "Rebalancing: done".to_owned(),
+        (0, true) => "Rebalancing: a layout is taking over".to_owned(),
+        (records, _) => {
+            format!("Rebalancing: {} ({}) to fetch", units::plural(records as usize, "record", "records"), units::bytes(moving.bytes))
+        }
+    };
+    if let Some(seconds) = moving.seconds_left.filter(|_| moving.records > 0) {
+        let left = humantime::format_duration(Duration::from_secs(seconds));
+        line.push_str(&format!(", at {}/s, about {left} left", units::bytes(moving.bytes_per_second)));
+    }
+    if moving.surplus_records > 0 {
+        line.push_str(&format!("; {} to let go of", units::plural(moving.surplus_records as usize, "copy", "copies")));
+    }
+    Some(line)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         cli::output::ProgressStyle,
-        status::merge::{Counts, NodeSummary, Replication},
+        status::merge::{Counts, NodeSummary, Rebalance, Replication},
     };
+    use afar_model::policy::Policy;
 
     fn status(state: State) -> ClusterStatus {
         let node = |name: &str, answered: bool| NodeSummary {
@@ -267,8 +338,11 @@ mod tests {
             nodes: vec![node(name, answered)],
         };
         ClusterStatus {
+            rebalance: Rebalance::default(),
             state,
+            doubted_by: Vec::new(),
             layout_version: 1,
+            default_policy: Some(Policy::default()),
             at: UnixMillis(1_800_000_000_000),
             objects: Counts { total: 1_204_331, safe: 1_204_331, ..Counts::default() },
             bytes: Counts { total: 8 << 40, safe: 8 << 40, ..Counts::default() },
@@ -276,9 +350,16 @@ mod tests {
             buckets: 2,
             replication: Replication::default(),
             sites: vec![site("strasbourg", "FR", true), site("warsaw", "PL", state == State::Safe)],
-            checks: vec![CheckResult { name: "clock_skew".into(), node: None, state: "ok".into(), detail: "at most 3 ms".into() }],
+            checks: vec![found("clock_skew", None, "ok", "at most 3 ms")],
         }
     }
+
+    fn found(name: &str, node: Option<&str>, state: &str, detail: &str) -> CheckResult {
+        let code = Advice::about(name).map_or("", |advice| advice.code);
+        CheckResult { name: name.into(), node: node.map(str::to_owned), state: state.into(), detail: detail.into(), code }
+    }
+
+    const ALL: Arguments = Arguments { watch: false, check: false, problems: false };
 
     const OUT: Out = Out { json: false, quiet: false, verbose: 0, color: false, progress: ProgressStyle::None };
 
@@ -286,6 +367,7 @@ mod tests {
     fn the_screen() {
         insta::assert_snapshot!(render(&OUT, &status(State::Safe), false).join("\n"), @r"
         SAFE   1 204 331 objects, 8.0 TiB, in 2 buckets   layout 1   as of 2027-01-15T08:00:00Z
+        Default policy: 2 copies, 2 of them at least 700.0 km apart
         SITE             NODES     USED  CAPACITY  OLDEST VERIFIED  STATE
         strasbourg (FR)  1/1    3.0 GiB   1.0 TiB  1m 30s ago       up
         warsaw (PL)      1/1    3.0 GiB   1.0 TiB  1m 30s ago       up
@@ -295,18 +377,51 @@ mod tests {
         ");
         let mut trouble = status(State::Unknown);
         trouble.replication = Replication { pending_records: 3, pending_bytes: 4096, oldest_pending_seconds: 75 };
-        trouble.checks =
-            vec![CheckResult { name: "disk".into(), node: Some("warsaw".into()), state: "critical".into(), detail: "full".into() }];
+        trouble.checks = vec![found("disk", Some("warsaw"), "critical", "full"), found("clock_skew", None, "ok", "")];
+        trouble.doubted_by = vec!["warsaw disk".into()];
         insta::assert_snapshot!(render(&OUT, &trouble, false).join("\n"), @r"
         UNKNOWN   1 204 331 objects, 8.0 TiB, in 2 buckets   layout 1   as of 2027-01-15T08:00:00Z
+        Default policy: 2 copies, 2 of them at least 700.0 km apart
         SITE             NODES     USED  CAPACITY  OLDEST VERIFIED  STATE
         strasbourg (FR)  1/1    3.0 GiB   1.0 TiB  1m 30s ago       up
         warsaw (PL)      0/1        0 B   1.0 TiB  -                down (warsaw down)
         Objects: 1 204 331 safe
         Replication: 3 records pending (4.0 KiB), the oldest for 1m 15s
+        Not called safe, for this speaks against it: warsaw disk
         CRITICAL warsaw disk: full
+          AFAR-DISK: copies there may be gone, and no new ones are made there
+          do: replace the disk, or add one; look at dmesg first
         ");
-        assert_eq!(render(&OUT, &trouble, true), ["CRITICAL warsaw disk: full"]);
+    }
+
+    #[test]
+    fn problems_alone_are_named_and_nothing_is_not_silence() {
+        let mut trouble = status(State::Degraded);
+        trouble.checks.push(found("disk", Some("warsaw"), "critical", "full"));
+        assert!(render(&OUT, &trouble, true)[0].starts_with("CRITICAL warsaw disk: full"));
+        let only = Arguments { problems: true, watch: true, ..ALL };
+        let value = json(&trouble, &only);
+        assert_eq!((value["checks"].as_array().map(Vec::len), &value["message_type"]), (Some(1), &json!("status")));
+        assert_eq!(value["checks"][0]["code"], "AFAR-DISK");
+        assert!(value["checks"][0]["action"].as_str().is_some_and(|action| action.contains("disk")), "{value}");
+        let value = json(&trouble, &ALL);
+        assert_eq!((value["checks"].as_array().map(Vec::len), &value["message_type"]), (Some(2), &Value::Null));
+        assert_eq!(value["default_policy"]["min_distance_km"], 700.0);
+        assert_eq!(render(&OUT, &status(State::Safe), true), ["no problems"]);
+        assert_eq!(render(&OUT, &status(State::Degraded), true), ["DEGRADED   Objects: 1 204 331 safe"]);
+    }
+
+    #[test]
+    fn the_strictest_bucket_decides_about_distances() {
+        use VerifyDistance::{Enforce, Off, Warn};
+        for (buckets, expected) in [
+            (&[][..], DistanceCheck::Default),
+            (&[Off, Off], DistanceCheck::Off),
+            (&[Off, Warn, Off], DistanceCheck::Warned),
+            (&[Warn, Enforce, Off], DistanceCheck::Enforced),
+        ] {
+            assert_eq!(strictest(buckets.iter().copied()), expected, "{buckets:?}");
+        }
     }
 
     #[test]
@@ -314,8 +429,13 @@ mod tests {
         let codes = State::ALL.map(|state| (exit_code(state), check_code(&status(state))));
         assert_eq!(codes, [(0, 0), (5, 1), (5, 3), (5, 2), (4, 2)]);
         let mut warned = status(State::Safe);
-        warned.checks.push(CheckResult { name: "disk".into(), node: None, state: "warning".into(), detail: "a | b".into() });
+        warned.checks.push(found("disk", None, "warning", "a | b"));
         assert_eq!(check_code(&warned), 1);
         assert_eq!(check_line(&warned).matches('|').count(), 1, "perfdata begins at the only bar");
+        for state in [State::Safe, State::Degraded, State::Unknown] {
+            let mut critical = status(state);
+            critical.checks.push(found("certificate", None, "critical", "has expired"));
+            assert_eq!(check_code(&critical), 2, "{state:?}");
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! The cluster's certificate authority and its nodes' certificates: ECDSA P-256 by AWS-LC.
 //!
-//! A node is known by the URI in its certificate, `afar://CLUSTER/NODE`, and reached by the host in it. There is no revocation
-//! list: a node leaves by leaving the layout.
+//! A node is known by the URI in its certificate, `afar://CLUSTER/NODE`, and reached by the host in it. A key is
+//! revoked, and an authority withdrawn, by the layout.
+use super::handshake;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _,
+    SanType, SerialNumber, date_time_ymd,
 };
 use std::{net::IpAddr, time::Duration};
 
@@ -51,6 +52,16 @@ fn valid_for(params: &mut CertificateParams, now: Duration, valid: Duration) {
     params.serial_number = Some(SerialNumber::from_slice(&rand::random::<[u8; 16]>()));
 }
 
+/// What an issuer's certificates say of it: the same whenever they are made.
+fn ca_params(cluster: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.remove(DnType::CommonName);
+    params.distinguished_name.push(DnType::CommonName, format!("afar {cluster} CA"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}
+
 impl Authority {
     /// Makes an authority for a cluster, valid from `now` (since 1970) for ten years.
     ///
@@ -58,14 +69,25 @@ impl Authority {
     /// If the system has no randomness, in essence.
     pub fn new(cluster: &str, now: Duration) -> Result<Self, rcgen::Error> {
         let key = KeyPair::generate()?;
-        let mut params = CertificateParams::default();
-        params.distinguished_name.remove(DnType::CommonName);
-        params.distinguished_name.push(DnType::CommonName, format!("afar {cluster} CA"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let mut params = ca_params(cluster);
         valid_for(&mut params, now, CA_VALID);
         let pair = Pair { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() };
         Ok(Self { params, key, pair })
+    }
+
+    /// An authority that was made before, from its files.
+    ///
+    /// # Errors
+    /// If the key is none.
+    pub fn restore(cluster: &str, pair: Pair) -> Result<Self, rcgen::Error> {
+        let key = KeyPair::from_pem(&pair.key)?;
+        Ok(Self { params: ca_params(cluster), key, pair })
+    }
+
+    /// Whether the key is the certificate's.
+    pub fn is_whole(&self) -> bool {
+        let certificates = handshake::certificates(self.pair.certificate.as_bytes(), "it").unwrap_or_default();
+        certificates.first().and_then(|der| handshake::public_key(der).ok()).is_some_and(|key| key == self.key.subject_public_key_info())
     }
 
     /// Makes a node's certificate for the host that clients and peers reach it by, valid from `now` for a year.

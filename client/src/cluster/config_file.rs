@@ -1,14 +1,27 @@
 //! A node's `afard.toml`, as the node reads it. Written by hand rather than derived, so that it explains itself to whoever
 //! opens it next.
 use super::init::{Blueprint, NodePlan};
-use afar_model::policy::{DegradedWrites, VerifyDistance};
+use afar_model::{
+    document::PublicKey,
+    policy::{DegradedWrites, Durability, Policy, VerifyDistance},
+    units::Metres,
+};
 use std::fmt::Write as _;
 
+/// How a node's configuration says which layout it begins with.
+#[derive(Debug, Clone, Copy)]
+pub enum LayoutSource<'a> {
+    /// In the file itself, with those who may change it.
+    Inline(&'a [PublicKey]),
+    /// In the file `layouts.chain` beside it.
+    Chain,
+}
+
 /// The text of a node's configuration.
-pub fn render(plan: &Blueprint, node: &NodePlan) -> String {
+pub fn render(plan: &Blueprint, node: &NodePlan, layout: LayoutSource<'_>) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let _ = write_all(&mut text, plan, node);
+    let _ = write_all(&mut text, plan, node, layout);
     text
 }
 
@@ -16,7 +29,7 @@ fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
-fn write_all(out: &mut String, plan: &Blueprint, node: &NodePlan) -> std::fmt::Result {
+fn write_all(out: &mut String, plan: &Blueprint, node: &NodePlan, layout: LayoutSource<'_>) -> std::fmt::Result {
     writeln!(out, "# Node {} of cluster {}. Relative paths are relative to this file's folder.", node.name, plan.cluster)?;
     writeln!(out, "cluster = {}", quoted(&plan.cluster))?;
     writeln!(out, "node = {}", quoted(&node.name))?;
@@ -30,7 +43,49 @@ fn write_all(out: &mut String, plan: &Blueprint, node: &NodePlan) -> std::fmt::R
     writeln!(out, "\n[tls]\nca = \"ca.crt\"\ncertificate = \"node.crt\"\nkey = \"node.key\"")?;
     writeln!(out, "\n[secrets]\ncluster = \"cluster.secret\"\nadmin_key = \"admin.key\"")?;
     write_policy(out, plan)?;
-    write_layout(out, plan)
+    match layout {
+        LayoutSource::Inline(custodians) => write_layout(out, plan, custodians),
+        LayoutSource::Chain => {
+            writeln!(out, "\n# Sites and nodes, signed; the node keeps later ones itself.\n[layout]\nchain = \"layouts.chain\"")
+        }
+    }
+}
+
+/// A policy as the file says it.
+#[derive(Debug, serde::Deserialize)]
+pub struct PolicyText {
+    copies: u8,
+    far_copies: u8,
+    min_distance_km: u64,
+    level: Durability,
+    home: Option<String>,
+    countries: Vec<String>,
+    max_copies_per_provider: u8,
+    verify_distance: VerifyDistance,
+    degraded_writes: DegradedWrites,
+}
+
+impl From<PolicyText> for Policy {
+    fn from(text: PolicyText) -> Self {
+        Self {
+            copies: text.copies,
+            far_copies: text.far_copies,
+            min_distance: Metres::from_km(text.min_distance_km),
+            level: text.level,
+            home: text.home,
+            countries: text.countries,
+            max_copies_per_provider: text.max_copies_per_provider,
+            verify_distance: text.verify_distance,
+            degraded_writes: text.degraded_writes,
+        }
+    }
+}
+
+/// The `[policy]` of a plan, as a section.
+pub fn policy(plan: &Blueprint) -> String {
+    let mut text = String::new();
+    let _ = write_policy(&mut text, plan);
+    text
 }
 
 fn write_policy(out: &mut String, plan: &Blueprint) -> std::fmt::Result {
@@ -60,9 +115,14 @@ fn write_policy(out: &mut String, plan: &Blueprint) -> std::fmt::Result {
     writeln!(out, "degraded_writes = \"{degraded}\"")
 }
 
-fn write_layout(out: &mut String, plan: &Blueprint) -> std::fmt::Result {
-    writeln!(out, "\n# The same on every node, or they refuse to work together.\n[layout]")?;
+fn write_layout(out: &mut String, plan: &Blueprint, custodians: &[PublicKey]) -> std::fmt::Result {
+    writeln!(
+        out,
+        "\n# What the cluster begins with: the same on every node. Later layouts are signed, and nodes keep them themselves.\n[layout]"
+    )?;
     writeln!(out, "version = 1\npartitions = {}", plan.partitions)?;
+    writeln!(out, "# Public keys of those who may change it.")?;
+    writeln!(out, "custodians = [{}]", custodians.iter().map(|key| quoted(&hex::encode(key))).collect::<Vec<_>>().join(", "))?;
     for site in &plan.sites {
         writeln!(out, "\n[[layout.sites]]\nname = {}", quoted(&site.name))?;
         // With a decimal point, for TOML tells integers and floats apart.
@@ -90,7 +150,7 @@ mod tests {
         site.provider = "a \"quoted\" = one".into();
         let node = NodePlan { name: "paris-1".into(), site: "paris".into(), host: "::1".into(), port: 7700, capacity: 3 << 40 };
         let plan = Blueprint { sites: vec![site], nodes: vec![node.clone()], ..Blueprint::new("trial") };
-        let text = render(&plan, &node);
+        let text = render(&plan, &node, LayoutSource::Inline(&[]));
         let value: toml::Table = text.parse().unwrap();
         assert_eq!(value["node"].as_str(), Some("paris-1"));
         assert_eq!(value["listen"].as_str(), Some("[::1]:7700"));

@@ -24,6 +24,35 @@ pub fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     sync_folder(folder)
 }
 
+/// Keeps a copy of a file beside it, as `old-N.NAME` with the first N that is free; nothing if there is one already with the
+/// same content.
+///
+/// # Errors
+/// If it cannot be read or written.
+pub fn keep_old(path: &Path, mode: u32) -> io::Result<()> {
+    let content = fs::read(path)?;
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    for n in 1_u32.. {
+        let old = path.with_file_name(format!("old-{n}.{name}"));
+        match fs::read(&old) {
+            Ok(kept) if kept == content => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return write(&old, &content, mode),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Renames within a folder, durably.
+///
+/// # Errors
+/// If the system cannot.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    sync_folder(to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new(".")))
+}
+
 /// Makes a folder for its owner alone.
 ///
 /// # Errors

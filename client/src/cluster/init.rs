@@ -2,14 +2,22 @@
 //! and renamed into it: there is a whole cluster or none.
 //!
 //! ```text
-//! DIR/ca/        ca.crt ca.key           stays with the operator, offline if possible
+//! DIR/ca/        ca.crt ca.key cluster.secret   stays with the operator, offline if possible
+//! DIR/layout/    custodian.key chain     signs changes of the layout: likewise
+//! DIR/recovery/  custodian.key           a second key for that: to be kept elsewhere
 //! DIR/nodes/N/   afard.toml node.crt node.key ca.crt cluster.secret admin.key     goes to node N
 //! DIR/client/    ca.crt env admin.key    for whoever administers the cluster
 //! ```
-use super::{authority::Authority, authority::is_loopback, config_file, durable};
+use super::{
+    authority::{Authority, is_loopback},
+    config_file::{self, LayoutSource},
+    durable,
+    operator::{Custodian, Operator},
+};
 use crate::error::{Error, Kind};
 use afar_model::{
-    layout::{Layout, Node, Site, is_name},
+    document::PublicKey,
+    layout::{Duty, Layout, Node, Site, is_name},
     limits,
     placement::{Geography, Placement},
     policy::Policy,
@@ -43,6 +51,11 @@ impl NodePlan {
     /// Where clients and peers reach it.
     pub fn endpoint(&self) -> String {
         format!("https://{}", self.authority())
+    }
+
+    /// As a layout names it.
+    pub fn node(&self) -> Node {
+        Node { name: self.name.clone(), site: self.site.clone(), capacity: self.capacity, endpoint: self.endpoint(), duty: Duty::Active }
     }
 
     /// Where it listens: on this machine alone if it is reached there, else on every interface.
@@ -86,11 +99,19 @@ impl Blueprint {
         }
     }
 
-    /// Checks everything that the nodes would check.
+    /// Its layout; an error if it has no site or node yet.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn layout(&self) -> Result<Layout, Vec<afar_model::layout::LayoutProblem>> {
+        Layout::new(1, self.partitions, self.sites.clone(), self.nodes.iter().map(NodePlan::node).collect())
+    }
+
+    /// Checks everything that the nodes would check. A cluster may begin with nothing: then nodes are added one by one.
     ///
     /// # Errors
     /// Every problem at once: names, coordinates, endpoints, and a policy that these sites cannot keep, with the distances.
-    pub fn check(&self) -> Result<Layout, Error> {
+    pub fn check(&self) -> Result<(), Error> {
         let mut problems = Vec::new();
         if !is_name(&self.cluster) {
             problems.push(format!("cluster name {:?}: use 1 to 63 of a-z, 0-9 and '-', beginning with a letter or digit", self.cluster));
@@ -103,9 +124,9 @@ impl Blueprint {
                 problems.push(format!("node {} has no capacity", node.name));
             }
         }
-        let nodes = self.nodes.iter().map(|node| Node { name: node.name.clone(), site: node.site.clone(), capacity: node.capacity });
-        let layout = match Layout::new(1, self.partitions, self.sites.clone(), nodes.collect()) {
+        let layout = match self.layout() {
             Ok(layout) => Some(layout),
+            Err(_) if self.sites.is_empty() && self.nodes.is_empty() => None,
             Err(found) => {
                 problems.extend(found.iter().map(ToString::to_string));
                 None
@@ -116,10 +137,10 @@ impl Blueprint {
         {
             problems.push(format!("the policy cannot be kept: {infeasible}"));
         }
-        match layout {
-            Some(layout) if problems.is_empty() => Ok(layout),
-            _ => Err(Error::usage(problems.join("\n       ")).hint("correct the above; nothing was written")),
+        if problems.is_empty() {
+            return Ok(());
         }
+        Err(Error::usage(problems.join("\n       ")).hint("correct the above; nothing was written"))
     }
 }
 
@@ -146,7 +167,8 @@ impl AdminKey {
         }
     }
 
-    fn render(&self) -> String {
+    /// As in its file.
+    pub fn render(&self) -> String {
         format!("access_key_id = \"{}\"\nsecret_access_key = \"{}\"\n", self.access_key_id, self.secret_access_key)
     }
 
@@ -194,7 +216,11 @@ pub fn create(dir: &Path, plan: &Blueprint) -> Result<PathBuf, Error> {
     Ok(target)
 }
 
-fn refuse_occupied(dir: &Path) -> Result<(), Error> {
+/// Nothing is ever written over what is there.
+///
+/// # Errors
+/// If something is in the folder.
+pub(crate) fn refuse_occupied(dir: &Path) -> Result<(), Error> {
     match fs::read_dir(dir).map(|mut entries| entries.next().is_some()) {
         Ok(true) => Err(Error::usage(format!("{}: is not empty", dir.display()))
             .hint("name a folder that does not exist yet; a cluster is never written over another")),
@@ -222,28 +248,133 @@ fn write_cluster(root: &Path, target: &Path, plan: &Blueprint) -> Result<(), Err
     let authority_folder = folder("ca")?;
     write(authority_folder.join("ca.key"), authority.pair.key.as_bytes(), durable::SECRET)?;
     write(authority_folder.join("ca.crt"), ca, durable::PUBLIC)?;
+    write(authority_folder.join("cluster.secret"), secret.as_bytes(), durable::SECRET)?;
+    folder("layout")?;
+    folder("recovery")?;
+    let (custodian, second) = (Custodian::new()?, Custodian::new()?);
+    custodian.write(&root.join("layout/custodian.key"))?;
+    second.write(&root.join("recovery/custodian.key"))?;
+    write(root.join("recovery/README"), RECOVERY.as_bytes(), durable::PUBLIC)?;
+    let custodians = [custodian.public(), second.public()];
+    write_about(root, plan, &custodians)?;
+    if let Ok(layout) = plan.layout() {
+        Operator::begin(root, &plan.cluster, layout, custodians.to_vec())?;
+    }
     folder("nodes")?;
     for node in &plan.nodes {
         let pair = authority.node(&plan.cluster, &node.name, &node.host, now).map_err(|error| crypto(&error))?;
         let home = folder(&format!("nodes/{}", node.name))?;
-        write(home.join("node.key"), pair.key.as_bytes(), durable::SECRET)?;
-        write(home.join("node.crt"), pair.certificate.as_bytes(), durable::PUBLIC)?;
-        write(home.join("ca.crt"), ca, durable::PUBLIC)?;
-        write(home.join("cluster.secret"), secret.as_bytes(), durable::SECRET)?;
-        write(home.join("admin.key"), key.render().as_bytes(), durable::SECRET)?;
-        write(home.join("afard.toml"), config_file::render(plan, node).as_bytes(), durable::PUBLIC)?;
+        let config = config_file::render(plan, node, LayoutSource::Inline(&custodians));
+        write_bundle(&home, &Bundle { pair: &pair, ca, secret: &secret, admin: &key.render(), config: &config, chain: None })?;
     }
     let client = folder("client")?;
     write(client.join("ca.crt"), ca, durable::PUBLIC)?;
     write(client.join("admin.key"), key.render().as_bytes(), durable::SECRET)?;
-    let endpoints: Vec<String> = plan.nodes.iter().map(NodePlan::endpoint).collect();
-    let env = render_env(&[
-        ("AFAR_ENDPOINT", endpoints.join(",")),
+    write(client.join("env"), client_env(plan.nodes.iter().map(NodePlan::endpoint), &key, target).as_bytes(), durable::SECRET)
+}
+
+/// What whoever finds the second key must know.
+pub const RECOVERY: &str = "\
+custodian.key is a second key that may sign this cluster's layouts. Keep this folder elsewhere than the rest: on another
+machine, in another building. If the first key is lost or stolen, this one makes a new folder for whoever operates the cluster:
+
+  afar cluster recover NEWDIR --custodian custodian.key --cluster-secret cluster.secret --endpoint https://ANY-NODE:7700
+
+It also needs an administrator's access key and the cluster's ca.crt (flags or AFAR_*, as for any command). They and
+cluster.secret lie in every node's folder. The authority's key is not needed: a new authority is made. Any node gives back the
+chain of layouts. The lost key may not sign any more from then on.
+";
+
+/// Writes what a folder says of its cluster: name, partitions, policy, and who may change the layout.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_about(folder: &Path, plan: &Blueprint, custodians: &[PublicKey]) -> Result<(), Error> {
+    let names = format!("cluster = {}\npartitions = {}\ncustodians = {}", toml_text(&plan.cluster), plan.partitions, toml_list(custodians));
+    let about = format!("{names}\n{}", config_file::policy(plan));
+    let path = folder.join("cluster.toml");
+    durable::write(&path, about.as_bytes(), durable::PUBLIC).map_err(|error| Error::io(path.display(), &error))
+}
+
+fn toml_text(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+fn toml_list(keys: &[PublicKey]) -> String {
+    toml::Value::Array(keys.iter().map(|key| toml::Value::String(hex::encode(key))).collect()).to_string()
+}
+
+/// What a cluster's folder says of it: its name and policy, and who may change its layout.
+///
+/// # Errors
+/// If the folder is none of a cluster.
+pub fn read_about(folder: &Path) -> Result<(Blueprint, Vec<PublicKey>), Error> {
+    #[derive(serde::Deserialize)]
+    struct About {
+        cluster: String,
+        custodians: Vec<String>,
+        partitions: u32,
+        policy: config_file::PolicyText,
+    }
+    let path = folder.join("cluster.toml");
+    let wrong =
+        |why: String| Error::usage(format!("{}: {why}", path.display())).hint("name the folder that `afar cluster init` made with --dir");
+    let text = fs::read_to_string(&path).map_err(|error| wrong(error.to_string()))?;
+    let about: About = toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?;
+    let key = |text: &String| {
+        let mut key = [0; 32];
+        hex::decode_to_slice(text, &mut key).map_err(|_| wrong(format!("{text:?} is no public key"))).map(|()| key)
+    };
+    let custodians = about.custodians.iter().map(key).collect::<Result<Vec<_>, _>>()?;
+    let plan = Blueprint { policy: about.policy.into(), partitions: about.partitions, ..Blueprint::new(&about.cluster) };
+    Ok((plan, custodians))
+}
+
+/// The environment of whoever administers the cluster.
+pub fn client_env(endpoints: impl Iterator<Item = String>, key: &AdminKey, folder: &Path) -> String {
+    render_env(&[
+        ("AFAR_ENDPOINT", endpoints.collect::<Vec<_>>().join(",")),
         ("AFAR_ACCESS_KEY_ID", key.access_key_id.clone()),
-        ("AFAR_SECRET_ACCESS_KEY", key.secret_access_key),
-        ("AFAR_CA_FILE", target.join("client/ca.crt").display().to_string()),
-    ]);
-    write(client.join("env"), env.as_bytes(), durable::SECRET)
+        ("AFAR_SECRET_ACCESS_KEY", key.secret_access_key.clone()),
+        ("AFAR_CA_FILE", folder.join("client/ca.crt").display().to_string()),
+    ])
+}
+
+/// What a node is given.
+#[derive(Debug)]
+pub struct Bundle<'a> {
+    /// Its certificate and key.
+    pub pair: &'a super::authority::Pair,
+    /// The authority's certificate, PEM.
+    pub ca: &'a [u8],
+    /// What all nodes share.
+    pub secret: &'a str,
+    /// The administrator's key, as in its file.
+    pub admin: &'a str,
+    /// `afard.toml`.
+    pub config: &'a str,
+    /// `layouts.chain`, unless the configuration says it all.
+    pub chain: Option<&'a [u8]>,
+}
+
+/// Writes a node's folder, which must be there.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_bundle(home: &Path, bundle: &Bundle<'_>) -> Result<(), Error> {
+    let write = |name: &str, content: &[u8], mode| {
+        let path = home.join(name);
+        durable::write(&path, content, mode).map_err(|error| Error::io(path.display(), &error))
+    };
+    write("node.key", bundle.pair.key.as_bytes(), durable::SECRET)?;
+    write("node.crt", bundle.pair.certificate.as_bytes(), durable::PUBLIC)?;
+    write("ca.crt", bundle.ca, durable::PUBLIC)?;
+    write("cluster.secret", bundle.secret.as_bytes(), durable::SECRET)?;
+    write("admin.key", bundle.admin.as_bytes(), durable::SECRET)?;
+    if let Some(chain) = bundle.chain {
+        write("layouts.chain", chain, durable::PUBLIC)?;
+    }
+    write("afard.toml", bundle.config.as_bytes(), durable::PUBLIC)
 }
 
 #[cfg(test)]

@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn roubaix_is_refused_as_a_far_copy_and_warsaw_taken() {
         let plan = blueprint().unwrap();
-        let layout = plan.check().unwrap();
+        let layout = plan.layout().unwrap();
         let verdicts = verdicts(&layout, &plan.policy);
         let found: Vec<_> = verdicts.iter().map(|verdict| (verdict.site.as_str(), verdict.distance.km(), verdict.far)).collect();
         assert_eq!(found, [("roubaix", 405.8, false), ("warsaw", 1024.8, true)]);

@@ -24,9 +24,9 @@ pub(crate) use story::run;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  afar demo                              with the files of this program's sources
-  afar demo ~/Documents                  with yours (they are only read)
-  afar demo --serve --dir /tmp/trial     keep three nodes running; then: . /tmp/trial/env")]
+  afar demo                            with this program's sources
+  afar demo ~/Documents                with yours (they are only read)
+  afar demo --serve --dir /tmp/trial   keep running; then: . /tmp/trial/env")]
 pub struct Arguments {
     /// Files or folders to store [default: this program's sources]
     #[arg(conflicts_with = "serve")]

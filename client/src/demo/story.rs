@@ -109,7 +109,8 @@ fn step(out: &Out, name: &str, value: Value, words: impl FnOnce() -> String) -> 
 async fn raise(out: &Out, afard: &Path, left_out: usize) -> Result<Stage, Error> {
     let folder = tempfile::Builder::new().prefix("afar-demo-").tempdir().map_err(|error| Error::io("make a temporary folder", &error))?;
     let plan = blueprint()?;
-    let layout = plan.check()?;
+    plan.check()?;
+    let layout = plan.layout().map_err(|_| Error::usage("the demo's layout makes no sense"))?;
     let root = create(&folder.path().join("cluster"), &plan)?;
     let cluster = Folder::new(root);
     if left_out > 0 {

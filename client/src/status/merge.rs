@@ -3,12 +3,17 @@
 //! Rules: of each shard of each bucket the survey of the lowest-ranked node counts that answered, made a complete survey, is
 //! not catching up and knows of no fewer versions than the others. What nobody proved is unknown, and unknown is never green: a shard without a reporter, a survey that
 //! is stale, a survey made so soon after a silent node was last heard that it may still count that node's copies, and zero
-//! objects that not every node confirms.
-use super::fetch::Answer;
+//! objects that not every node confirms. Nor is green what a critical check speaks against that concerns the data's safety
+//! ([`Advice::doubts_safety`]): a count of copies is only as good as the distances, clocks and disks that it relies on.
+use super::{advice::Advice, fetch::Answer};
 use crate::limits;
 use afar_model::{
     geo::{self, Coordinates, Physics},
-    limits::AUDIT_WITHIN,
+    layout::{Duty, Layout, Node, Site},
+    limits::{AUDIT_WITHIN, PARTITIONS_DEFAULT},
+    placement::Geography,
+    plan::{self, Survivor},
+    policy::Policy,
     state::State,
     units::{Metres, UnixMillis},
 };
@@ -66,6 +71,23 @@ pub struct Replication {
     pub oldest_pending_seconds: u64,
 }
 
+/// What has to move until the newest layout is in force everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Rebalance {
+    /// Whether older layouts are still open somewhere.
+    pub in_transition: bool,
+    /// Records that nodes still have to fetch, as far as they know.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes a second that arrive.
+    pub bytes_per_second: u64,
+    /// At that rate; `None` if nothing arrives.
+    pub seconds_left: Option<u64>,
+    /// Records that nodes hold beyond what they are assigned, and have not let go of yet.
+    pub surplus_records: u64,
+}
+
 /// A site and its nodes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SiteStatus {
@@ -118,6 +140,8 @@ pub struct CheckResult {
     pub state: String,
     /// What was found.
     pub detail: String,
+    /// What it is about, for scripts and the runbook: "AFAR-DISK". Empty for a check that this program does not know.
+    pub code: &'static str,
 }
 
 /// The state of a cluster: what `afar status --json` prints.
@@ -125,8 +149,13 @@ pub struct CheckResult {
 pub struct ClusterStatus {
     /// The worst of all.
     pub state: State,
+    /// The critical checks that keep it from being `safe`, although every object would be.
+    pub doubted_by: Vec<String>,
     /// Of the newest layout seen.
     pub layout_version: u64,
+    /// What a bucket gets without a policy of its own; `None` if no node says.
+    #[serde(skip)]
+    pub default_policy: Option<Policy>,
     /// When the answers were merged (Unix milliseconds).
     #[serde(skip)]
     pub at: UnixMillis,
@@ -140,6 +169,8 @@ pub struct ClusterStatus {
     pub buckets: u64,
     /// What is on its way.
     pub replication: Replication,
+    /// What is on its way because the layout changed.
+    pub rebalance: Rebalance,
     /// Sites, in the layout's order.
     pub sites: Vec<SiteStatus>,
     /// What was looked at, the worst first.
@@ -149,10 +180,14 @@ pub struct ClusterStatus {
 /// Whether claimed distances are held against measured round trips in every bucket, as far as the caller knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DistanceCheck {
-    /// Some bucket enforces or warns, or it is not known.
-    On,
+    /// Some bucket enforces them, or it is not known.
+    Enforced,
+    /// No bucket enforces them, some bucket warns.
+    Warned,
     /// Every bucket has `verify_distance = "off"`.
     Off,
+    /// There is no bucket yet: as the cluster's default policy has it.
+    Default,
 }
 
 /// Merges answers. `None` if no node answered.
@@ -161,29 +196,65 @@ pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck)
     let newest = nodes.values().max_by_key(|node| node.layout_version)?;
     let survey = survey(&nodes, newest, now);
     let sites: Vec<SiteStatus> = newest.sites.iter().map(|site| site_status(site, newest, &nodes)).collect();
-    let mut checks = vec![survey.check.clone(), layout_check(&nodes), physics_check(newest, &nodes, distance_check), clock_check(&nodes)];
+    let mut checks = vec![
+        survey.check.clone(),
+        layout_check(&nodes),
+        physics_check(newest, &nodes, distance_check.or_default(newest)),
+        clock_check(&nodes),
+    ];
     checks.push(nodes_check(&sites, answers));
+    checks.push(survivors_check(newest, survey.bytes.total));
     for node in nodes.values() {
         checks.extend(node.checks.iter().map(|check| CheckResult {
             name: check.name.clone(),
             node: Some(node.node.clone()),
             state: check.state.clone(),
             detail: check.detail.clone(),
+            code: Advice::about(&check.name).map_or("", |advice| advice.code),
         }));
     }
     checks.sort_by_key(|check| Reverse(severity(&check.state)));
+    let doubted_by = if survey.state == State::Safe { doubted_by(&checks) } else { Vec::new() };
     Some(ClusterStatus {
-        state: survey.state,
+        state: if doubted_by.is_empty() { survey.state } else { State::Unknown },
+        doubted_by,
         layout_version: newest.layout_version,
+        default_policy: newest.default_policy.as_ref().and_then(|policy| Policy::try_from(policy).ok()),
         at: now,
         objects: survey.objects,
         bytes: survey.bytes,
         versions: survey.versions,
         buckets: nodes.values().map(|node| node.buckets).max().unwrap_or_default(),
         replication: replication(&nodes, newest),
+        rebalance: rebalance(&nodes, newest),
         sites,
         checks,
     })
+}
+
+impl DistanceCheck {
+    fn or_default(self, newest: &v1::NodeStatus) -> Self {
+        let default = newest.default_policy.as_ref().map(|policy| policy.verify_distance.as_str());
+        match (self, default) {
+            (Self::Default, Some("off")) => Self::Off,
+            (Self::Default, Some("warn")) => Self::Warned,
+            (Self::Default, _) => Self::Enforced,
+            (known, _) => known,
+        }
+    }
+}
+
+/// Which critical checks say that nothing here may be called safe.
+fn doubted_by(checks: &[CheckResult]) -> Vec<String> {
+    let doubting = |check: &&CheckResult| check.state == "critical" && Advice::about(&check.name).is_none_or(|advice| advice.doubts_safety);
+    checks.iter().filter(doubting).map(CheckResult::title).collect()
+}
+
+impl CheckResult {
+    /// The node that found it, if one did, and what it is about.
+    pub fn title(&self) -> String {
+        self.node.as_ref().map_or_else(|| self.name.clone(), |node| format!("{node} {}", self.name))
+    }
 }
 
 fn by_name(answers: &[Answer]) -> BTreeMap<&str, &v1::NodeStatus> {
@@ -259,13 +330,18 @@ fn doubts_about(node: &v1::NodeStatus, nodes: &BTreeMap<&str, &v1::NodeStatus>, 
     if node.surveyed_at > 0 && now.since(surveyed) > limits::SURVEY_STALE {
         doubts.push(format!("{}'s survey is {} s old", node.node, now.since(surveyed).as_secs()));
     }
-    for silent in newest.nodes.iter().filter(|other| !nodes.contains_key(other.name.as_str())) {
+    for silent in members(newest).filter(|other| !nodes.contains_key(other.name.as_str())) {
         let heard = UnixMillis(last_heard(&silent.name, nodes));
         if heard.0 > 0 && surveyed < UnixMillis(heard.0.saturating_add(AUDIT_WITHIN.as_millis() as u64)) {
             doubts.push(format!("{} does not answer, and what it last proved may still be counted", silent.name));
         }
     }
     doubts
+}
+
+/// Nodes that are still waited for: not those that an operator has said to be lost.
+fn members(newest: &v1::NodeStatus) -> impl Iterator<Item = &v1::NodeInfo> {
+    newest.nodes.iter().filter(|node| node.duty != "lost" && node.duty != "removed")
 }
 
 fn last_heard(name: &str, nodes: &BTreeMap<&str, &v1::NodeStatus>) -> u64 {
@@ -278,7 +354,7 @@ fn views<'a>(name: &'a str, nodes: &'a BTreeMap<&str, &v1::NodeStatus>) -> impl 
 
 /// Zero objects are proved only by everybody: zero of zero that nobody proved is unknown.
 fn doubts_about_nothing(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus) -> Option<String> {
-    let silent = newest.nodes.iter().filter(|node| {
+    let silent = members(newest).filter(|node| {
         !nodes
             .get(node.name.as_str())
             .is_some_and(|status| status.survey_complete && status.surveyed_at > 0 && status.state != "catching_up")
@@ -318,6 +394,8 @@ fn site_state(nodes: &[NodeSummary]) -> &'static str {
 fn node_summary(node: &v1::NodeInfo, nodes: &BTreeMap<&str, &v1::NodeStatus>) -> NodeSummary {
     let status = nodes.get(node.name.as_str());
     let state = match status {
+        _ if node.duty == "lost" => "lost",
+        Some(status) if node.duty == "draining" && status.state == "up" => "draining",
         Some(status) => status.state.as_str(),
         None => seen_by_peers(&node.name, nodes),
     };
@@ -353,7 +431,7 @@ fn replication(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus)
         sum.pending_bytes += outbox.pending_bytes;
         sum.oldest_pending_seconds = sum.oldest_pending_seconds.max(outbox.oldest_pending_seconds);
     }
-    for silent in newest.nodes.iter().filter(|node| !nodes.contains_key(node.name.as_str())) {
+    for silent in members(newest).filter(|node| !nodes.contains_key(node.name.as_str())) {
         if let Some(view) = views(&silent.name, nodes).max_by_key(|view| view.last_heard) {
             sum.pending_records += view.pending_records;
             sum.pending_bytes += view.pending_bytes;
@@ -362,8 +440,79 @@ fn replication(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus)
     sum
 }
 
+/// Whether what is stored would still fit, far apart, without any one site (for the policy of new buckets).
+fn survivors_check(newest: &v1::NodeStatus, bytes: u64) -> CheckResult {
+    let name = "survivors";
+    let policy = newest.default_policy.as_ref().and_then(|policy| Policy::try_from(policy).ok());
+    let (Some(policy), Some(layout)) = (policy, layout_of(newest)) else {
+        return check(name, "unknown", "the layout is not understood here");
+    };
+    let weight = |node| if layout.duty(node) == Duty::Active { layout.node(node).map_or(0, |node| node.capacity) } else { 0 };
+    let weights: Vec<u64> = layout.node_indexes().map(weight).collect();
+    let used = |survivor: &Survivor| layout.nodes_at(survivor.site).any(|node| layout.duty(node) == Duty::Active);
+    let survivors = plan::survivors(&policy, &Geography::claimed(&layout), &weights, bytes);
+    let without: Vec<String> = survivors
+        .iter()
+        .filter(|survivor| used(survivor) && !survivor.holds())
+        .map(|survivor| match survivor.usable {
+            None => format!("without {} no writes: the rest is not far enough apart", layout.site_name(survivor.site)),
+            Some(_) => format!("without {} there is too little room, by {} bytes", layout.site_name(survivor.site), survivor.short),
+        })
+        .collect();
+    if without.is_empty() {
+        return check(name, "ok", "the others could hold everything after the loss of any one site");
+    }
+    // Two sites are how most begin: that the second is needed is no news, and their data are safe.
+    let short = survivors.iter().any(|survivor| used(survivor) && survivor.usable.is_some() && survivor.short > 0);
+    check(name, if short { "warning" } else { "ok" }, without.join("; "))
+}
+
+fn layout_of(newest: &v1::NodeStatus) -> Option<Layout> {
+    let duty = |name: &str| match name {
+        "draining" => Duty::Draining,
+        "removed" => Duty::Removed,
+        "lost" => Duty::Lost,
+        _ => Duty::Active,
+    };
+    let site = |site: &v1::SiteInfo| {
+        Some(Site {
+            name: site.name.clone(),
+            coordinates: Coordinates::new(site.latitude, site.longitude).ok()?,
+            uncertainty: Metres(site.uncertainty_metres),
+            country: site.country.clone(),
+            provider: site.provider.clone(),
+            duty: duty(&site.duty),
+        })
+    };
+    let node = |node: &v1::NodeInfo| Node {
+        name: node.name.clone(),
+        site: node.site.clone(),
+        capacity: node.capacity_bytes,
+        endpoint: node.endpoint.clone(),
+        duty: duty(&node.duty),
+    };
+    let sites = newest.sites.iter().map(site).collect::<Option<Vec<_>>>()?;
+    Layout::new(newest.layout_version, PARTITIONS_DEFAULT, sites, newest.nodes.iter().map(node).collect()).ok()
+}
+
+fn rebalance(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus) -> Rebalance {
+    let lagging = nodes.values().any(|node| node.layout_version != newest.layout_version);
+    let mut sum = Rebalance { in_transition: lagging || nodes.values().any(|node| node.open_layouts > 1), ..Rebalance::default() };
+    for node in nodes.values() {
+        sum.records = sum.records.saturating_add(node.to_fetch_records);
+        sum.bytes = sum.bytes.saturating_add(node.to_fetch_bytes);
+        sum.bytes_per_second = sum.bytes_per_second.saturating_add(node.fetch_bytes_per_second);
+        // All ones: not counted yet.
+        sum.surplus_records =
+            sum.surplus_records.saturating_add(Some(node.surplus_records).filter(|count| *count != u64::MAX).unwrap_or(0));
+    }
+    sum.seconds_left = (sum.bytes_per_second > 0).then(|| sum.bytes / sum.bytes_per_second);
+    sum
+}
+
 fn check(name: &str, state: &str, detail: impl Into<String>) -> CheckResult {
-    CheckResult { name: name.into(), node: None, state: state.into(), detail: detail.into() }
+    let code = Advice::about(name).map_or("", |advice| advice.code);
+    CheckResult { name: name.into(), node: None, state: state.into(), detail: detail.into(), code }
 }
 
 fn severity(state: &str) -> u8 {
@@ -434,8 +583,11 @@ fn physics_check(newest: &v1::NodeStatus, nodes: &BTreeMap<&str, &v1::NodeStatus
             refuted.append(&mut suspicious);
             check(name, "ok", format!("not enforced (verify_distance is off in every bucket): {}", refuted.join("; ")))
         }
-        (false, _, DistanceCheck::On) => check(name, "critical", format!("faster than light: {}", refuted.join("; "))),
-        (true, false, DistanceCheck::On) => check(name, "warning", format!("faster than light in fibre: {}", suspicious.join("; "))),
+        (false, _, DistanceCheck::Warned) => {
+            check(name, "warning", format!("faster than light (only warned about in every bucket): {}", refuted.join("; ")))
+        }
+        (false, ..) => check(name, "critical", format!("faster than light: {}", refuted.join("; "))),
+        (true, false, _) => check(name, "warning", format!("faster than light in fibre: {}", suspicious.join("; "))),
     }
 }
 
@@ -496,6 +648,7 @@ mod tests {
             site: name.into(),
             capacity_bytes: 1 << 40,
             endpoint: format!("https://{name}:7700"),
+            duty: String::new(),
         };
         let peer = |other: &str| v1::PeerView {
             node: other.into(),
@@ -528,7 +681,7 @@ mod tests {
     }
 
     fn merged(nodes: Vec<v1::NodeStatus>) -> ClusterStatus {
-        merge(&answers(nodes), NOW, DistanceCheck::On).unwrap()
+        merge(&answers(nodes), NOW, DistanceCheck::Enforced).unwrap()
     }
 
     fn three(per_shard: Option<v1::StateCounts>) -> Vec<v1::NodeStatus> {
@@ -624,7 +777,7 @@ mod tests {
     #[test]
     fn nobody_answers() {
         let silent = Answer { endpoint: "https://a:1".into(), outcome: Err(Error::new(Kind::Unreachable, "no")) };
-        assert_eq!(merge(&[silent], NOW, DistanceCheck::On), None);
+        assert_eq!(merge(&[silent], NOW, DistanceCheck::Enforced), None);
     }
 
     #[test]
@@ -640,6 +793,49 @@ mod tests {
         assert_eq!(status.checks.first().map(|check| check.state.as_str()), Some("critical"));
         let trial = merge(&answers(nodes), NOW, DistanceCheck::Off).unwrap();
         assert_eq!(find(&trial, "distance_physics").state, "ok");
+    }
+
+    /// Nobody has a bucket, and the round trips refute a distance.
+    fn refuted_and_empty(verify_distance: &str) -> ClusterStatus {
+        let mut nodes = three(None);
+        for node in &mut nodes {
+            node.buckets = 0;
+            node.surveys.clear();
+            node.default_policy = Some(v1::Policy { verify_distance: verify_distance.into(), ..v1::Policy::default() });
+        }
+        nodes[0].peers[0].min_round_trip_micros = 400;
+        merge(&answers(nodes), NOW, DistanceCheck::Default).unwrap()
+    }
+
+    #[test]
+    fn rule_25_nothing_is_safe_beside_a_critical_check_of_what_safety_rests_on() {
+        let status = refuted_and_empty("enforce");
+        assert_eq!((status.state, find(&status, "distance_physics").state.as_str()), (State::Unknown, "critical"));
+        assert_eq!(status.doubted_by, ["distance_physics"]);
+        for (verify, state) in [("warn", "warning"), ("off", "ok")] {
+            let status = refuted_and_empty(verify);
+            assert_eq!((status.state, find(&status, "distance_physics").state.as_str()), (State::Safe, state), "{verify}");
+        }
+        for (name, expected) in [
+            ("disk", State::Unknown),
+            ("clock", State::Unknown),
+            ("peer", State::Unknown),
+            ("policy", State::Unknown),
+            ("made_by_a_later_version", State::Unknown),
+            ("certificate", State::Safe),
+            ("program", State::Safe),
+        ] {
+            let mut nodes = three(counts(2, 0, 0));
+            nodes[1].checks = vec![v1::Check { name: name.into(), state: "critical".into(), detail: "why".into() }];
+            let status = merged(nodes.clone());
+            assert_eq!(status.state, expected, "{name}");
+            assert_eq!(status.doubted_by.is_empty(), expected == State::Safe, "{name}");
+            nodes[1].checks[0].state = "warning".into();
+            assert_eq!(merged(nodes).state, State::Safe, "{name}");
+        }
+        let mut nodes = three(counts(0, 0, 2));
+        nodes[1].checks = vec![v1::Check { name: "disk".into(), state: "critical".into(), detail: "why".into() }];
+        assert_eq!(merged(nodes).state, State::Lost, "what is worse stays worse");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use afar_model::{
     assignment::Assignment,
     geo::Coordinates,
-    layout::{Layout, Node, NodeIndex, Site},
+    layout::{Duty, Layout, Node, NodeIndex, Site},
     placement::Geography,
     plan::{assign, moves, usable_capacity},
     policy::Policy,
@@ -24,12 +24,15 @@ fn layout(nodes: usize, sites: usize, partitions: u32) -> Layout {
         uncertainty: Metres(0),
         country: "FR".into(),
         provider: format!("p{}", n % 7),
+        duty: Duty::Active,
     };
     let sites: Vec<Site> = (0..sites).map(site).collect();
     let node = |n: usize| Node {
         name: format!("node{n:03}"),
         site: sites[n % sites.len()].name.clone(),
         capacity: ((2 + n * 7 % 9) as u64) << 40,
+        endpoint: String::new(),
+        duty: Duty::Active,
     };
     let nodes = (0..nodes).map(node).collect();
     Layout::new(1, partitions, sites, nodes).unwrap()

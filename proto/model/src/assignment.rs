@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn rule_22_a_copy_more_on_the_same_site_is_none() {
         let mut nodes = layout().nodes().to_vec();
-        nodes.push(crate::layout::Node { name: "warsaw2".into(), site: "warsaw".into(), capacity: 1 });
+        nodes.push(examples::node("warsaw2", "warsaw"));
         let layout = Layout::new(1, 1, layout().sites().to_vec(), nodes).unwrap();
         let twice = Assignment::of_partitions(vec![vec![STRASBOURG, WARSAW, NodeIndex(3)]]).unwrap();
         let found = twice.violations(&Policy::default(), &Geography::claimed(&layout), 1, false);
@@ -380,7 +380,7 @@ mod tests {
         let layout = layout();
         let sites = layout.sites().to_vec();
         let sites: Vec<_> = (0..7).map(|n| crate::layout::Site { name: format!("s{n}"), ..sites[0].clone() }).collect();
-        let nodes = sites.iter().map(|s| crate::layout::Node { name: s.name.clone(), site: s.name.clone(), capacity: 1 }).collect();
+        let nodes = sites.iter().map(|s| examples::node(&s.name, &s.name)).collect();
         let layout = Layout::new(1, 64, sites, nodes).unwrap();
         let policy = Policy { copies: 3, far_copies: 1, ..Policy::default() };
         let triples = (0..7).flat_map(|a| (0..a).flat_map(move |b| (0..b).map(move |c| [a, b, c].map(NodeIndex).to_vec())));

@@ -49,7 +49,8 @@ impl fmt::Debug for Stamp {
     }
 }
 
-/// The clock of one node. It only goes forward, and restarts from the greatest stamp that the node's log holds.
+/// The clock of one node. It only goes forward, and restarts from the greatest stamp of the node's log that is not beyond
+/// [`Hlc::limit`].
 #[derive(Debug, Clone, Default)]
 pub struct Hlc {
     last: Stamp,
@@ -71,6 +72,13 @@ impl Hlc {
         Self { last }
     }
 
+    /// The greatest stamp that a clock follows at this time: [`crate::limits::CLOCK_SKEW_MAX`] ahead.
+    pub const fn limit(now: UnixMillis) -> Stamp {
+        let skew = crate::limits::CLOCK_SKEW_MAX.as_millis() as u64;
+        let last = Stamp::at(UnixMillis(now.0.saturating_add(skew)));
+        Stamp(last.0 | ((1 << COUNTER_BITS) - 1))
+    }
+
     /// A stamp greater than every one given out or observed before.
     pub fn tick(&mut self, now: UnixMillis) -> Stamp {
         self.last = Stamp::at(now).max(self.last.next());
@@ -82,9 +90,8 @@ impl Hlc {
     /// # Errors
     /// If it is too far ahead: then the clock does not follow (rule 4), or one bad clock would drag all others along.
     pub fn observe(&mut self, stamp: Stamp, now: UnixMillis) -> Result<(), TooFarAhead> {
-        let ahead_ms = stamp.time().0.saturating_sub(now.0);
-        if u128::from(ahead_ms) > crate::limits::CLOCK_SKEW_MAX.as_millis() {
-            return Err(TooFarAhead { stamp, ahead_ms });
+        if stamp > Self::limit(now) {
+            return Err(TooFarAhead { stamp, ahead_ms: stamp.time().0.saturating_sub(now.0) });
         }
         self.last = self.last.max(stamp);
         Ok(())
@@ -113,5 +120,7 @@ mod tests {
         let near = Stamp::at(UnixMillis(1000 + 300_000));
         assert_eq!(clock.observe(near, UnixMillis(1000)), Ok(()));
         assert!(clock.tick(UnixMillis(1000)) > near);
+        assert_eq!(clock.observe(Hlc::limit(UnixMillis(1000)), UnixMillis(1000)), Ok(()));
+        assert!(clock.observe(Hlc::limit(UnixMillis(1000)).next(), UnixMillis(1000)).is_err());
     }
 }

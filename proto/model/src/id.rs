@@ -127,6 +127,59 @@ id!(
     BootId, 16, "boot id", "boot"
 );
 
+/// The beginning of a 32-byte id, as people copy it from a screen: `3f2a91`, `3f2a91c0…`, or all 64 digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct IdPrefix(String);
+
+/// Text that is not the beginning of an id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no id: write 6 to 64 hexadecimal digits of it, from its beginning")]
+pub struct ParseIdPrefixError(String);
+
+impl IdPrefix {
+    /// Fewer digits than this are no abbreviation but a guess: 6 tell some thousand objects apart.
+    pub const DIGITS_MIN: usize = 6;
+    /// The digits of a whole id.
+    pub const DIGITS_MAX: usize = 64;
+
+    /// Whether an id begins like this.
+    pub fn begins(&self, id: &[u8; 32]) -> bool {
+        let nibbles = id.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        self.0.bytes().map(nibble).zip(nibbles).all(|(wanted, nibble)| wanted == Some(nibble))
+    }
+
+    /// The id itself, if nothing of it is left out.
+    pub fn whole(&self) -> Option<[u8; 32]> {
+        parse_hex(&self.0)
+    }
+
+    /// Its digits, in lower case.
+    pub fn digits(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for IdPrefix {
+    type Err = ParseIdPrefixError;
+    fn from_str(text: &str) -> Result<Self, ParseIdPrefixError> {
+        // As it was printed: with an ellipsis, or what an ASCII terminal makes of one.
+        let digits = text.trim_end_matches(['…', '.']);
+        let fits = (Self::DIGITS_MIN..=Self::DIGITS_MAX).contains(&digits.len());
+        if fits && digits.bytes().all(|digit| nibble(digit).is_some()) {
+            Ok(Self(digits.to_ascii_lowercase()))
+        } else {
+            Err(ParseIdPrefixError(text.chars().take(80).collect()))
+        }
+    }
+}
+
+impl fmt::Display for IdPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)?;
+        if self.0.len() < Self::DIGITS_MAX { f.write_str("…") } else { Ok(()) }
+    }
+}
+
 impl RecordId {
     /// The id of a record with this body.
     pub fn of(body: &[u8]) -> Self {
@@ -153,6 +206,7 @@ impl From<RecordId> for BucketId {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
 
@@ -162,6 +216,22 @@ mod tests {
         assert_eq!(id.to_string(), "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262");
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(format!("{id:?}"), "obj:af1349b9");
+    }
+
+    #[test]
+    fn an_id_may_be_abbreviated_as_it_is_printed() {
+        let id = ObjectId::of(b"");
+        for text in ["af1349", "AF1349b", "af1349b9…", "af1349b9...", &id.to_string()] {
+            let prefix: IdPrefix = text.parse().expect("a prefix");
+            assert!(prefix.begins(id.as_bytes()) && !prefix.begins(ObjectId::of(b"x").as_bytes()), "{text}");
+            assert_eq!(prefix.to_string().parse(), Ok(prefix.clone()));
+            assert_eq!(prefix.whole().is_some(), text.len() == 64, "{text}");
+        }
+        let odd: IdPrefix = "af1349b8".parse().expect("a prefix");
+        assert!(!odd.begins(id.as_bytes()), "the last digit counts, too");
+        for text in ["", "…", "af134", "af134…", "af134g", "af1349 ", "ääääää", &format!("{id}0")] {
+            assert!(text.parse::<IdPrefix>().is_err(), "{text}");
+        }
     }
 
     #[test]

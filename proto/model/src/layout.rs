@@ -1,15 +1,50 @@
 //! The versioned document that names sites and nodes. Checked once, at the door; inside, an index is always valid.
-use crate::{geo::Coordinates, limits, units::Metres};
+use crate::{assignment::Assignment, geo::Coordinates, id::BucketId, limits, policy::Policy, units::Metres};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-/// A site by its place in [`Layout::sites`].
+/// A site by its place in [`Layout::sites`]. The same site has the same index in every layout of a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SiteIndex(pub u16);
 
-/// A node by its place in [`Layout::nodes`].
+/// A node by its place in [`Layout::nodes`]. The same node has the same index in every layout of a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeIndex(pub u16);
+
+/// What may be expected of a site or a node, the worse the later. A node never returns from the last two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Duty {
+    /// Takes part.
+    #[default]
+    Active,
+    /// Is assigned nothing more, and hands over what it has.
+    Draining,
+    /// Out of service for good: holds nothing that counts. Its place in the list stays, so that indexes do.
+    Removed,
+    /// Destroyed, as an operator says: nobody waits for it, and what it alone held is gone.
+    Lost,
+}
+
+impl Duty {
+    /// As it is shown and written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Removed => "removed",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// Whether it is still waited for and asked.
+    pub const fn is_member(self) -> bool {
+        matches!(self, Self::Active | Self::Draining)
+    }
+}
 
 /// A datacentre.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +59,8 @@ pub struct Site {
     pub country: String,
     /// Whose it is; may be empty.
     pub provider: String,
+    /// Whether it takes part.
+    pub duty: Duty,
 }
 
 /// One `afard` with its data directories.
@@ -35,6 +72,10 @@ pub struct Node {
     pub site: String,
     /// Its share in bytes; weighs how many partitions it gets.
     pub capacity: u64,
+    /// Where clients and peers reach it: `https://HOST:PORT`.
+    pub endpoint: String,
+    /// Whether it takes part. A node at a site that is lost is lost, whatever this says: see [`Layout::duty`].
+    pub duty: Duty,
 }
 
 /// Sites, nodes and how finely the hash space is cut: valid by construction.
@@ -46,7 +87,13 @@ pub struct Layout {
     nodes: Vec<Node>,
     site_of: Vec<SiteIndex>,
     distances: Vec<Vec<Metres>>,
+    hash: [u8; 32],
+    plans: BTreeMap<PolicyKey, Arc<Assignment>>,
+    promises: BTreeMap<BucketId, Policy>,
 }
+
+/// A policy as far as it decides placement, in a form that can be looked up.
+pub type PolicyKey = Vec<u8>;
 
 /// One thing wrong with a layout.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -93,6 +140,9 @@ pub enum LayoutProblem {
         /// As given.
         country: String,
     },
+    /// A node that takes part without room for anything.
+    #[error("node {0:?} has no capacity: give it some, or drain it")]
+    Capacity(String),
     /// A partition count out of 1 to 65,536 or not a power of two.
     #[error("partitions = {0}: must be a power of two from 1 to 65536")]
     Partitions(u32),
@@ -105,9 +155,32 @@ pub fn is_name(name: &str) -> bool {
         && !name.starts_with('-')
 }
 
-/// Whether this looks like an ISO 3166-1 alpha-2 code of a country (and is not the name of a group of them, such as EU).
+/// Whether this is where a node can be called: `https://HOST[:PORT]`, the host a DNS name, an IPv4 address or an IPv6 address in
+/// brackets.
+pub fn is_endpoint(endpoint: &str) -> bool {
+    let Some(rest) = endpoint.strip_prefix("https://").map(|rest| rest.strip_suffix('/').unwrap_or(rest)) else { return false };
+    let is_port = |text: &str| text.bytes().all(|c| c.is_ascii_digit()) && text.parse::<u16>().is_ok_and(|port| port > 0);
+    if let Some(rest) = rest.strip_prefix('[') {
+        let Some((host, port)) = rest.split_once(']') else { return false };
+        return host.parse::<std::net::Ipv6Addr>().is_ok() && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
+    }
+    let (host, port) = rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port)));
+    (host.parse::<std::net::Ipv4Addr>().is_ok() || is_host(host)) && port.is_none_or(is_port)
+}
+
+/// A DNS name; one that ends in a number would be taken for an address.
+fn is_host(host: &str) -> bool {
+    let is_label = |label: &str| {
+        let plain = label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
+        (1..=63).contains(&label.len()) && plain && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let last = host.rsplit('.').next().unwrap_or_default();
+    host.len() <= 253 && host.split('.').all(is_label) && !last.bytes().all(|c| c.is_ascii_digit())
+}
+
+/// Whether this looks like an ISO 3166-1 alpha-2 code.
 pub fn is_country(code: &str) -> bool {
-    code.len() == 2 && code.bytes().all(|c| c.is_ascii_uppercase()) && crate::countries::expand(code).is_none()
+    code.len() == 2 && code.bytes().all(|c| c.is_ascii_uppercase())
 }
 
 impl Layout {
@@ -127,6 +200,9 @@ impl Layout {
         if !partitions.is_power_of_two() || partitions > 1 << 16 {
             problems.push(LayoutProblem::Partitions(partitions));
         }
+        for node in nodes.iter().filter(|node| node.capacity == 0 && node.duty == Duty::Active) {
+            problems.push(LayoutProblem::Capacity(node.name.clone()));
+        }
         let mut site_of = Vec::with_capacity(nodes.len());
         for node in &nodes {
             match sites.iter().position(|site| site.name == node.site) {
@@ -142,7 +218,59 @@ impl Layout {
             return Err(problems);
         }
         let distances = sites.iter().map(|a| sites.iter().map(|b| between(a, b)).collect()).collect();
-        Ok(Self { version, partitions, sites, nodes, site_of, distances })
+        let mut layout = Self {
+            version,
+            partitions,
+            sites,
+            nodes,
+            site_of,
+            distances,
+            hash: [0; 32],
+            plans: BTreeMap::new(),
+            promises: BTreeMap::new(),
+        };
+        layout.hash = layout.digest();
+        Ok(layout)
+    }
+
+    /// The same with the assignments and promises of a document, under that document's hash.
+    #[must_use]
+    pub fn with(
+        mut self,
+        hash: [u8; 32],
+        plans: impl IntoIterator<Item = (Policy, Assignment)>,
+        promises: impl IntoIterator<Item = (BucketId, Policy)>,
+    ) -> Self {
+        self.hash = hash;
+        self.plans = plans.into_iter().map(|(policy, plan)| (policy.placement_key(), Arc::new(plan))).collect();
+        self.promises = promises.into_iter().collect();
+        self
+    }
+
+    /// What names this very layout: the digest of its document, or of what it says if it has none.
+    pub const fn hash(&self) -> &[u8; 32] {
+        &self.hash
+    }
+
+    /// The assignment that was planned for a policy; `None` if the policy is newer than the last plan.
+    pub fn plan(&self, policy: &Policy) -> Option<&Arc<Assignment>> {
+        if self.plans.is_empty() { None } else { self.plans.get(&policy.placement_key()) }
+    }
+
+    /// How a bucket is kept under this layout, if that was changed since it was made.
+    pub fn promise(&self, bucket: &BucketId) -> Option<&Policy> {
+        self.promises.get(bucket)
+    }
+
+    /// What may be expected of a node: the worse of its own duty and its site's. Lost for an index of another layout.
+    pub fn duty(&self, node: NodeIndex) -> Duty {
+        let site = self.site_of(node).and_then(|site| self.site(site)).map_or(Duty::Lost, |site| site.duty);
+        self.node(node).map_or(Duty::Lost, |node| node.duty).max(site)
+    }
+
+    /// The nodes that are still waited for and asked: all but those that were removed or lost.
+    pub fn members(&self) -> impl Iterator<Item = NodeIndex> + '_ {
+        self.node_indexes().filter(|node| self.duty(*node).is_member())
     }
 
     /// Its place in the history of layouts.
@@ -267,13 +395,25 @@ fn check_names<'a>(what: &'static str, names: impl Iterator<Item = &'a String>, 
 
 /// Layouts for tests and documentation.
 pub mod examples {
-    use super::{Layout, Node, Site};
+    use super::{Duty, Layout, Node, Site};
     use crate::{geo::Coordinates, units::Metres};
 
     /// A site of that name, country and place, known to the metre; `None` if the coordinates are out of range.
     pub fn site(name: &str, country: &str, latitude: f64, longitude: f64) -> Option<Site> {
         let coordinates = Coordinates::new(latitude, longitude).ok()?;
-        Some(Site { name: name.into(), coordinates, uncertainty: Metres(0), country: country.into(), provider: String::new() })
+        Some(Site {
+            name: name.into(),
+            coordinates,
+            uncertainty: Metres(0),
+            country: country.into(),
+            provider: String::new(),
+            duty: Duty::Active,
+        })
+    }
+
+    /// A node of that name at a site, of one byte.
+    pub fn node(name: &str, site: &str) -> Node {
+        Node { name: name.into(), site: site.into(), capacity: 1, endpoint: format!("https://{name}:7700"), duty: Duty::Active }
     }
 
     /// Strasbourg, Roubaix and Warsaw, a node of the same name at each: the demo's.
@@ -283,7 +423,8 @@ pub mod examples {
             site("roubaix", "FR", 50.6927, 3.1778)?,
             site("warsaw", "PL", 52.2297, 21.0122)?,
         ];
-        let nodes = sites.iter().map(|site| Node { name: site.name.clone(), site: site.name.clone(), capacity: 1 << 30 }).collect();
+        let node = |site: &Site| Node { capacity: 1 << 30, ..node(&site.name, &site.name) };
+        let nodes = sites.iter().map(node).collect();
         Layout::new(1, crate::limits::PARTITIONS_DEFAULT, sites, nodes).ok()
     }
 }
@@ -292,8 +433,34 @@ pub mod examples {
 mod tests {
     use super::*;
 
-    fn node(name: &str, site: &str) -> Node {
-        Node { name: name.into(), site: site.into(), capacity: 1 }
+    use super::examples::node;
+
+    #[test]
+    fn an_endpoint_is_where_a_node_can_be_called() {
+        let good = ["https://a", "https://a:7700", "https://10.0.0.1:1", "https://[::1]:7700", "https://n-1.example.org:65535/"];
+        assert!(good.iter().all(|endpoint| is_endpoint(endpoint)));
+        let bad = [
+            "",
+            "a:1",
+            "http://a:1",
+            "https://",
+            "https://:1",
+            "https://a:",
+            "https://a:0",
+            "https://a:65536",
+            "https://a:+1",
+            "https://a b:1",
+            "https://a:1/x",
+            "https://u@a:1",
+            "https://-a:1",
+            "https://a..b:1",
+            "https://[::1",
+            "https://[x]:1",
+            "https://1.2.3.256:1",
+        ];
+        for endpoint in bad {
+            assert!(!is_endpoint(endpoint), "{endpoint}");
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub mod policy;
 
 pub mod layout;
 
+pub mod document;
+
 pub mod placement;
 
 pub mod countries;

@@ -1,14 +1,16 @@
 //! Where copies may be. One predicate, [`violations`], is what the writer, the reader, the status and the demo ask;
 //! [`Placement`] derives from it which nodes a partition is assigned to and who may stand in for them.
 use crate::{
+    assignment::Assignment,
     id::{BucketId, RecordId},
-    layout::{Layout, NodeIndex, SiteIndex},
+    layout::{Duty, Layout, NodeIndex, SiteIndex},
     policy::{Durability, Policy, PolicyError, VerifyDistance},
     units::Metres,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    sync::Arc,
 };
 
 /// The layout, and what physics said about it.
@@ -260,6 +262,8 @@ pub fn shard_of(key: &str, shards: u16) -> u16 {
 /// set of sites.
 #[derive(Debug, Clone)]
 pub struct Placement {
+    /// What was planned, if anything was: then it counts, and what follows is derived only for those who stand in.
+    plan: Option<Arc<Assignment>>,
     sets: Vec<Vec<SiteIndex>>,
     /// What rendezvous hashing mixes with the partition, for each of `sets`.
     set_seeds: Vec<u64>,
@@ -325,15 +329,26 @@ impl Placement {
     /// # Errors
     /// If no set of sites is far: then nothing can be acknowledged.
     pub fn new(policy: &Policy, geography: &Geography<'_>) -> Result<Self, Infeasible> {
+        let derived = Self::derive(policy, geography)?;
+        Ok(Self { plan: geography.layout.plan(policy).cloned(), ..derived })
+    }
+
+    /// As [`Placement::new`], without looking for a plan.
+    ///
+    /// # Errors
+    /// As [`Placement::new`].
+    pub fn derive(policy: &Policy, geography: &Geography<'_>) -> Result<Self, Infeasible> {
         policy.check().map_err(Infeasible::Policy)?;
         let layout = geography.layout;
         let home = match &policy.home {
             Some(name) => Some(layout.site_named(name).ok_or_else(|| Infeasible::UnknownHome(name.clone()))?),
             None => None,
         };
-        let populated = |site: &SiteIndex| layout.nodes_at(*site).next().is_some();
+        let takes = |node: &NodeIndex| layout.duty(*node) == Duty::Active;
+        let populated = |site: &SiteIndex| layout.nodes_at(*site).any(|node| takes(&node));
         let candidates: Vec<SiteIndex> = layout.site_indexes().filter(|site| allowed(policy, layout, *site)).filter(populated).collect();
-        let eligible = layout.node_indexes().filter(|node| layout.site_of(*node).is_some_and(|site| candidates.contains(&site))).collect();
+        let may_hold = |node: &NodeIndex| layout.site_of(*node).is_some_and(|site| candidates.contains(&site));
+        let eligible = layout.node_indexes().filter(may_hold).filter(takes).collect();
         for copies in (usize::from(policy.far_copies)..=usize::from(policy.copies)).rev() {
             let mut sets = Vec::new();
             enumerate(&mut Vec::new(), &candidates, copies, &mut |set| {
@@ -348,7 +363,7 @@ impl Placement {
             if !sets.is_empty() {
                 let set_seeds = sets.iter().map(|set| set_seed(layout, set)).collect();
                 let nodes_at = layout.site_indexes().map(|site| seeded_nodes(layout, site)).collect();
-                return Ok(Self { sets, set_seeds, complete: copies == usize::from(policy.copies), eligible, nodes_at });
+                return Ok(Self { plan: None, sets, set_seeds, complete: copies == usize::from(policy.copies), eligible, nodes_at });
             }
         }
         Err(not_far(policy, geography, &candidates))
@@ -372,6 +387,9 @@ impl Placement {
     /// The nodes that a partition is assigned to, one at each site of its set, the home first. `policy` and `layout` are
     /// those that this was made of.
     pub fn assigned(&self, policy: &Policy, layout: &Layout, partition: Partition) -> Vec<NodeIndex> {
+        if let Some(plan) = &self.plan {
+            return plan.nodes(partition).to_vec();
+        }
         let best = self.sets.iter().zip(&self.set_seeds).max_by_key(|(_, seed)| score(**seed, partition));
         let Some((set, _)) = best else { return Vec::new() };
         let mut nodes: Vec<NodeIndex> = Vec::with_capacity(set.len());
@@ -462,7 +480,7 @@ fn set_seed(layout: &Layout, set: &[SiteIndex]) -> u64 {
 
 fn seeded_nodes(layout: &Layout, site: SiteIndex) -> Vec<(NodeIndex, u64)> {
     let seed_of = |node| seed("afar 2026 rendezvous of a node", std::iter::once(layout.node_name(node)));
-    layout.nodes_at(site).map(|node| (node, seed_of(node))).collect()
+    layout.nodes_at(site).filter(|node| layout.duty(*node) == Duty::Active).map(|node| (node, seed_of(node))).collect()
 }
 
 /// Every holder's site, for callers that think in nodes.

@@ -123,6 +123,28 @@ pub const COPIES_MAX: u8 = 16;
 pub const DISTANCE_MAX: Metres = Metres(20_003_932);
 
 impl Policy {
+    /// For the wire: all of it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).unwrap_or_default()
+    }
+
+    /// From the wire; `None` if it is no policy.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        postcard::from_bytes(bytes).ok().filter(|policy: &Self| policy.check().is_ok())
+    }
+
+    /// What of a policy decides where copies go, as bytes that can be compared: two policies with the same key are placed
+    /// alike.
+    pub fn placement_key(&self) -> Vec<u8> {
+        let mut countries = self.countries.clone();
+        countries.sort_unstable();
+        countries.dedup();
+        let verify = self.verify_distance == VerifyDistance::Enforce;
+        let parts = (self.copies, self.far_copies, self.min_distance.0, &self.home, &countries, self.max_copies_per_provider, verify);
+        // Writing to a vector does not fail; were it to, no plan would be found, and none is needed.
+        postcard::to_stdvec(&parts).unwrap_or_default()
+    }
+
     /// Checks what does not depend on a layout.
     ///
     /// # Errors

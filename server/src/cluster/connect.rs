@@ -1,12 +1,22 @@
 //! Connections to a peer: TCP, TLS with our certificate, and a look at theirs. A certificate of the cluster's authority is
 //! not enough: it must name the very node that we meant to call.
-use crate::{cluster::identity::Identity, limits};
+use crate::{
+    cluster::{
+        identity::Identity,
+        trust::{self, Held, Role},
+    },
+    limits,
+};
+use afar_model::units::UnixMillis;
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -55,6 +65,12 @@ impl Address {
     }
 }
 
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+    }
+}
+
 /// Why a connection did not come about.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ConnectError {
@@ -80,6 +96,22 @@ pub enum ConnectError {
         /// What was wrong.
         why: String,
     },
+    /// Their certificate is not believed here.
+    #[error("{address}: the certificate there is refused: {why}")]
+    Untrusted {
+        /// As called.
+        address: String,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// Our certificate is not believed there.
+    #[error("{address}: refuses this node's certificate: {why}")]
+    RefusesUs {
+        /// As called.
+        address: String,
+        /// Why, and what to do.
+        why: String,
+    },
     /// Somebody else answers.
     #[error("{address}: the certificate there is {found}'s, expected {expected}'s: check the layout's endpoints")]
     SomebodyElse {
@@ -101,6 +133,8 @@ pub struct Connector {
     /// The last failure, for those who only see that a request failed; none while connected.
     last: Arc<Mutex<Option<ConnectError>>>,
     ended: Arc<Notify>,
+    /// When the certificate that was last seen there ends, in Unix milliseconds; 0: none was.
+    certificate_ends: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Connector {
@@ -112,7 +146,13 @@ impl std::fmt::Debug for Connector {
 impl Connector {
     /// For the node of that name at that address.
     pub fn new(address: Address, node: impl Into<String>, identity: Arc<Identity>) -> Self {
-        Self { address, node: node.into(), identity, last: Arc::default(), ended: Arc::default() }
+        Self { address, node: node.into(), identity, last: Arc::default(), ended: Arc::default(), certificate_ends: Arc::default() }
+    }
+
+    /// One for the same peer that shares nothing with this one.
+    #[must_use]
+    pub fn aside(&self) -> Self {
+        Self::new(self.address.clone(), self.node.clone(), Arc::clone(&self.identity))
     }
 
     /// Notified whenever a connection has ended: the first sign of a peer's death.
@@ -125,14 +165,18 @@ impl Connector {
         self.last.lock().clone()
     }
 
+    /// When the certificate that was last seen there ends.
+    pub fn certificate_ends(&self) -> Option<UnixMillis> {
+        Some(self.certificate_ends.load(Ordering::Relaxed)).filter(|ends| *ends > 0).map(UnixMillis)
+    }
+
     /// A channel that connects when it is used, and again when it broke. `window`: bytes that may be under way to us.
     ///
     /// # Errors
     /// If the address makes no URI, which [`Address::parse`] rules out.
     pub fn channel(&self, window: u32) -> Result<Channel, tonic::transport::Error> {
         // TLS is the connector's business, so the URI speaks of plain HTTP/2.
-        let host = if self.address.host.contains(':') { format!("[{}]", self.address.host) } else { self.address.host.clone() };
-        let endpoint = Endpoint::from_shared(format!("http://{host}:{}", self.address.port))?
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address))?
             .user_agent(concat!("afard/", env!("CARGO_PKG_VERSION")))?
             .connect_timeout(limits::PEER_CONNECT)
             .max_frame_size(afar_proto::limits::FRAME_BYTES)
@@ -147,8 +191,23 @@ impl Connector {
         Ok(endpoint.connect_with_connector_lazy(self.clone()))
     }
 
-    async fn connect(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
-        let address = format!("{}:{}", self.address.host, self.address.port);
+    /// Connects once, beside the channels, and hangs up: how long TCP and TLS took.
+    ///
+    /// # Errors
+    /// Why it did not come about.
+    pub async fn probe(&self) -> Result<Duration, ConnectError> {
+        let asked = tokio::time::Instant::now();
+        match tokio::time::timeout(limits::PEER_CONNECT, self.connect()).await {
+            Ok(connected) => connected.map(|_| asked.elapsed()),
+            Err(_) => Err(ConnectError::Network {
+                address: self.address.to_string(),
+                why: format!("no connection within {} s", limits::PEER_CONNECT.as_secs()),
+            }),
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, ConnectError> {
+        let address = self.address.to_string();
         let tcp = TcpStream::connect((self.address.host.as_str(), self.address.port)).await;
         let tcp = tcp.map_err(|error| match error.kind() {
             io::ErrorKind::ConnectionRefused => ConnectError::Refused { address: address.clone() },
@@ -157,14 +216,38 @@ impl Connector {
         let tls = |why: String| ConnectError::Tls { address: address.clone(), why };
         tcp.set_nodelay(true).map_err(|error| ConnectError::Network { address: address.clone(), why: error.to_string() })?;
         let name = ServerName::try_from(self.address.host.clone()).map_err(|error| tls(error.to_string()))?;
-        let stream = TlsConnector::from(self.identity.client_config()).connect(name, tcp).await.map_err(|error| tls(error.to_string()))?;
-        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        match certificate.and_then(|certificate| self.identity.node_named_by(certificate)) {
-            Some(found) if found == self.node => Ok(stream),
-            found => {
-                let found = found.unwrap_or_else(|| "nobody of this cluster".into());
-                Err(ConnectError::SomebodyElse { address, found, expected: self.node.clone() })
-            }
+        let connecting = TlsConnector::from(self.identity.client_config()).connect(name.clone(), tcp);
+        let stream = connecting.await.map_err(|error| self.refusal(&error).unwrap_or_else(|| tls(error.to_string())))?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let found = chain.first().and_then(|leaf| self.identity.node_named_by(leaf));
+        if found.as_ref() != Some(&self.node) {
+            let found = found.unwrap_or_else(|| "nobody of this cluster".into());
+            return Err(ConnectError::SomebodyElse { address, found, expected: self.node.clone() });
+        }
+        let ends = chain.first().and_then(trust::ends).unwrap_or_default();
+        self.certificate_ends.store(ends.0, Ordering::Relaxed);
+        let held = self.identity.hold(chain, Role::Called(name)).map_err(|error| self.untrusted(&error))?;
+        Ok(Connection { stream, held, connector: self.clone(), heard: false })
+    }
+
+    fn untrusted(&self, error: &rustls::Error) -> ConnectError {
+        let why = trust::explain(error).unwrap_or_else(|| error.to_string());
+        ConnectError::Untrusted { address: self.address.to_string(), why }
+    }
+
+    /// What an error of the stream says of certificates, if it does.
+    fn refusal(&self, error: &io::Error) -> Option<ConnectError> {
+        let error = trust::tls_error(error)?;
+        let refuses = trust::explain_alert(error).map(|why| ConnectError::RefusesUs { address: self.address.to_string(), why });
+        refuses.or_else(|| trust::explain(error).map(|_| self.untrusted(error)))
+    }
+
+    /// How the last attempt to connect ended. That the other side refuses our certificate is only heard after the handshake
+    /// has succeeded here, so what was heard last of that kind stands until the other side says anything else.
+    fn note(&self, connected: Option<&ConnectError>) {
+        let mut last = self.last.lock();
+        if connected.is_some() || !matches!(*last, Some(ConnectError::RefusesUs { .. })) {
+            *last = connected.cloned();
         }
     }
 }
@@ -182,37 +265,57 @@ impl tower::Service<Uri> for Connector {
         let connector = self.clone();
         Box::pin(async move {
             let connected = connector.connect().await;
-            *connector.last.lock() = connected.as_ref().err().cloned();
-            connected.map(|stream| hyper_util::rt::TokioIo::new(Connection { stream, ended: connector.ended }))
+            connector.note(connected.as_ref().err());
+            connected.map(hyper_util::rt::TokioIo::new)
         })
     }
 }
 
-/// A connection that tells when it ends.
+/// A connection that tells when it ends, and ends when the peer's certificate is not believed any more.
 #[derive(Debug)]
 pub struct Connection {
     stream: TlsStream<TcpStream>,
-    ended: Arc<Notify>,
+    held: Held,
+    connector: Connector,
+    /// The other side has said something: it believes our certificate.
+    heard: bool,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.ended.notify_one();
+        self.connector.ended.notify_one();
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        self.held.poll(cx)?;
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        match &polled {
+            Poll::Ready(Err(error)) => {
+                if let Some(refusal) = self.connector.refusal(error) {
+                    self.connector.note(Some(&refusal));
+                }
+            }
+            Poll::Ready(Ok(())) if buffer.filled().len() > before && !self.heard => {
+                self.heard = true;
+                *self.connector.last.lock() = None;
+            }
+            _ => {}
+        }
+        polled
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.held.check()?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.held.check()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
@@ -227,13 +330,6 @@ impl AsyncWrite for Connection {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
-}
-
-/// The window of one bulk connection: half the transfer budget, shared by all peers' bulk connections (rule 29).
-pub fn bulk_window(transfer: u64, peers: usize) -> u32 {
-    let connections = (peers.max(1) * limits::BULK_LANES) as u64;
-    let share = transfer / 2 / connections;
-    u32::try_from(share).unwrap_or(u32::MAX).clamp(limits::BULK_WINDOW_MIN, limits::BULK_WINDOW_MAX)
 }
 
 /// A pause with up to a fifth more or less, so that nodes do not call in step.
@@ -252,6 +348,11 @@ mod tests {
         assert_eq!(Address::parse("https://127.0.0.1:7700"), address("127.0.0.1", 7700));
         assert_eq!(Address::parse("https://node1.example"), address("node1.example", 7700));
         assert_eq!(Address::parse("https://[::1]:7701/"), address("::1", 7701));
+        for good in
+            ["https://127.0.0.1:7700", "https://node1.example", "https://[::1]:7701/", "https://a:1", "https://n-1.example.org:65535"]
+        {
+            assert!(afar_model::layout::is_endpoint(good) && Address::parse(good).is_ok(), "what a layout may say can be called: {good}");
+        }
         for bad in [
             "",
             "127.0.0.1:7700",
@@ -265,13 +366,5 @@ mod tests {
         ] {
             assert!(Address::parse(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn rule_29_peers_share_half_of_the_transfer_budget() {
-        assert_eq!(bulk_window(256 << 20, 2), 32 << 20);
-        assert_eq!(bulk_window(256 << 20, 8), 8 << 20);
-        assert_eq!(bulk_window(256 << 20, 200), 1 << 20);
-        assert_eq!(bulk_window(16 << 20, 0), 4 << 20);
     }
 }

@@ -1,29 +1,35 @@
-//! Who this node is: its certificate, its key, and the cluster's authority. Checked completely before anything listens, so
+//! Who this node is: its certificate, its key, and the cluster's authorities. Checked completely before anything listens, so
 //! that a wrong file is named at the start and not guessed from failed handshakes.
 //!
-//! A node's certificate says `afar://CLUSTER/NODE` in a URI name; whoever shows a certificate of the authority that names a
-//! node of the layout is that node. The authority's key is never on a node. TLS 1.3 only.
+//! A node's certificate says `afar://CLUSTER/NODE` in a URI name; whoever shows a certificate of an authority that names a
+//! node of the layout is that node. An authority's key is never on a node. TLS 1.3 only.
+//!
+//! The files may be replaced while the node runs: [`Identity::reload`] checks them as at the start and, if they are good,
+//! every handshake from then on uses them; if they are not, the last good ones stay. Nothing that is done to a file takes a
+//! running node down.
+use crate::cluster::trust::{Connections, Digest, Held, Judge, Refusals, Role, Trust, TrustError, ends, uris};
 use afar_model::units::UnixMillis;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    client::WebPkiServerVerifier,
-    crypto::CryptoProvider,
-    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    ClientConfig, ServerConfig, client::danger::ServerCertVerifier, crypto::CryptoProvider, server::danger::ClientCertVerifier,
     sign::CertifiedKey,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
 use std::{
+    collections::BTreeSet,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
-use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+use tokio::sync::Notify;
+use x509_parser::prelude::FromDer as _;
 
 /// The files that an identity is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The authority's certificate, PEM.
+    /// The authority's certificate, PEM; while a cluster changes its authority, several.
     pub ca: PathBuf,
     /// The node's certificate, PEM, with intermediates if any.
     pub certificate: PathBuf,
@@ -84,6 +90,18 @@ pub enum IdentityError {
         /// Who we are.
         expected: String,
     },
+    /// The cluster has withdrawn the authority that made it.
+    #[error("{path}: was issued by an authority that the cluster has withdrawn: make a new one with the present authority")]
+    Withdrawn {
+        /// The certificate.
+        path: PathBuf,
+    },
+    /// The cluster has revoked its key.
+    #[error("{path}: its key was revoked: make a new key and certificate for this node")]
+    Revoked {
+        /// The certificate.
+        path: PathBuf,
+    },
     /// The key is another certificate's.
     #[error("{key}: does not belong to {certificate}: use the pair that was made together")]
     KeyMismatch {
@@ -100,6 +118,9 @@ pub enum IdentityError {
         /// The host of the node's endpoint.
         host: String,
     },
+    /// What signed settings say of authorities.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// Something that none of the above describes.
     #[error("{path}: cannot be used: {why}")]
     Unusable {
@@ -113,14 +134,60 @@ pub enum IdentityError {
 /// Who this node is, ready for handshakes.
 pub struct Identity {
     cluster: String,
-    not_after: UnixMillis,
+    files: TlsFiles,
+    provider: Arc<CryptoProvider>,
+    present: ArcSwap<Present>,
+    /// Held by whoever makes the next `present` from the last.
+    changing: Mutex<()>,
+    connections: Arc<Connections>,
+    refusals: Arc<Refusals>,
+    rejected: ArcSwapOption<Rejected>,
+    asked: Notify,
+}
+
+/// What handshakes use now.
+struct Present {
+    material: Arc<Material>,
+    trust: Trust,
+    judge: Arc<Judge>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    /// Why others refuse this node's certificate, by what this node itself believes.
+    own_refused: Option<&'static str>,
+    /// When the first of the trusted authorities ends.
+    authority_ends: UnixMillis,
+}
+
+/// What the files hold.
+struct Material {
+    /// Of their contents.
+    digest: Digest,
+    authorities: Vec<CertificateDer<'static>>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    not_after: UnixMillis,
+    checked: UnixTime,
+}
+
+/// Files that were replaced by something that cannot be used.
+#[derive(Debug, PartialEq, Eq)]
+struct Rejected {
+    digest: Option<Digest>,
+    why: String,
+}
+
+/// What [`Identity::reload`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reloaded {
+    /// The files are those in use.
+    Unchanged,
+    /// They are others, they are good, and they are in use now.
+    Replaced,
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("cluster", &self.cluster).field("not_after", &self.not_after).finish_non_exhaustive()
+        f.debug_struct("Identity").field("cluster", &self.cluster).field("not_after", &self.not_after()).finish_non_exhaustive()
     }
 }
 
@@ -143,47 +210,238 @@ impl Identity {
     /// # Errors
     /// The first thing that is wrong.
     pub fn load(files: &TlsFiles, expected: Expected<'_>) -> Result<Self, IdentityError> {
+        Self::load_trusting(files, expected, Trust::default())
+    }
+
+    /// As [`Identity::load`], where signed settings are known already.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn load_trusting(files: &TlsFiles, expected: Expected<'_>, trust: Trust) -> Result<Self, IdentityError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let authorities = certificates(&files.ca)?;
-        let chain = certificates(&files.certificate)?;
-        let key = private_key(&files.key)?;
-        let roots = Arc::new(roots(&files.ca, &authorities)?);
-        for authority in &authorities {
-            validity(&files.ca, authority, expected.now)?;
+        let refusals = Arc::new(Refusals::default());
+        let texts = Texts::read(files)?;
+        let (material, judge) = check(&texts, files, expected, &trust, &provider, &refusals)?;
+        let present = Present::new(Arc::new(material), trust, judge, &provider).map_err(|error| unusable(&files.certificate, error))?;
+        Ok(Self {
+            cluster: expected.cluster.to_owned(),
+            files: files.clone(),
+            provider,
+            present: ArcSwap::from_pointee(present),
+            changing: Mutex::new(()),
+            connections: Arc::default(),
+            refusals,
+            rejected: ArcSwapOption::empty(),
+            asked: Notify::new(),
+        })
+    }
+
+    /// Reads the files again and, if they have changed and are good, uses them for every handshake from now on. Connections
+    /// that exist go on. If they are not good, those in use stay, which is logged once and can be asked for
+    /// ([`Identity::rejected`]). Blocks: reads files.
+    ///
+    /// # Errors
+    /// Why the files are not used.
+    pub fn reload(&self, expected: Expected<'_>) -> Result<Reloaded, IdentityError> {
+        let _one = self.changing.lock();
+        let texts = Texts::read(&self.files);
+        let digest = texts.as_ref().ok().map(Texts::digest);
+        let outcome = texts.and_then(|texts| self.take(&texts, expected));
+        match &outcome {
+            Ok(Reloaded::Replaced) => {
+                self.rejected.store(None);
+                let days = self.days_left(expected.now);
+                tracing::info!(days, "new certificate files are in use, for every connection from now on");
+            }
+            Ok(Reloaded::Unchanged) => {
+                if self.rejected.swap(None).is_some() {
+                    tracing::info!("the certificate files are again those in use");
+                }
+            }
+            Err(error) => self.reject(Rejected { digest, why: error.to_string() }),
         }
-        let Some((leaf, intermediates)) = chain.split_first() else {
-            return Err(IdentityError::File { path: files.certificate.clone(), why: "holds no certificate".into() });
+        outcome
+    }
+
+    fn take(&self, texts: &Texts, expected: Expected<'_>) -> Result<Reloaded, IdentityError> {
+        let present = self.present.load();
+        if texts.digest() == present.material.digest {
+            return Ok(Reloaded::Unchanged);
+        }
+        let (material, judge) = check(texts, &self.files, expected, &present.trust, &self.provider, &self.refusals)?;
+        let next = Present::new(Arc::new(material), present.trust.clone(), judge, &self.provider);
+        self.put(next.map_err(|error| unusable(&self.files.certificate, error))?);
+        Ok(Reloaded::Replaced)
+    }
+
+    fn reject(&self, rejected: Rejected) {
+        let told = self.rejected.load().as_ref().is_some_and(|last| match last.digest {
+            Some(digest) => Some(digest) == rejected.digest,
+            None => **last == rejected,
+        });
+        if !told {
+            tracing::warn!(why = rejected.why, "the certificate files have changed and are not used: those read before stay in use");
+        }
+        self.rejected.store(Some(Arc::new(rejected)));
+    }
+
+    /// Uses this from now on, and ends the connections that rest on what is not believed any more.
+    fn put(&self, next: Present) {
+        let judge = Arc::clone(&next.judge);
+        self.present.store(Arc::new(next));
+        self.refusals.forget();
+        self.connections.end_refused(&judge);
+    }
+
+    /// Why the files, as they are now, are not used; `None` if they are.
+    pub fn rejected(&self) -> Option<String> {
+        self.rejected.load().as_ref().map(|rejected| rejected.why.clone())
+    }
+
+    /// Asks for the files to be read again soon.
+    pub fn look_again(&self) {
+        self.asked.notify_one();
+    }
+
+    /// Resolves after [`Identity::look_again`].
+    pub async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// Trusts these authorities besides those of the files, and does not trust any whose [`certificate_digest`](crate::cluster::trust::certificate_digest) is in
+    /// `distrusted`. Holds for handshakes from now on; connections that would not come about any more are ended, so that
+    /// their peers have to shake hands again. Files and revocations are left as they are.
+    ///
+    /// # Errors
+    /// If something is no authority or none would be left; then everything stays as it was.
+    pub fn set_extra_roots(&self, extra: Vec<CertificateDer<'static>>, distrusted: Vec<Digest>) -> Result<(), TrustError> {
+        self.change_trust(|trust| {
+            trust.extra_roots = extra;
+            trust.distrusted = distrusted.into_iter().collect();
+        })
+    }
+
+    /// Lets nobody in whose certificate has one of these keys ([`key_digest`](crate::cluster::trust::key_digest)), and ends their connections.
+    ///
+    /// # Errors
+    /// If the TLS library has something against it; then everything stays as it was.
+    pub fn set_revoked(&self, revoked: BTreeSet<Digest>) -> Result<(), TrustError> {
+        self.change_trust(|trust| trust.revoked = revoked)
+    }
+
+    /// As [`Identity::set_extra_roots`] and [`Identity::set_revoked`] in one step.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn set_trust(&self, trust: Trust) -> Result<(), TrustError> {
+        self.follow(|| trust)
+    }
+
+    /// As [`Identity::set_trust`], where `settings` is read when nobody else changes anything: of two who follow at once,
+    /// the later one has read the later settings.
+    ///
+    /// # Errors
+    /// As that.
+    pub fn follow(&self, settings: impl FnOnce() -> Trust) -> Result<(), TrustError> {
+        self.change_trust(|present| *present = settings())
+    }
+
+    /// What speaks against believing this: that no authority would be left, that one is none, or that this node itself would
+    /// be shut out for want of a certificate of an authority that stays. That its key is revoked is no objection.
+    pub fn objection(&self, trust: &Trust) -> Option<String> {
+        let present = self.present.load_full();
+        let judge = match Judge::new(&present.material.authorities, trust, &self.provider, Arc::clone(&self.refusals)) {
+            Ok(judge) => judge,
+            Err(error) => return Some(error.to_string()),
         };
-        let not_after = validity(&files.certificate, leaf, expected.now)?;
-        check_name(&files.certificate, leaf, expected)?;
-        let verifier = client_verifier(&roots, &provider).map_err(|why| unusable(&files.ca, why))?;
-        let time = UnixTime::since_unix_epoch(Duration::from_millis(expected.now.0));
-        verifier.verify_client_cert(leaf, intermediates, time).map_err(|error| explain(&error, files, expected))?;
-        check_host(&roots, &provider, leaf, intermediates, time, files, expected)?;
-        check_pair(&provider, &chain, &key, files)?;
-        let server = server_config(&provider, verifier, &chain, &key).map_err(|error| unusable(&files.certificate, error))?;
-        let client = client_config(&provider, &roots, chain, key).map_err(|error| unusable(&files.certificate, error))?;
-        Ok(Self { cluster: expected.cluster.to_owned(), not_after, server: Arc::new(server), client: Arc::new(client) })
+        let withdrawn = |judge: &Judge| {
+            let shown = judge.check(&present.material.chain, &Role::Caller, present.material.checked);
+            matches!(shown, Err(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)))
+        };
+        (withdrawn(&judge) && !withdrawn(&present.judge))
+            .then(|| "this node still shows a certificate of the authority that would be withdrawn: give it its new one first".to_owned())
+    }
+
+    fn change_trust(&self, change: impl FnOnce(&mut Trust)) -> Result<(), TrustError> {
+        let _one = self.changing.lock();
+        let present = self.present.load_full();
+        let mut trust = present.trust.clone();
+        change(&mut trust);
+        if trust == present.trust {
+            return Ok(());
+        }
+        let judge = Judge::new(&present.material.authorities, &trust, &self.provider, Arc::clone(&self.refusals))?;
+        let next = Present::new(Arc::clone(&present.material), trust, Arc::new(judge), &self.provider);
+        let next = next.map_err(|error| TrustError::Unusable(error.to_string()))?;
+        if let Some(why) = next.own_refused
+            && present.own_refused.is_none()
+        {
+            tracing::error!(why, "this node's own certificate is refused by the others from now on");
+        }
+        self.put(next);
+        // What was rejected for want of an authority may be good now.
+        self.look_again();
+        Ok(())
+    }
+
+    /// What is believed beyond the files.
+    pub fn trust(&self) -> Trust {
+        self.present.load().trust.clone()
+    }
+
+    /// Ends every connection, from or to it, whose certificate names this node; how many there were. It may come back at
+    /// once if its certificate is still good.
+    pub fn drop_connections_of(&self, node: &str) -> usize {
+        self.connections.end_of(node)
+    }
+
+    /// Keeps an eye on a connection that rests on the certificate of a handshake that has succeeded: it is ended when that
+    /// certificate is not believed any more.
+    ///
+    /// # Errors
+    /// If that is the case already.
+    pub fn hold(&self, chain: &[CertificateDer<'static>], role: Role) -> Result<Held, rustls::Error> {
+        let node = chain.first().and_then(|leaf| self.node_named_by(leaf)).unwrap_or_default();
+        let held = self.connections.hold(node, chain.to_vec(), role);
+        // Held first: an opinion that changes from here on finds it. One that changed since the handshake is asked now.
+        held.judged(&self.present.load().judge)?;
+        Ok(held)
     }
 
     /// For handshakes that we answer: a certificate is asked for, and may be absent (clients have none).
     pub fn server_config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.server)
+        Arc::clone(&self.present.load().server)
     }
 
     /// For handshakes with peers.
     pub fn client_config(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.client)
+        Arc::clone(&self.present.load().client)
+    }
+
+    /// This node's certificate.
+    pub fn certificate(&self) -> Option<CertificateDer<'static>> {
+        self.present.load().material.chain.first().cloned()
+    }
+
+    /// Why the others refuse this node's certificate, by what this node itself believes of authorities and keys; `None` if
+    /// they do not.
+    pub fn own_refused(&self) -> Option<&'static str> {
+        self.present.load().own_refused
     }
 
     /// When the certificate ends.
-    pub const fn not_after(&self) -> UnixMillis {
-        self.not_after
+    pub fn not_after(&self) -> UnixMillis {
+        self.present.load().material.not_after
+    }
+
+    /// When the first of the trusted authorities ends.
+    pub fn authority_not_after(&self) -> UnixMillis {
+        self.present.load().authority_ends
     }
 
     /// Whole days until the certificate ends; 0 when it has.
     pub fn days_left(&self, now: UnixMillis) -> u64 {
-        self.not_after.since(now).as_secs() / 86_400
+        self.not_after().since(now).as_secs() / 86_400
     }
 
     /// The node of this cluster that a certificate names. The certificate's signature is the handshake's business.
@@ -193,9 +451,91 @@ impl Identity {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+impl Present {
+    fn new(material: Arc<Material>, trust: Trust, judge: Arc<Judge>, provider: &Arc<CryptoProvider>) -> Result<Self, rustls::Error> {
+        use rustls::CertificateError::{Revoked, UnknownIssuer};
+        let own_refused = match judge.check(&material.chain, &Role::Caller, material.checked) {
+            Err(rustls::Error::InvalidCertificate(Revoked)) => Some("its key was revoked: make a new key and certificate for this node"),
+            Err(rustls::Error::InvalidCertificate(UnknownIssuer)) => {
+                Some("the cluster has withdrawn the authority that issued it: install one that the present authority has made")
+            }
+            _ => None,
+        };
+        // Fresh configurations: a session that was begun under the last ones cannot be resumed past the new judge.
+        let server = server_config(provider, Arc::clone(&judge) as _, &material.chain, &material.key)?;
+        let client = client_config(provider, Arc::clone(&judge) as _, &material.chain, &material.key)?;
+        let authority_ends = judge.authorities.iter().filter_map(ends).min().unwrap_or(UnixMillis(u64::MAX));
+        Ok(Self { material, trust, judge, server: Arc::new(server), client: Arc::new(client), own_refused, authority_ends })
+    }
+}
+
+/// The files' contents.
+struct Texts {
+    ca: String,
+    certificate: String,
+    key: String,
+}
+
+impl Texts {
+    fn read(files: &TlsFiles) -> Result<Self, IdentityError> {
+        let most = crate::limits::SECRET_FILE_BYTES_MAX;
+        let named = |path: &Path, read: Result<String, crate::files::ReadFileError>| {
+            read.map_err(|error| IdentityError::File { path: path.to_owned(), why: error.to_string() })
+        };
+        Ok(Self {
+            ca: named(&files.ca, crate::files::read_text(&files.ca, most))?,
+            certificate: named(&files.certificate, crate::files::read_text(&files.certificate, most))?,
+            key: named(&files.key, crate::files::read_secret(&files.key, most))?,
+        })
+    }
+
+    fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        for text in [&self.ca, &self.certificate, &self.key] {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        *hasher.finalize().as_bytes()
+    }
+}
+
+/// Everything that is checked of the files before they are used.
+fn check(
+    texts: &Texts,
+    files: &TlsFiles,
+    expected: Expected<'_>,
+    trust: &Trust,
+    provider: &Arc<CryptoProvider>,
+    refusals: &Arc<Refusals>,
+) -> Result<(Material, Arc<Judge>), IdentityError> {
+    let authorities = valid_authorities(&files.ca, certificates(&files.ca, &texts.ca)?, expected.now)?;
+    let chain = certificates(&files.certificate, &texts.certificate)?;
+    let key = private_key(&files.key, &texts.key)?;
+    // First without the settings, so that a file is blamed for what is wrong with the file.
+    let by_files = Judge::new(&authorities, &Trust::default(), provider, Arc::clone(refusals));
+    by_files.map_err(|error| unusable(&files.ca, error))?;
+    let judge = Judge::new(&authorities, trust, provider, Arc::clone(refusals))?;
+    let Some(leaf) = chain.first() else {
+        return Err(IdentityError::File { path: files.certificate.clone(), why: "holds no certificate".into() });
+    };
+    let not_after = validity(&files.certificate, leaf, expected.now)?;
+    check_name(&files.certificate, leaf, expected)?;
+    let at = UnixTime::since_unix_epoch(Duration::from_millis(expected.now.0));
+    let host = ServerName::try_from(expected.host.to_owned()).map_err(|error| unusable(&files.certificate, error))?;
+    for role in [Role::Caller, Role::Called(host)] {
+        judge.check(&chain, &role, at).map_err(|error| {
+            let lenient = Trust { distrusted: BTreeSet::new(), ..trust.clone() };
+            let lenient = Judge::new(&authorities, &lenient, provider, Arc::clone(refusals));
+            let withdrawn = lenient.is_ok_and(|lenient| lenient.check(&chain, &role, at).is_ok());
+            if withdrawn { IdentityError::Withdrawn { path: files.certificate.clone() } } else { explain(&error, files, expected) }
+        })?;
+    }
+    check_pair(provider, &chain, &key, files)?;
+    Ok((Material { digest: texts.digest(), authorities, chain, key, not_after, checked: at }, Arc::new(judge)))
+}
+
+fn certificates(path: &Path, text: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let file = |why: String| IdentityError::File { path: path.to_owned(), why };
-    let text = crate::files::read_text(path, crate::limits::SECRET_FILE_BYTES_MAX).map_err(|error| file(error.to_string()))?;
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
     match parsed {
         Ok(found) if found.is_empty() => Err(file("holds no certificate: expected PEM, \"-----BEGIN CERTIFICATE-----\"".into())),
@@ -204,19 +544,32 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityErr
     }
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, IdentityError> {
-    let file = |why: String| IdentityError::File { path: path.to_owned(), why };
-    let text = crate::files::read_secret(path, crate::limits::SECRET_FILE_BYTES_MAX).map_err(|error| file(error.to_string()))?;
-    PrivateKeyDer::from_pem_slice(text.as_bytes())
-        .map_err(|_| file("holds no private key: expected PEM, \"-----BEGIN PRIVATE KEY-----\"".into()))
+fn private_key(path: &Path, text: &str) -> Result<PrivateKeyDer<'static>, IdentityError> {
+    PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| IdentityError::File {
+        path: path.to_owned(),
+        why: "holds no private key: expected PEM, \"-----BEGIN PRIVATE KEY-----\"".into(),
+    })
 }
 
-fn roots(path: &Path, authorities: &[CertificateDer<'static>]) -> Result<RootCertStore, IdentityError> {
-    let mut roots = RootCertStore::empty();
-    for authority in authorities {
-        roots.add(authority.clone()).map_err(|error| unusable(path, error))?;
+/// Those that are valid now. One that has expired does no harm beside one that has not: a file may hold the authority of
+/// yesterday and that of tomorrow.
+fn valid_authorities(
+    path: &Path,
+    found: Vec<CertificateDer<'static>>,
+    now: UnixMillis,
+) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+    let mut first = None;
+    let mut valid = Vec::new();
+    for authority in found {
+        match validity(path, &authority, now) {
+            Ok(_) => valid.push(authority),
+            Err(error) => first = first.or(Some(error)),
+        }
     }
-    Ok(roots)
+    match first {
+        Some(error) if valid.is_empty() => Err(error),
+        _ => Ok(valid),
+    }
 }
 
 /// When a certificate ends, if it is valid now.
@@ -233,16 +586,6 @@ fn validity(path: &Path, certificate: &CertificateDer<'_>, now: UnixMillis) -> R
     Ok(to)
 }
 
-fn uris(certificate: &CertificateDer<'_>) -> Vec<String> {
-    let Ok((_, parsed)) = x509_parser::certificate::X509Certificate::from_der(certificate) else { return Vec::new() };
-    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
-    let uri = |name: &GeneralName<'_>| match name {
-        GeneralName::URI(uri) => Some((*uri).to_owned()),
-        _ => None,
-    };
-    names.value.general_names.iter().filter_map(uri).collect()
-}
-
 fn check_name(path: &Path, leaf: &CertificateDer<'_>, expected: Expected<'_>) -> Result<(), IdentityError> {
     let name = format!("afar://{}/{}", expected.cluster, expected.node);
     let found = uris(leaf);
@@ -251,30 +594,6 @@ fn check_name(path: &Path, leaf: &CertificateDer<'_>, expected: Expected<'_>) ->
     }
     let found = if found.is_empty() { "no node (it has no URI name)".into() } else { found.join(", ") };
     Err(IdentityError::SomebodyElse { path: path.to_owned(), found, expected: name })
-}
-
-fn client_verifier(
-    roots: &Arc<RootCertStore>,
-    provider: &Arc<CryptoProvider>,
-) -> Result<Arc<dyn ClientCertVerifier>, impl fmt::Display + use<>> {
-    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider)).allow_unauthenticated().build()
-}
-
-fn check_host(
-    roots: &Arc<RootCertStore>,
-    provider: &Arc<CryptoProvider>,
-    leaf: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
-    time: UnixTime,
-    files: &TlsFiles,
-    expected: Expected<'_>,
-) -> Result<(), IdentityError> {
-    use rustls::client::danger::ServerCertVerifier as _;
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), Arc::clone(provider)).build();
-    let verifier = verifier.map_err(|error| unusable(&files.ca, error))?;
-    let name = ServerName::try_from(expected.host).map_err(|error| unusable(&files.certificate, error))?;
-    verifier.verify_server_cert(leaf, intermediates, &name, &[], time).map_err(|error| explain(&error, files, expected))?;
-    Ok(())
 }
 
 fn check_pair(
@@ -293,9 +612,10 @@ fn check_pair(
 }
 
 fn explain(error: &rustls::Error, files: &TlsFiles, expected: Expected<'_>) -> IdentityError {
-    use rustls::CertificateError::{BadSignature, NotValidForName, NotValidForNameContext, UnknownIssuer};
+    use rustls::CertificateError::{NotValidForName, NotValidForNameContext, Revoked, UnknownIssuer};
     match error {
-        rustls::Error::InvalidCertificate(UnknownIssuer | BadSignature) => {
+        rustls::Error::InvalidCertificate(Revoked) => IdentityError::Revoked { path: files.certificate.clone() },
+        rustls::Error::InvalidCertificate(UnknownIssuer) => {
             IdentityError::ForeignAuthority { path: files.certificate.clone(), ca: files.ca.clone() }
         }
         rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
@@ -325,14 +645,15 @@ fn server_config(
 
 fn client_config(
     provider: &Arc<CryptoProvider>,
-    roots: &Arc<RootCertStore>,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    verifier: Arc<dyn ServerCertVerifier>,
+    chain: &[CertificateDer<'static>],
+    key: &PrivateKeyDer<'static>,
 ) -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(Arc::clone(roots))
-        .with_client_auth_cert(chain, key)?;
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_auth_cert(chain.to_vec(), key.clone_key())?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
 }

@@ -20,6 +20,9 @@ use std::{
 /// Words of [`Refusal::Backwards`], by which the refused node knows what it is accused of.
 pub const WENT_BACKWARDS: &str = "log went backwards";
 
+/// Words by which a node learns that the others' layout has taken it out of service.
+pub const OUT_OF_SERVICE: &str = "out of service";
+
 /// How far a directory's log reaches: segment, then offset.
 pub type LogEnd = (u64, u64);
 
@@ -39,7 +42,8 @@ pub struct Claim {
 pub enum Refusal {
     /// A run that had been replaced by another is still alive.
     #[error(
-        "two live instances answer to this name (runs {older:?} and {newer:?}): stop one of them; a copy of a node needs a name of its own"
+        "two live instances answer to this name (runs {older:?} and {newer:?}): stop one of them, and restart the other if it is not \
+         believed a minute later; a copy of a node needs a name of its own"
     )]
     TwoInstances {
         /// The run that should have ended.

@@ -1,9 +1,11 @@
 //! Who this node is, who the others are, and whether they can be relied on.
 //!
-//! Reading order: who we are ([`identity`]), what a heartbeat changes ([`pulse`], pure), what is remembered of a peer across
+//! Reading order: who we are ([`identity`]) and whom we believe ([`trust`]), what a heartbeat changes ([`pulse`], pure), what is remembered of a peer across
 //! restarts ([`memory`], pure but for its file), whose clock is off ([`skew`], pure), the connections and the task that
-//! keeps them ([`peers`]), and who may ask for anything ([`keyring`]).
+//! keeps them ([`peers`]), what the cluster thinks of whom ([`membership`]), and who may ask for anything ([`keyring`]).
 pub mod identity;
+
+pub mod trust;
 
 pub mod pulse;
 
@@ -11,9 +13,15 @@ pub mod memory;
 
 pub mod skew;
 
+pub mod layouts;
+
+pub mod exchange;
+
 pub mod connect;
 
 pub mod peers;
+
+pub mod membership;
 
 pub mod keyring;
 

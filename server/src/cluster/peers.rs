@@ -6,8 +6,10 @@
 use crate::{
     clock::Clock,
     cluster::{
-        connect::{Address, ConnectError, Connector, bulk_window, jitter},
+        connect::{Address, ConnectError, Connector, jitter},
         identity::Identity,
+        layouts::{Layouts, awaited},
+        membership::{self, Membership},
         memory::{self, Accepted, Claim, LogEnd, Memory, Refusal, Remembered},
         pulse::{Miss, Pulse},
         skew::{self, PeerClock},
@@ -54,9 +56,9 @@ pub enum ChannelKind {
 pub struct PeerView {
     /// Its name.
     pub node: String,
-    /// Whether it can be relied on.
+    /// Whether it is there: as this node's heartbeats and the cluster's opinion together say ([`membership::combine`]).
     pub state: PeerState,
-    /// Up, of the same layout, and not refused: records may be sent to it.
+    /// Up by this node's own heartbeats, of the same layout, and not refused: records may be sent to it.
     pub usable: bool,
     /// It does not have everything yet that is assigned to it: its answers prove no absence (rule 3).
     pub catching_up: bool,
@@ -90,8 +92,24 @@ pub struct PeerView {
     pub bad_records: u64,
     /// Age of its least recent verification, as it says (rule 25).
     pub oldest_unverified: Duration,
-    /// Its layout is ours.
+    /// Its open layouts and ours have one in common.
     pub layout_agrees: bool,
+    /// The hash of its current layout.
+    pub layout_hash: Vec<u8>,
+    /// Hashes of its open layouts, oldest first.
+    pub open_layouts: Vec<[u8; 32]>,
+    /// It has said which layout it has.
+    pub layout_known: bool,
+    /// Its address answers, be it with a refusal.
+    pub answers: bool,
+    /// It writes by its current layout only (rule 21).
+    pub layout_drained: bool,
+    /// It has everything that its current layout assigns to it.
+    pub layout_synced: bool,
+    /// Records that it still has to fetch, and their bytes, as it says.
+    pub rebalance: (u64, u64),
+    /// Records that it holds beyond what it is assigned.
+    pub surplus: u64,
     /// Its layout's version.
     pub layout_version: u64,
     /// Its program.
@@ -139,6 +157,9 @@ pub enum HelloRefused {
         /// Ours.
         ours: u32,
     },
+    /// The layout has taken it out of service. It has not heard of that, or does not mind.
+    #[error("this node is {}: the layout says so, and nothing that it says counts any more", memory::OUT_OF_SERVICE)]
+    OutOfService,
     /// Not believed (rule 19).
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -170,15 +191,18 @@ type Extras = Box<dyn Fn(&mut v1::NodeState) + Send + Sync>;
 
 /// Every other node of the layout.
 pub struct Peers {
-    layout: Arc<Layout>,
-    digest: [u8; 32],
-    endpoints: Vec<String>,
+    layouts: Arc<Layouts>,
     own: Own,
+    identity: Arc<Identity>,
+    bulk_window: u32,
+    /// What was remembered of peers that have no slot yet.
+    memory: Mutex<Memory>,
     clock: Clock,
     lifecycle: Lifecycle,
     state_directory: PathBuf,
-    slots: Vec<Option<Slot>>,
+    slots: ArcSwap<Vec<Option<Arc<Slot>>>>,
     extras: OnceLock<Extras>,
+    membership: OnceLock<Membership>,
     refuted: ArcSwap<BTreeSet<(SiteIndex, SiteIndex)>>,
     clock_trouble: ArcSwapOption<String>,
     changes: watch::Sender<u64>,
@@ -194,6 +218,7 @@ impl fmt::Debug for Peers {
 
 struct Slot {
     name: String,
+    endpoint: String,
     connector: Connector,
     control: Channel,
     bulk: Vec<Channel>,
@@ -222,7 +247,14 @@ struct Record {
 
 /// What a change of must be told to those who choose among peers.
 #[derive(PartialEq)]
-struct Telling(PeerState, bool, bool, bool, Option<BootId>);
+struct Telling(PeerState, bool, bool, bool, Option<BootId>, Option<(bytes::Bytes, bool, bool)>);
+
+/// What of our own layouts decides whether a peer can be worked with.
+struct Ours {
+    open: Vec<[u8; 32]>,
+    /// The current layout waits for this peer: it is neither removed nor lost.
+    awaited: bool,
+}
 
 impl Record {
     fn state(&self) -> PeerState {
@@ -233,27 +265,39 @@ impl Record {
         }
     }
 
-    fn agrees(&self, digest: &[u8; 32]) -> bool {
-        self.said.as_ref().is_some_and(|said| said.layout_digest == digest.as_slice())
+    /// Two nodes work together if a layout is open at both: what one writes by it, the other finds by it (rule 21).
+    fn agrees(&self, ours: &Ours) -> bool {
+        let Some(said) = &self.said else { return false };
+        let open = |hash: &[u8]| ours.open.iter().any(|ours| ours.as_slice() == hash);
+        ours.awaited && (open(&said.layout_digest) || said.open_layouts.iter().any(|hash| open(hash)))
     }
 
-    fn usable(&self, digest: &[u8; 32]) -> bool {
-        self.state() == PeerState::Up && self.agrees(digest)
+    fn usable(&self, ours: &Ours) -> bool {
+        self.state() == PeerState::Up && self.agrees(ours)
     }
 
-    fn telling(&self, digest: &[u8; 32]) -> Telling {
-        let read_only = self.said.as_ref().is_some_and(|said| said.read_only || said.draining);
-        Telling(self.state(), self.usable(digest), self.catching_up, read_only, self.remembered.last().map(|claim| claim.boot))
+    fn telling(&self, ours: &Ours) -> Telling {
+        let said = self.said.as_ref();
+        let read_only = said.is_some_and(|said| said.read_only || said.draining);
+        let flags = said.map(|said| (said.layout_digest.clone(), said.layout_drained, said.layout_synced));
+        Telling(self.state(), self.usable(ours), self.catching_up, read_only, self.remembered.last().map(|claim| claim.boot), flags)
     }
 
-    fn trouble(&self, digest: &[u8; 32]) -> String {
+    fn trouble(&self, ours: &Ours) -> String {
         if let Some(unfit) = &self.unfit {
             return unfit.clone();
         }
         if self.pulse.state() != PeerState::Up {
             return self.missed.clone().unwrap_or_else(|| "not heard yet".into());
         }
-        if self.agrees(digest) { String::new() } else { "its layout is another than this node's: give both the same [layout]".into() }
+        if !ours.awaited {
+            return "the layout says that it is out of service".into();
+        }
+        if self.agrees(ours) {
+            String::new()
+        } else {
+            "its layout and this node's have nothing in common: one of them is out of date, or of another cluster".into()
+        }
     }
 }
 
@@ -269,9 +313,7 @@ struct Measured {
 #[derive(Debug)]
 pub struct PeersOptions {
     /// Who there is.
-    pub layout: Arc<Layout>,
-    /// Where each node is, in the order of the layout.
-    pub endpoints: Vec<String>,
+    pub layouts: Arc<Layouts>,
     /// Who we are.
     pub own: Own,
     /// Our certificate.
@@ -282,8 +324,8 @@ pub struct PeersOptions {
     pub lifecycle: Lifecycle,
     /// Where to remember peers.
     pub state_directory: PathBuf,
-    /// The transfer budget in bytes.
-    pub transfer: u64,
+    /// Bytes that may be under way to us on one bulk connection: see [`crate::budget::Shares`].
+    pub bulk_window: u32,
     /// What is remembered, from [`memory::load`].
     pub memory: Memory,
 }
@@ -303,47 +345,94 @@ impl Peers {
     ///
     /// # Errors
     /// If an endpoint cannot be called.
-    pub fn new(mut options: PeersOptions) -> Result<Arc<Self>, PeerError> {
-        let others = options.layout.nodes().len().saturating_sub(1);
-        let window = bulk_window(options.transfer, others);
-        let mut slots = Vec::new();
-        for (index, node) in options.layout.node_indexes().zip(options.layout.nodes()) {
-            if index == options.own.node {
-                slots.push(None);
-                continue;
-            }
-            let wrong = |why: String| PeerError { node: node.name.clone(), why };
-            let endpoint = options.endpoints.get(usize::from(index.0)).ok_or_else(|| wrong("has no endpoint".into()))?;
-            let address = Address::parse(endpoint).map_err(|error| wrong(error.to_string()))?;
-            let connector = Connector::new(address, &node.name, Arc::clone(&options.identity));
-            let channel = |window| connector.channel(window).map_err(|error| wrong(error.to_string()));
-            let remembered = options.memory.remove(&node.name).unwrap_or_default();
-            slots.push(Some(Slot {
-                name: node.name.clone(),
-                control: channel(limits::CONTROL_WINDOW)?,
-                bulk: (0..limits::BULK_LANES).map(|_| channel(window)).collect::<Result<_, _>>()?,
-                poke: connector.ended(),
-                connector,
-                usable: AtomicBool::new(false),
-                record: Mutex::new(Record { remembered, ..Record::default() }),
-            }));
-        }
-        Ok(Arc::new(Self {
-            digest: options.layout.digest(),
-            layout: options.layout,
-            endpoints: options.endpoints,
+    pub fn new(options: PeersOptions) -> Result<Arc<Self>, PeerError> {
+        let peers = Self {
+            layouts: options.layouts,
             own: options.own,
+            identity: options.identity,
+            bulk_window: options.bulk_window,
+            memory: Mutex::new(options.memory),
             clock: options.clock,
             lifecycle: options.lifecycle,
             state_directory: options.state_directory,
-            slots,
+            slots: ArcSwap::default(),
             extras: OnceLock::new(),
+            membership: OnceLock::new(),
             refuted: ArcSwap::default(),
             clock_trouble: ArcSwapOption::empty(),
             changes: watch::Sender::new(0),
             remember: Notify::new(),
             stale: AtomicBool::new(false),
-        }))
+        };
+        peers.renew()?;
+        Ok(Arc::new(peers))
+    }
+
+    /// Makes slots for what the current layout names and this node does not know yet. Answers for whom.
+    fn renew(&self) -> Result<Vec<NodeIndex>, PeerError> {
+        let layout = self.layouts.current();
+        let before = self.slots.load_full();
+        let window = self.bulk_window;
+        let (mut slots, mut new) = (Vec::new(), Vec::new());
+        for (index, node) in layout.node_indexes().zip(layout.nodes()) {
+            let known = before.get(usize::from(index.0)).cloned().flatten();
+            if index == self.own.node {
+                slots.push(None);
+            } else if let Some(known) = known.filter(|slot| slot.endpoint == node.endpoint) {
+                slots.push(Some(known));
+            } else {
+                slots.push(Some(Arc::new(self.slot_for(node, window)?)));
+                new.push(index);
+            }
+        }
+        self.slots.store(Arc::new(slots));
+        Ok(new)
+    }
+
+    fn slot_for(&self, node: &afar_model::layout::Node, window: u32) -> Result<Slot, PeerError> {
+        let wrong = |why: String| PeerError { node: node.name.clone(), why };
+        let address = Address::parse(&node.endpoint).map_err(|error| wrong(error.to_string()))?;
+        let connector = Connector::new(address, &node.name, Arc::clone(&self.identity));
+        let channel = |window| connector.channel(window).map_err(|error| wrong(error.to_string()));
+        let remembered = self.memory.lock().get(&node.name).cloned().unwrap_or_default();
+        Ok(Slot {
+            name: node.name.clone(),
+            endpoint: node.endpoint.clone(),
+            control: channel(limits::CONTROL_WINDOW)?,
+            bulk: (0..limits::BULK_LANES).map(|_| channel(window)).collect::<Result<_, _>>()?,
+            poke: connector.ended(),
+            connector,
+            usable: AtomicBool::new(false),
+            record: Mutex::new(Record { remembered, ..Record::default() }),
+        })
+    }
+
+    /// The layout has changed: knows the new peers, and judges all of them anew. Answers who is new.
+    pub fn layout_changed(self: &Arc<Self>) -> Vec<NodeIndex> {
+        let new = self.renew().unwrap_or_else(|error| {
+            tracing::error!(%error, "a node of the new layout cannot be called");
+            Vec::new()
+        });
+        for node in &new {
+            self.start_heartbeat(*node);
+        }
+        for node in self.others() {
+            if let Some(slot) = self.slot(node) {
+                self.change(node, &slot, |_| ());
+                slot.poke.notify_one();
+            }
+        }
+        self.judge_distances();
+        new
+    }
+
+    fn start_heartbeat(self: &Arc<Self>, node: NodeIndex) {
+        let peers = Arc::clone(self);
+        self.lifecycle.spawn("heartbeat", move |stop| async move { peers.heartbeat(node, stop).await });
+    }
+
+    fn ours(&self, node: NodeIndex) -> Ours {
+        Ours { open: self.layouts.open().hashes().copied().collect(), awaited: awaited(&self.layouts.current(), node) }
     }
 
     /// Sets, once, what fills in [`v1::NodeState`] beyond identity and layout: log positions, pending, catching up, read
@@ -354,20 +443,32 @@ impl Peers {
         }
     }
 
+    /// Sets, once, what the cluster thinks of peers: [`Peers::view`] takes it into account, [`Peers::usable`] does not.
+    pub fn set_membership(&self, membership: Membership) {
+        if self.membership.set(membership).is_err() {
+            tracing::error!("the membership is set twice: this is a bug, please report it");
+        }
+    }
+
+    /// What the cluster thinks of peers; `None` before it was set.
+    pub fn membership(&self) -> Option<&Membership> {
+        self.membership.get()
+    }
+
     /// Starts a heartbeat for every peer.
     pub fn start(self: &Arc<Self>) {
-        for node in self.others().collect::<Vec<_>>() {
-            let peers = Arc::clone(self);
-            self.lifecycle.spawn("heartbeat", move |stop| async move { peers.heartbeat(node, stop).await });
+        for node in self.others() {
+            self.start_heartbeat(node);
         }
         let peers = Arc::clone(self);
         self.lifecycle.spawn("peers' memory", move |stop| async move { peers.keep_memory(stop).await });
     }
 
-    /// Every node but this one.
+    /// Every node but this one that the layout still waits for.
     pub fn others(&self) -> impl Iterator<Item = NodeIndex> + use<> {
-        let own = self.own.node;
-        self.layout.node_indexes().filter(move |node| *node != own)
+        let (own, layout) = (self.own.node, self.layouts.current());
+        let others: Vec<NodeIndex> = layout.members().filter(|node| *node != own).collect();
+        others.into_iter()
     }
 
     /// A connection to a peer: connects when used. `None` for this node itself or an index of another layout.
@@ -386,6 +487,11 @@ impl Peers {
         Some(client.max_decoding_message_size(most).max_encoding_message_size(most))
     }
 
+    /// [`Peers::client`] by the node's name.
+    pub fn client_named(&self, name: &str, kind: ChannelKind) -> Option<PeerClient<Channel>> {
+        self.client(self.layouts.current().node_named(name)?, kind)
+    }
+
     /// Whether records may be sent to a node: up, of the same layout, not refused. True for this node itself.
     pub fn usable(&self, node: NodeIndex) -> bool {
         node == self.own.node || self.slot(node).is_some_and(|slot| slot.usable.load(Ordering::Acquire))
@@ -394,15 +500,18 @@ impl Peers {
     /// What is known of a peer; `None` for this node itself or an index of another layout.
     pub fn view(&self, node: NodeIndex) -> Option<PeerView> {
         let slot = self.slot(node)?;
+        let ours = self.ours(node);
         let record = slot.record.lock();
         let said = record.said.as_ref();
         let count = |field: fn(&v1::NodeState) -> u64| said.map_or(0, field);
         let flag = |field: fn(&v1::NodeState) -> bool| said.is_some_and(field);
         let last = record.remembered.last();
+        let opinion = self.membership.get().map(|membership| membership.view(&slot.name)).unwrap_or_default();
+        let (state, trouble) = membership::combine(record.state(), record.trouble(&ours), &opinion);
         Some(PeerView {
             node: slot.name.clone(),
-            state: record.state(),
-            usable: record.usable(&self.digest),
+            state,
+            usable: record.usable(&ours),
             catching_up: record.catching_up,
             incarnation: last.map(|claim| claim.incarnation),
             incarnation_changes: record.incarnation_changes,
@@ -419,14 +528,36 @@ impl Peers {
             draining: flag(|said| said.draining),
             bad_records: count(|said| said.bad_records),
             oldest_unverified: Duration::from_secs(count(|said| said.oldest_unverified_seconds)),
-            layout_agrees: record.agrees(&self.digest),
+            layout_agrees: record.agrees(&ours),
+            layout_hash: said.map(|said| said.layout_digest.to_vec()).unwrap_or_default(),
+            open_layouts: said
+                .map(|said| said.open_layouts.iter().filter_map(|hash| hash.as_ref().try_into().ok()).collect())
+                .unwrap_or_default(),
+            layout_known: said.is_some(),
+            answers: record.pulse.state() == PeerState::Up || record.unfit.is_some(),
+            layout_drained: flag(|said| said.layout_drained),
+            layout_synced: flag(|said| said.layout_synced),
+            rebalance: (count(|said| said.to_fetch_records), count(|said| said.to_fetch_bytes)),
+            surplus: count(|said| said.surplus_records),
             layout_version: count(|said| said.layout_version),
             program_version: said.map(|said| said.program_version.clone()).unwrap_or_default(),
             positions: last.map(|claim| claim.positions.clone()).unwrap_or_default(),
             capacity_bytes: count(|said| said.capacity_bytes),
             used_bytes: count(|said| said.used_bytes),
-            trouble: record.trouble(&self.digest),
+            trouble,
         })
+    }
+
+    /// Connects to a peer once, beside its channels, and hangs up: how long TCP and TLS took. `None` as for [`Peers::view`].
+    pub async fn probe(&self, node: NodeIndex) -> Option<Result<Duration, ConnectError>> {
+        // Not the channels' connector: a probe's end is no sign of a peer's death, nor its failure theirs.
+        let probe = self.slot(node)?.connector.aside();
+        Some(probe.probe().await)
+    }
+
+    /// When the certificate ends that a peer showed last; `None` if it was not met in this run.
+    pub fn certificate_ends(&self, node: NodeIndex) -> Option<UnixMillis> {
+        self.slot(node)?.connector.certificate_ends()
     }
 
     /// These nodes by measured round trip: this one first, then the nearest; those never measured last.
@@ -443,9 +574,10 @@ impl Peers {
 
     /// What measured round trips say of every pair of sites that have nodes.
     pub fn physics(&self) -> Vec<PairPhysics> {
+        let layout = self.layouts.current();
         let round_trips: Vec<(SiteIndex, Duration)> =
-            (self.layout.node_indexes()).filter_map(|node| Some((self.layout.site_of(node)?, self.round_trip(node)?))).collect();
-        judge_pairs(&self.layout, &round_trips)
+            layout.members().filter_map(|node| Some((layout.site_of(node)?, self.round_trip(node)?))).collect();
+        judge_pairs(&layout, &round_trips)
     }
 
     /// Whether a peer remembers more of this node's log than there is: an old copy was restored, and its answers prove nothing.
@@ -476,6 +608,9 @@ impl Peers {
     /// # Errors
     /// If the caller is not who it should be, or cannot be worked with.
     pub fn answer_hello(&self, said: v1::NodeState, from: NodeIndex) -> Result<v1::NodeState, HelloRefused> {
+        if !awaited(&self.layouts.current(), from) {
+            return Err(HelloRefused::OutOfService);
+        }
         if from == self.own.node {
             tracing::error!("another process runs under this node's name: stop one of the two");
             return Err(HelloRefused::OurName);
@@ -486,17 +621,20 @@ impl Peers {
 
     /// What this node says of itself.
     pub fn self_state(&self) -> v1::NodeState {
+        let (layout, open) = (self.layouts.current(), self.layouts.open());
         let mut state = v1::NodeState {
-            node: self.layout.node_name(self.own.node).to_owned(),
+            node: layout.node_name(self.own.node).to_owned(),
             incarnation: afar_proto::convert::bytes(self.own.incarnation.as_bytes()),
             boot: afar_proto::convert::bytes(self.own.boot.as_bytes()),
             program_version: env!("CARGO_PKG_VERSION").into(),
             protocol: afar_proto::PROTOCOL,
-            layout_digest: afar_proto::convert::bytes(&self.digest),
-            layout_version: self.layout.version(),
+            layout_digest: afar_proto::convert::bytes(layout.hash()),
+            layout_version: layout.version(),
+            open_layouts: open.hashes().map(|hash| afar_proto::convert::bytes(hash)).collect(),
+            layout_drained: self.layouts.is_drained(),
             clock_synchronised: self.clock.kernel_synchronised(),
             draining: self.lifecycle.is_draining(),
-            endpoint: self.endpoints.get(usize::from(self.own.node.0)).cloned().unwrap_or_default(),
+            endpoint: layout.node(self.own.node).map(|node| node.endpoint.clone()).unwrap_or_default(),
             ..v1::NodeState::default()
         };
         if let Some(extras) = self.extras.get() {
@@ -506,8 +644,8 @@ impl Peers {
         state
     }
 
-    fn slot(&self, node: NodeIndex) -> Option<&Slot> {
-        self.slots.get(usize::from(node.0))?.as_ref()
+    fn slot(&self, node: NodeIndex) -> Option<Arc<Slot>> {
+        self.slots.load().get(usize::from(node.0)).cloned().flatten()
     }
 
     fn round_trip(&self, node: NodeIndex) -> Option<Duration> {
@@ -519,10 +657,11 @@ impl Peers {
 
     async fn heartbeat(&self, node: NodeIndex, stop: CancellationToken) {
         let Some(slot) = self.slot(node) else { return };
-        loop {
+        // Ends when the node has left, or is called elsewhere: then another task does.
+        while self.slot(node).is_some_and(|now| Arc::ptr_eq(&now, &slot)) && awaited(&self.layouts.current(), node) {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.say_hello(node, slot) => {}
+                () = self.say_hello(node, &slot) => {}
             }
             let pause = jitter(slot.record.lock().pulse.pause());
             let poked = async {
@@ -553,27 +692,27 @@ impl Peers {
                 let _ = self.hear(node, said, Some(Measured { round_trip, midpoint }));
             }
             Ok(Err(status)) if matches!(status.code(), Code::PermissionDenied | Code::FailedPrecondition) => {
-                if status.message().contains(memory::WENT_BACKWARDS) {
+                if [memory::WENT_BACKWARDS, memory::OUT_OF_SERVICE].iter().any(|words| status.message().contains(words)) {
                     self.stale.store(true, Ordering::Release);
                 }
-                self.change(slot, |record| {
+                self.change(node, slot, |record| {
                     record.pulse.answered(round_trip);
                     record.refuses_us = true;
                     record.unfit = Some(format!("it refuses this node: {}", status.message()));
                 });
             }
-            Ok(Err(status)) => self.miss(slot, status.message()),
-            Err(_) => self.miss(slot, "no answer in time"),
+            Ok(Err(status)) => self.miss(node, slot, status.message()),
+            Err(_) => self.miss(node, slot, "no answer in time"),
         }
     }
 
-    fn miss(&self, slot: &Slot, why: &str) {
+    fn miss(&self, node: NodeIndex, slot: &Slot, why: &str) {
         let failure = slot.connector.last_failure();
         let miss = match failure {
             Some(ConnectError::Refused { .. }) => Miss::ConnectionRefused,
             _ => Miss::Silent,
         };
-        self.change(slot, |record| {
+        self.change(node, slot, |record| {
             record.pulse.missed(miss);
             record.missed = Some(failure.map_or_else(|| why.to_owned(), |failure| failure.to_string()));
         });
@@ -582,7 +721,7 @@ impl Peers {
     fn hear(&self, node: NodeIndex, said: v1::NodeState, measured: Option<Measured>) -> Result<(), HelloRefused> {
         let slot = self.slot(node).ok_or_else(|| HelloRefused::Malformed("not a node of this layout".into()))?;
         let checked = check(&said, &slot.name);
-        let heard = self.change(slot, |record| {
+        let heard = self.change(node, &slot, |record| {
             if let Some(measured) = measured {
                 record.pulse.answered(measured.round_trip);
                 record.clock_offset_ms = said.now.cast_signed().saturating_sub(measured.midpoint.0.cast_signed());
@@ -632,14 +771,17 @@ impl Peers {
     }
 
     /// Changes what is known of a peer, and tells whom it concerns.
-    fn change<T>(&self, slot: &Slot, change: impl FnOnce(&mut Record) -> T) -> T {
+    fn change<T>(&self, node: NodeIndex, slot: &Slot, change: impl FnOnce(&mut Record) -> T) -> T {
+        let ours = self.ours(node);
         let (result, before, after, nearer, trouble) = {
             let mut record = slot.record.lock();
-            let (before, round_trip) = (record.telling(&self.digest), record.pulse.least_round_trip());
+            let (mut before, round_trip) = (record.telling(&ours), record.pulse.least_round_trip());
+            // Our own layouts may have changed since it was judged.
+            before.1 = slot.usable.load(Ordering::Acquire);
             let result = change(&mut record);
-            let after = record.telling(&self.digest);
-            slot.usable.store(record.usable(&self.digest), Ordering::Release);
-            (result, before, after, record.pulse.least_round_trip() != round_trip, record.trouble(&self.digest))
+            let after = record.telling(&ours);
+            slot.usable.store(record.usable(&ours), Ordering::Release);
+            (result, before, after, record.pulse.least_round_trip() != round_trip, record.trouble(&ours))
         };
         if nearer {
             self.judge_distances();
@@ -658,8 +800,9 @@ impl Peers {
         let refuted: BTreeSet<(SiteIndex, SiteIndex)> =
             self.physics().iter().filter(|pair| pair.verdict == Physics::Refuted).map(|pair| (pair.a, pair.b)).collect();
         if refuted != **self.refuted.load() {
+            let layout = self.layouts.current();
             for (a, b) in refuted.difference(&self.refuted.load()) {
-                let (a, b) = (self.layout.site_name(*a), self.layout.site_name(*b));
+                let (a, b) = (layout.site_name(*a), layout.site_name(*b));
                 tracing::warn!(a, b, "a measured round trip is shorter than light needs for the distance that the layout claims");
             }
             self.refuted.store(Arc::new(refuted));
@@ -669,7 +812,7 @@ impl Peers {
 
     fn judge_clock(&self) {
         let now = self.clock.monotonic();
-        let clocks: Vec<PeerClock> = (self.slots.iter().flatten())
+        let clocks: Vec<PeerClock> = (self.slots.load().iter().flatten())
             .filter_map(|slot| {
                 let record = slot.record.lock();
                 let lately = record.heard.is_some_and(|heard| now.saturating_sub(heard) < limits::CLOCK_HEARD_WITHIN);
@@ -714,7 +857,11 @@ impl Peers {
     }
 
     fn memory(&self) -> Memory {
-        self.slots.iter().flatten().map(|slot| (slot.name.clone(), slot.record.lock().remembered.clone())).collect()
+        // What is remembered of those that have left stays: they may answer to their name again.
+        let mut memory = self.memory.lock().clone();
+        let present = self.slots.load();
+        memory.extend(present.iter().flatten().map(|slot| (slot.name.clone(), slot.record.lock().remembered.clone())));
+        memory
     }
 }
 

@@ -1,6 +1,9 @@
 //! A certificate authority for tests, and what a node's folder holds.
 #![allow(clippy::unwrap_used, dead_code)]
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -21,11 +24,29 @@ impl<'a> Wanted<'a> {
 
 impl Authority {
     pub fn new() -> Self {
+        Self::until(2199)
+    }
+
+    /// One that ends with the beginning of that year.
+    pub fn until(year: i32) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        params.not_after = rcgen::date_time_ymd(2199, 1, 1);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// One that this one vouches for.
+    pub fn beneath(&self) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.distinguished_name.push(DnType::CommonName, "an authority beneath");
+        Self(CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &self.0).unwrap())
+    }
+
+    pub fn der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(self.pem().as_bytes()).unwrap()
     }
 
     pub fn pem(&self) -> String {

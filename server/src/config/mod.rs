@@ -6,27 +6,32 @@
 mod reader;
 
 use crate::{
+    budget::connections_max,
     cluster::{
         connect::Address,
         identity::TlsFiles,
         keyring::{AdminKey, ClusterSecret, Secret},
     },
     files, limits,
+    replication::rebalance::{Pace, Slot, parse_rate},
 };
 use afar_model::{
+    document::{self, Chapter, Document, PublicKey, Signed},
     geo::Coordinates,
-    layout::{Layout, Node, NodeIndex, Site, is_country, is_name},
+    layout::{Duty, Layout, Node, Site, is_country, is_name},
     limits as model_limits,
     placement::{Geography, Infeasible, Placement},
     policy::{DegradedWrites, Durability, Policy, VerifyDistance},
     units::Metres,
 };
+use afar_store::disk::SyncFaults;
 use reader::{Problems, Section};
 use serde::Deserialize;
 use std::{
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// Everything that a node is told, checked.
@@ -38,8 +43,6 @@ pub struct Config {
     pub cluster: String,
     /// This node's name.
     pub node: String,
-    /// Which of the layout's nodes this is.
-    pub me: NodeIndex,
     /// Where gRPC listens.
     pub listen: SocketAddr,
     /// Data directories, one per disk.
@@ -58,18 +61,22 @@ pub struct Config {
     pub admin: AdminKey,
     /// Budgets.
     pub limits: Budgets,
+    /// How fast data may be moved when the layout changes.
+    pub pace: Pace,
     /// The policy of new buckets.
     pub policy: Policy,
-    /// Sites and nodes.
-    pub layout: Layout,
-    /// Where each node is called, in the order of the layout.
-    pub endpoints: Vec<String>,
+    /// The layout that this node begins with, unless it knows later ones.
+    pub genesis: Chapter,
+    /// Later ones that the configuration brings.
+    pub layouts: Vec<Signed>,
     /// The host of this node's own endpoint.
     pub host: String,
     /// By how many milliseconds the wall clock is shifted; only in tests.
     pub clock_offset_ms: i64,
-    /// Syncs after which every further one fails (only in tests).
-    pub fail_sync_after: Option<u64>,
+    /// What goes wrong with syncs (only in tests).
+    pub sync_faults: Option<SyncFaults>,
+    /// A client that moves too little for this long loses its transfer; other than [`limits::TRANSFER_SLOW`] only in tests.
+    pub slow_after: Duration,
 }
 
 /// Memory and connections.
@@ -142,7 +149,7 @@ impl Config {
     /// # Errors
     /// The conflicting constraints and the smallest change that helps.
     pub fn feasible(&self) -> Result<(), Infeasible> {
-        Placement::new(&self.policy, &Geography::claimed(&self.layout)).map(|_| ())
+        Placement::new(&self.policy, &Geography::claimed(&self.genesis.layout)).map(|_| ())
     }
 }
 
@@ -159,8 +166,9 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
     let tls = top.section("tls", problems).and_then(|section| read_tls(section, folder, problems));
     let secrets = top.section("secrets", problems).and_then(|section| read_secrets(section, folder, problems));
     let limits = read_limits(top.optional_section("limits", problems), problems);
+    let pace = read_pace(top.optional_section("rebalance", problems), problems);
     let policy = read_policy(top.optional_section("policy", problems), problems);
-    let layout = top.section("layout", problems).and_then(|section| read_layout(section, problems));
+    let layout = top.section("layout", problems).and_then(|section| read_layout(section, cluster.as_deref(), folder, problems));
     let testing = top.optional_section("testing", problems);
     let testing = testing.is_some_and(|mut section| {
         let enabled = section.boolean("enabled", problems).unwrap_or(false);
@@ -171,36 +179,39 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         problems.add(top.line("data"), "data = []: name at least one directory");
     }
     check_distinct(data.as_deref().unwrap_or_default(), top.line("data"), problems);
-    let me = match (&node, &layout) {
-        (Some(node), Some((layout, _))) => {
-            let me = layout.node_named(node);
-            if me.is_none() {
-                let known: Vec<&str> = layout.nodes().iter().map(|node| node.name.as_str()).collect();
+    let newest = layout.as_ref().map(Chain::newest);
+    let endpoint = match (&node, &newest) {
+        (Some(node), Some(newest)) => {
+            let found = newest.nodes.iter().find(|named| named.name == *node);
+            if found.is_none() {
+                let known: Vec<&str> = newest.nodes.iter().map(|node| node.name.as_str()).collect();
                 problems.add(top.line("node"), format!("node = {node:?}: the layout names no such node; it names {}", known.join(", ")));
             }
-            me
+            found.map(|node| node.endpoint.clone())
         }
         _ => None,
     };
-    if let (Some(Policy { home: Some(home), .. }), Some((layout, _))) = (&policy, &layout)
-        && layout.site_named(home).is_none()
+    if let (Some(Policy { home: Some(home), .. }), Some(newest)) = (&policy, &newest)
+        && !newest.sites.iter().any(|site| site.name == *home)
     {
-        let known: Vec<&str> = layout.sites().iter().map(|site| site.name.as_str()).collect();
+        let known: Vec<&str> = newest.sites.iter().map(|site| site.name.as_str()).collect();
         problems.add(top.line("policy"), format!("policy.home = {home:?}: the layout names no such site; it names {}", known.join(", ")));
     }
     let clock_offset_ms = if testing { test_number("AFAR_TEST_CLOCK_OFFSET_MS", problems).unwrap_or(0) } else { 0 };
-    let fail_sync_after = if testing { test_number("AFAR_TEST_FAIL_SYNC_AFTER", problems) } else { None };
+    let sync_faults = testing.then(|| SyncFaults {
+        fail_after: test_number("AFAR_TEST_FAIL_SYNC_AFTER", problems),
+        hold: std::env::var_os("AFAR_TEST_HOLD_SYNCS").map(PathBuf::from),
+    });
+    let slow_after = if testing { test_number("AFAR_TEST_SLOW_AFTER_MS", problems).map(Duration::from_millis) } else { None };
     top.finish(problems);
-    let (layout, endpoints) = layout?;
-    let me = me?;
-    let host = Address::parse(endpoints.get(usize::from(me.0))?).ok()?.host;
+    let Chain { genesis, layouts } = layout?;
+    let host = Address::parse(&endpoint?).ok()?.host;
     let (secret, admin) = secrets?;
     let data = data?.into_iter().map(|directory| folder.join(directory)).collect();
     Some(Config {
         path: path.to_owned(),
         cluster: cluster?,
         node: node?,
-        me,
         listen: listen?,
         data,
         state: state?,
@@ -210,12 +221,14 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         secret,
         admin,
         limits: limits?,
+        pace: pace?,
         policy: policy?,
-        layout,
-        endpoints,
+        genesis,
+        layouts,
         host,
         clock_offset_ms,
-        fail_sync_after,
+        sync_faults,
+        slow_after: slow_after.unwrap_or(limits::TRANSFER_SLOW),
     })
 }
 
@@ -281,8 +294,31 @@ fn read_limits(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Opt
     let segment = section.size("segment", afar_store::limits::SEGMENT_BYTES_DEFAULT, least..=segment_max, problems);
     let connections = section.integer("connections", 1..=limits::CONNECTIONS_MAX as u64, problems);
     let connections = connections.map_or(limits::CONNECTIONS_DEFAULT, |number| number as usize);
+    if let Some(transfer) = transfer
+        && connections as u64 > connections_max(transfer)
+    {
+        let (each, has, room) = (limits::WINDOW_MIN >> 10, transfer >> 20, connections_max(transfer));
+        let problem = format!(
+            "limits.connections = {connections}: each takes {each} KiB of limits.transfer, and {has} MiB have room for {room}: \
+             raise limits.transfer or lower this"
+        );
+        problems.add(section.line("connections"), problem);
+    }
     section.finish(problems);
     Some(Budgets { transfer: transfer?, index_cache: index_cache?, segment: segment?, connections })
+}
+
+fn read_pace(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Option<Pace> {
+    let Some(mut section) = section else { return Some(Pace::default()) };
+    let before = problems.count();
+    let rate = section.optional_text("rate", problems);
+    let rate = rate.and_then(|text| problems.keep(section.line("rate"), parse_rate(&text).map_err(|why| format!("rebalance.rate: {why}"))));
+    let line = section.line("timetable");
+    let texts = section.optional_texts("timetable", problems).unwrap_or_default();
+    let slot = |text: &String| text.parse::<Slot>().map_err(|why| format!("rebalance.timetable: {why}"));
+    let timetable = texts.iter().filter_map(|text| problems.keep(line, slot(text))).collect();
+    section.finish(problems);
+    (problems.count() == before).then_some(Pace { rate, timetable })
 }
 
 fn read_policy(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Option<Policy> {
@@ -319,30 +355,75 @@ fn read_policy(section: Option<Section<'_>>, problems: &mut Problems<'_>) -> Opt
     (problems.count() == before).then_some(policy)
 }
 
-fn read_layout(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<(Layout, Vec<String>)> {
+/// Layouts as the configuration brings them.
+struct Chain {
+    genesis: Chapter,
+    layouts: Vec<Signed>,
+}
+
+impl Chain {
+    /// What the newest one says; not verified yet.
+    fn newest(&self) -> Document {
+        let last = self.layouts.last().and_then(|signed| Document::decode(&signed.body).ok());
+        last.unwrap_or_else(|| self.genesis.document.clone())
+    }
+
+    fn read(path: &Path) -> Result<Self, String> {
+        let wrong = |why: String| format!("layout.chain: {}: {why}", path.display());
+        let length = std::fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
+        if length > document::Chain::BYTES_MAX as u64 {
+            return Err(wrong(format!("it has {length} bytes: the most is {}", document::Chain::BYTES_MAX)));
+        }
+        let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let chain = document::Chain::decode(&bytes).map_err(|error| wrong(error.to_string()))?;
+        chain.chapters(&crate::cluster::layouts::verify).map_err(|error| wrong(error.to_string()))?;
+        let genesis = chain.genesis().map_err(|error| wrong(error.to_string()))?;
+        Ok(Self { genesis, layouts: chain.documents })
+    }
+}
+
+fn read_layout(mut section: Section<'_>, cluster: Option<&str>, folder: &Path, problems: &mut Problems<'_>) -> Option<Chain> {
+    if let Some(chain) = section.optional_text("chain", problems) {
+        let line = section.line("chain");
+        section.finish(problems);
+        return problems.keep(line, Chain::read(&folder.join(chain)));
+    }
     let before = problems.count();
+    let custodians = read_custodians(&mut section, problems);
     let version = section.integer("version", 1..=i64::MAX as u64, problems).unwrap_or(1);
     let partitions = section.integer("partitions", 1..=1 << 16, problems).unwrap_or(u64::from(model_limits::PARTITIONS_DEFAULT));
     let sites: Vec<Site> = section.sections("sites", problems).into_iter().filter_map(|site| read_site(site, problems)).collect();
-    let nodes: Vec<(Node, String)> = section.sections("nodes", problems).into_iter().filter_map(|node| read_node(node, problems)).collect();
+    let nodes: Vec<Node> = section.sections("nodes", problems).into_iter().filter_map(|node| read_node(node, problems)).collect();
     let line = section.own_line();
     section.finish(problems);
-    for (index, (node, endpoint)) in nodes.iter().enumerate() {
-        if let Some((other, _)) = nodes.iter().take(index).find(|(_, other)| other == endpoint) {
+    for (index, node) in nodes.iter().enumerate() {
+        if let Some(other) = nodes.iter().take(index).find(|other| other.endpoint == node.endpoint) {
+            let endpoint = &node.endpoint;
             problems.add(line, format!("nodes {:?} and {:?} have the same endpoint {endpoint:?}: each has its own", other.name, node.name));
         }
     }
     if problems.count() > before {
         return None;
     }
-    let (nodes, endpoints) = nodes.into_iter().unzip();
     match Layout::new(version, partitions as u32, sites, nodes) {
-        Ok(layout) => Some((layout, endpoints)),
+        Ok(layout) => Some(Chain { genesis: Chapter::genesis(cluster?, layout, custodians), layouts: Vec::new() }),
         Err(wrong) => {
             wrong.iter().for_each(|problem| problems.add(line, format!("layout: {problem}")));
             None
         }
     }
+}
+
+/// Public keys of those who may change the layout, in hex.
+fn read_custodians(section: &mut Section<'_>, problems: &mut Problems<'_>) -> Vec<PublicKey> {
+    let line = section.line("custodians");
+    let texts = section.optional_texts("custodians", problems).unwrap_or_default();
+    let parse = |text: &String| {
+        let mut key = [0; 32];
+        let wrong = || format!("layout.custodians: {text:?} is no public key: write 64 hexadecimal digits");
+        hex::decode_to_slice(text.trim(), &mut key).map_err(|_| wrong()).map(|()| key)
+    };
+    texts.iter().filter_map(|text| problems.keep(line, parse(text))).collect()
 }
 
 fn read_site(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<Site> {
@@ -360,10 +441,10 @@ fn read_site(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<Si
     }
     let checked = Coordinates::new(latitude?, longitude?).map_err(|error| format!("site {name:?}: {error}"));
     let coordinates = problems.keep(line, checked)?;
-    Some(Site { name, coordinates, uncertainty: Metres(uncertainty), country, provider })
+    Some(Site { name, coordinates, uncertainty: Metres(uncertainty), country, provider, duty: Duty::Active })
 }
 
-fn read_node(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<(Node, String)> {
+fn read_node(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<Node> {
     let name = section.text("name", problems);
     let site = section.text("site", problems);
     let endpoint = section.text("endpoint", problems);
@@ -372,7 +453,7 @@ fn read_node(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<(N
         problems.keep(section.line("endpoint"), Address::parse(endpoint).map_err(|error| format!("node {name:?}: {error}")));
     }
     section.finish(problems);
-    Some((Node { name: name?, site: site?, capacity: capacity? }, endpoint?))
+    Some(Node { name: name?, site: site?, capacity: capacity?, endpoint: endpoint?, duty: Duty::Active })
 }
 
 fn test_number<T: std::str::FromStr>(variable: &str, problems: &mut Problems<'_>) -> Option<T> {

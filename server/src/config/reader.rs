@@ -10,11 +10,19 @@ use toml::{
 pub(super) struct Problems<'t> {
     text: &'t str,
     found: Vec<(usize, String)>,
+    /// Every key that was asked for: what the reference must name.
+    #[cfg(test)]
+    pub(super) asked: BTreeSet<String>,
 }
 
 impl<'t> Problems<'t> {
     pub(super) const fn new(text: &'t str) -> Self {
-        Self { text, found: Vec::new() }
+        Self {
+            text,
+            found: Vec::new(),
+            #[cfg(test)]
+            asked: BTreeSet::new(),
+        }
     }
 
     /// `at`: a byte of the file; `None`: the file as a whole.
@@ -243,6 +251,8 @@ impl<'t> Section<'t> {
     /// Complains about keys that nobody asked for.
     pub(super) fn finish(self, problems: &mut Problems<'_>) {
         let asked = self.asked.borrow();
+        #[cfg(test)]
+        problems.asked.extend(asked.iter().map(|key| self.full(key)));
         for (name, _) in self.table.into_iter().flat_map(|table| table.iter()) {
             let key: &str = name.get_ref();
             if asked.contains(key) {

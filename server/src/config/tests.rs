@@ -79,12 +79,12 @@ fn a_good_file_is_read() {
     let path = folder.path().join("afard.toml");
     fs::write(&path, GOOD).unwrap();
     let config = Config::load(&path).unwrap();
-    assert_eq!((config.me, config.host.as_str()), (NodeIndex(0), "127.0.0.1"));
+    assert_eq!(config.host, "127.0.0.1");
     assert_eq!(config.data, [folder.path().join("data")]);
     assert_eq!(config.limits.transfer, 256 << 20);
     assert_eq!(config.limits.index_cache, limits::INDEX_CACHE_DEFAULT);
     assert_eq!((config.policy.min_distance, config.policy.verify_distance), (Metres(700_000), VerifyDistance::Off));
-    assert_eq!(config.layout.nodes()[0].capacity, 1 << 40);
+    assert_eq!(config.genesis.layout.nodes()[0].capacity, 1 << 40);
     assert_eq!(config.admin.access_key_id, "AFAR1");
     assert_eq!(config.feasible(), Ok(()));
     assert!(!format!("{config:?}").contains("0123456789abcdef"), "secrets do not print");
@@ -122,9 +122,16 @@ fn wrong_types_and_ranges_are_named() {
     check(
         "transfer = \"256MiB\"",
         "transfer = \"1KiB\"",
-        &["line 15: limits.transfer = \"1KiB\": must be a size from 16.0 MiB to 2.0 GiB, such as \"64MiB\""],
+        &["line 15: limits.transfer = \"1KiB\": must be a size from 32.0 MiB to 2.0 GiB, such as \"64MiB\""],
     );
     check("connections = 8", "connections = -8", &["line 16: limits.connections = -8: must be a whole number from 1 to 4096"]);
+    check(
+        "connections = 8",
+        "connections = 600",
+        &[
+            "line 16: limits.connections = 600: each takes 64 KiB of limits.transfer, and 256 MiB have room for 512: raise limits.transfer or lower this",
+        ],
+    );
     check("copies = 2", "copies = \"two\"", &["line 18: policy.copies = \"two\": must be a whole number from 1 to 255"]);
     check("level = \"far\"", "level = \"local\"", &["line 21: policy.level = \"local\": must be \"far\" or \"full\""]);
     check("latitude = 48.5734", "latitude = nan", &["line 27: site \"strasbourg\": latitude NaN: must be a number from -90 to 90"]);
@@ -232,4 +239,108 @@ fn secrets_must_be_secret_and_whole() {
     let found = at("admin.key", "access_key_id = \"A\"\nsecret_access_key = \"hush-hush\"\nmore = 1\n", 0o600);
     assert!(found.starts_with("line 13: admin.key: unknown field `more`") && !found.contains("hush"), "{found}");
     assert!(at("admin.key", "access_key_id = \"A\"\nsecret_access_key = \"short\"\n", 0o600).contains("at least 16 characters"));
+}
+
+const REFERENCE: &str = include_str!("../../../deploy/afard.toml.md");
+
+/// The examples of the reference: the whole one, then the least.
+fn examples() -> Vec<String> {
+    let blocks = REFERENCE.split("```toml\n").skip(1);
+    blocks.map(|block| block.split("```").next().unwrap().to_owned()).collect()
+}
+
+/// The reference's rows: key, what it must be, its default.
+fn rows() -> Vec<[String; 3]> {
+    let table = REFERENCE.lines().filter(|line| line.starts_with("| `"));
+    let cells = table.map(|line| line.split(" | ").map(|cell| cell.trim_matches(['|', ' ', '`']).to_owned()).collect::<Vec<_>>());
+    cells.map(|cells| cells[..3].to_vec().try_into().unwrap()).collect()
+}
+
+/// Stands instead of all other keys of its section, so that the whole example cannot have it.
+const INSTEAD: &str = "layout.chain";
+
+fn value_at<'v>(table: &'v mut toml::Table, path: &str) -> Option<&'v mut toml::Value> {
+    let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
+    let mut value = table.get_mut(first)?;
+    if value.is_array() && rest.is_some() {
+        value = value.as_array_mut()?.first_mut()?;
+    }
+    match rest {
+        None => Some(value),
+        Some(rest) => value_at(value.as_table_mut()?, rest),
+    }
+}
+
+/// The same file without that key, in every section that has it.
+fn without(table: &toml::Table, path: &str) -> toml::Table {
+    let mut table = table.clone();
+    match path.split_once('.') {
+        None => drop(table.remove(path)),
+        Some((first, rest)) => match table.get_mut(first) {
+            Some(toml::Value::Table(inner)) => *inner = without(inner, rest),
+            Some(toml::Value::Array(items)) => items.iter_mut().for_each(|item| *item = without(item.as_table().unwrap(), rest).into()),
+            _ => panic!("{path} is not there"),
+        },
+    }
+    table
+}
+
+#[test]
+fn every_example_of_the_reference_is_read_and_the_whole_one_only_says_what_is_so_anyway() {
+    let folder = folder();
+    let read = |text: &String| Config::parse(&folder.path().join("afard.toml"), text).unwrap();
+    let [whole, least] = <[Config; 2]>::try_from(examples().iter().map(read).collect::<Vec<_>>()).unwrap();
+    assert_eq!((whole.limits, &whole.policy, whole.init_dirs), (least.limits, &least.policy, least.init_dirs));
+    assert_eq!(whole.policy, Policy::default());
+    assert_eq!(
+        (whole.genesis.layout.version(), whole.genesis.layout.partitions()),
+        (least.genesis.layout.version(), least.genesis.layout.partitions())
+    );
+}
+
+#[test]
+fn the_reference_names_every_key_that_is_read_and_no_other() {
+    let folder = folder();
+    let text = &examples()[0];
+    let table = toml::de::DeTable::parse(text).unwrap();
+    let mut problems = Problems::new(text);
+    read(&folder.path().join("afard.toml"), Section::new(table.get_ref()), &mut problems).unwrap();
+    let asked = std::mem::take(&mut problems.asked);
+    let is_section = |key: &String| asked.iter().any(|other| other.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('.')));
+    let keys: Vec<&String> = asked.iter().filter(|key| !is_section(key)).collect();
+    let mut named: Vec<String> = rows().into_iter().map(|[key, ..]| key).collect();
+    named.sort();
+    assert_eq!(named.iter().collect::<Vec<_>>(), keys);
+    let mut whole: toml::Table = text.parse().unwrap();
+    for key in keys.into_iter().filter(|key| *key != INSTEAD) {
+        assert!(value_at(&mut whole, key).is_some(), "{key} is not in the whole example");
+    }
+}
+
+#[test]
+fn the_reference_says_of_every_key_what_the_reader_says() {
+    let folder = folder();
+    let whole: toml::Table = examples()[0].parse().unwrap();
+    for [key, must_be, default] in rows().into_iter().filter(|[key, ..]| key != INSTEAD) {
+        // Nothing is all of these at once, and every reader refuses some of them.
+        let wrong = [toml::Value::from(true), toml::Value::from(-1), toml::Value::from("?")];
+        let said: Vec<String> = wrong
+            .into_iter()
+            .flat_map(|wrong| {
+                let mut file = whole.clone();
+                *value_at(&mut file, &key).unwrap() = wrong;
+                Config::parse(&folder.path().join("afard.toml"), &file.to_string()).err().unwrap_or_default()
+            })
+            .filter(|problem| problem.contains(&format!("{key} = ")))
+            .filter_map(|problem| Some(problem.split_once(": must be ")?.1.to_owned()))
+            .collect();
+        assert!(said.contains(&must_be), "{key}: the reference says {must_be:?}, the reader {said:?}");
+        if !matches!(default.as_str(), "required" | "none") {
+            let mut file = whole.clone();
+            assert_eq!(value_at(&mut file, &key).unwrap().to_string(), default, "{key}");
+        }
+        let without = without(&whole, &key);
+        let refused = Config::parse(&folder.path().join("afard.toml"), &without.to_string()).is_err();
+        assert_eq!(refused, default == "required", "{key}: {default}");
+    }
 }

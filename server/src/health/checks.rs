@@ -1,5 +1,6 @@
 //! What an operator must know of this node beside the state of the data: each with a stable name, a state, and what to do.
-use crate::node::Node;
+use crate::{cluster::trust::Trust, limits, node::Node};
+use afar_model::{document::ShortHash, units::UnixMillis};
 use afar_proto::v1;
 use afar_store::DirectoryState;
 
@@ -9,10 +10,29 @@ fn check(name: &str, state: &str, detail: impl Into<String>) -> v1::Check {
 
 /// Everything that this node checks of itself.
 pub fn checks(node: &Node) -> Vec<v1::Check> {
-    let mut checks = vec![clock(node), views(node), disks(node), losses(node), policies(node), panics(node)];
-    checks.push(certificate(node));
+    let mut checks = vec![layout(node), clock(node), views(node), disks(node), losses(node), policies(node), panics(node)];
+    checks.extend([certificate(node), authority(node)]);
+    checks.extend(trust(node));
+    checks.extend(peers_certificates(node));
     checks.extend(peers(node));
     checks
+}
+
+fn layout(node: &Node) -> v1::Check {
+    let (open, current) = (node.layouts.open(), node.layouts.current());
+    if let Some(trouble) = node.layouts.trouble() {
+        return check("layout", "critical", trouble);
+    }
+    let latched = node.layouts.latched();
+    if !latched.is_empty() {
+        let names: Vec<String> = latched.iter().map(|hash| ShortHash(hash).to_string()).collect();
+        let what = "a site was lost: nothing is removed for good anywhere until an operator releases it";
+        return check("layout", "warning", format!("{what} (`afar layout release {}`)", names.join(" ")));
+    }
+    match open.chapters().len() {
+        1 => check("layout", "ok", format!("version {}", current.version())),
+        n => check("layout", "warning", format!("version {} is taking over: {} older still open", current.version(), n - 1)),
+    }
 }
 
 fn clock(node: &Node) -> v1::Check {
@@ -32,7 +52,7 @@ fn views(node: &Node) -> v1::Check {
     }
 }
 
-fn disks(node: &Node) -> v1::Check {
+pub(crate) fn disks(node: &Node) -> v1::Check {
     let usage = node.store.usage();
     let mut troubles = Vec::new();
     for directory in &usage.directories {
@@ -71,7 +91,7 @@ fn policies(node: &Node) -> v1::Check {
     let present = node.buckets.present();
     let mut troubles: Vec<String> = present.conflicts.iter().map(|name| format!("two buckets are named {name:?}: remove one")).collect();
     for bucket in present.buckets.values() {
-        match &bucket.placement {
+        match &bucket.now().placement {
             Err(why) => troubles.push(format!("bucket {:?}: {why}", bucket.name)),
             Ok(placement) if !placement.is_complete() => troubles.push(format!("bucket {:?}: fewer sites than copies", bucket.name)),
             Ok(_) => {}
@@ -91,15 +111,75 @@ fn panics(node: &Node) -> v1::Check {
     }
 }
 
-fn certificate(node: &Node) -> v1::Check {
-    let days = node.identity.not_after().since(node.now()).as_secs() / 86_400;
-    let detail = format!("ends in {days} days");
-    if node.now() >= node.identity.not_after() {
-        check("certificate", "critical", "has expired: install a new one and restart the node")
-    } else if node.identity.not_after().since(node.now()) < crate::limits::CERTIFICATE_WARNING {
-        check("certificate", "warning", format!("{detail}: install a new one and restart the node"))
-    } else {
-        check("certificate", "ok", detail)
+/// The node's own certificate: in use, in time, believed.
+pub(crate) fn certificate(node: &Node) -> v1::Check {
+    let (identity, now) = (&node.identity, node.now());
+    let left = Left::until(identity.not_after(), now);
+    let rejected = identity.rejected().map(|why| format!("; the files on disk are not used, those read before are: {why}"));
+    let tail = rejected.as_deref().unwrap_or_default();
+    match (left, identity.own_refused()) {
+        (_, Some(why)) => check("certificate", "critical", format!("{why}{tail}")),
+        (Left::Nothing, _) => {
+            check("certificate", "critical", format!("has expired: put a new one in its place, it is read at once{tail}"))
+        }
+        (Left::Little(days), _) => {
+            check("certificate", "warning", format!("ends in {days} days: put a new one in its place, no restart is needed{tail}"))
+        }
+        (Left::Enough(days), _) if rejected.is_some() => check("certificate", "warning", format!("ends in {days} days{tail}")),
+        (Left::Enough(days), _) => check("certificate", "ok", format!("ends in {days} days")),
+    }
+}
+
+/// The authorities that this node trusts.
+pub(crate) fn authority(node: &Node) -> v1::Check {
+    match Left::until(node.identity.authority_not_after(), node.now()) {
+        Left::Nothing => check("authority", "critical", "an authority has expired: nodes that trust no other do not start any more"),
+        Left::Little(days) => {
+            let what = "make a new one, let every node trust both, certify every node anew, then withdraw the old one";
+            check("authority", "warning", format!("an authority ends in {days} days: {what}"))
+        }
+        Left::Enough(days) => check("authority", "ok", format!("ends in {days} days")),
+    }
+}
+
+/// Whether this node believes whom the layout says to believe; nothing, if it does.
+fn trust(node: &Node) -> Option<v1::Check> {
+    let said = Trust::from(&node.layouts.chapter().document);
+    let why = node.identity.objection(&said).unwrap_or_else(|| "see this node's log".into());
+    let what = "the layout's authorities and withdrawn keys are not followed here";
+    (node.identity.trust() != said).then(|| check("authority", "critical", format!("{what}: {why}")))
+}
+
+/// Peers whose certificates, as they showed them last, end soon: such a peer may be down and unable to say so itself.
+fn peers_certificates(node: &Node) -> impl Iterator<Item = v1::Check> {
+    let now = node.now();
+    node.peers.others().filter_map(move |peer| {
+        let name = node.layout().node_name(peer).to_owned();
+        match Left::until(node.peers.certificate_ends(peer)?, now) {
+            Left::Enough(_) => None,
+            Left::Little(days) => Some(check("peer_certificate", "warning", format!("{name}'s certificate ends in {days} days"))),
+            Left::Nothing => Some(check("peer_certificate", "warning", format!("{name}'s certificate has expired"))),
+        }
+    })
+}
+
+/// Time that a certificate has left, in whole days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    Little(u64),
+    Enough(u64),
+}
+
+impl Left {
+    fn until(end: UnixMillis, now: UnixMillis) -> Self {
+        let left = end.since(now);
+        let days = left.as_secs() / 86_400;
+        match () {
+            () if now >= end => Self::Nothing,
+            () if left < limits::CERTIFICATE_WARNING => Self::Little(days),
+            () => Self::Enough(days),
+        }
     }
 }
 
@@ -109,4 +189,18 @@ fn peers(node: &Node) -> impl Iterator<Item = v1::Check> {
     troubled.map(|view| {
         check("peer", "warning", format!("{}: {}", view.node, if view.trouble.is_empty() { view.state.name() } else { &view.trouble }))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_warns_thirty_days_before_it_ends() {
+        let day = 86_400_000;
+        let left = |days: u64| Left::until(UnixMillis(1000 * day), UnixMillis(1000 * day - days * day));
+        assert_eq!((left(31), left(30)), (Left::Enough(31), Left::Enough(30)));
+        assert_eq!((left(29), left(1), left(0)), (Left::Little(29), Left::Little(1), Left::Nothing));
+        assert_eq!(Left::until(UnixMillis(0), UnixMillis(day)), Left::Nothing);
+    }
 }

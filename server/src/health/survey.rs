@@ -85,8 +85,8 @@ impl<'a> Surveyor<'a> {
     /// Every shard of a bucket is reported, be it empty: an absent one would be unknown.
     fn begin(&mut self, bucket: &Arc<Bucket>) {
         for shard in 0..bucket.shards {
-            let partition = Partition::of_shard(&bucket.id, shard, self.node.layout.partitions());
-            let rank = bucket.assigned(&self.node.layout, partition).iter().position(|n| *n == self.node.me);
+            let partition = Partition::of_shard(&bucket.id, shard, self.node.layout().partitions());
+            let rank = reporters(bucket, partition).iter().position(|n| *n == self.node.me);
             let survey = v1::ShardSurvey {
                 bucket: convert::bytes(bucket.id.as_bytes()),
                 shard: u32::from(shard),
@@ -97,13 +97,14 @@ impl<'a> Surveyor<'a> {
             };
             self.shards.insert((bucket.id, shard), survey);
         }
-        let uniform = if self.exceptions { None } else { self.uniform(bucket) };
+        let in_transition = bucket.views().count() > 1;
+        let uniform = if self.exceptions || in_transition { None } else { self.uniform(bucket) };
         self.facts.insert(bucket.id, BucketFacts { bucket: Arc::clone(bucket), uniform });
     }
 
     fn uniform(&self, bucket: &Bucket) -> Option<State> {
-        let layout = &self.node.layout;
-        let sets: BTreeSet<Vec<NodeIndex>> = (0..layout.partitions()).map(|p| bucket.assigned(layout, Partition(p))).collect();
+        let layout = self.node.layout();
+        let sets: BTreeSet<Vec<NodeIndex>> = (0..layout.partitions()).map(|p| bucket.assigned_by_any(Partition(p))).collect();
         let any = RecordKey { bucket: bucket.id, id: afar_model::id::RecordId::ZERO };
         let states: BTreeSet<State> = sets.iter().map(|assigned| self.state_at(bucket, (&any, &any), assigned, &[], true)).collect();
         if states.len() == 1 { states.first().copied() } else { None }
@@ -168,16 +169,19 @@ impl<'a> Surveyor<'a> {
         }
         let bucket = &facts.bucket;
         let name = RecordKey { bucket: bucket.id, id: entry.id };
-        let own = self.record_state(bucket, &name, &name, bucket.version_partition(key));
-        if entry.inline { own } else { self.content_state(bucket, &name).max(own) }
+        // Whoever older layouts assigned it to is believed to hold it only if it was written by them.
+        let older = entry.received < self.node.layouts.since();
+        let own = self.record_state(bucket, (&name, &name), bucket.version_partition(key), older);
+        if entry.inline { own } else { self.content_state(bucket, &name, older).max(own) }
     }
 
     /// The worst of a version's manifests and chunks; unknown where they cannot be listed here.
-    fn content_state(&self, bucket: &Bucket, name: &RecordKey) -> State {
+    fn content_state(&self, bucket: &Bucket, name: &RecordKey, older: bool) -> State {
         let Some(version) = self.read(name).and_then(|body| Version::decode(&body).ok()) else { return State::Unknown };
         let Content::Object { data, .. } = version.version.content else { return State::Safe };
-        let partitions = self.node.layout.partitions();
-        let piece = |id| self.record_state(bucket, &RecordKey { bucket: bucket.id, id }, name, Partition::of_record(&id, partitions));
+        let partitions = self.node.layout().partitions();
+        let piece =
+            |id| self.record_state(bucket, (&RecordKey { bucket: bucket.id, id }, name), Partition::of_record(&id, partitions), older);
         match data {
             Data::Inline => State::Safe,
             Data::Chunks(chunks) => chunks.iter().map(|chunk| piece(chunk.id)).max().unwrap_or(State::Safe),
@@ -197,9 +201,9 @@ impl<'a> Surveyor<'a> {
         self.node.store.get(name).ok().flatten().map(|found| found.record.into_body())
     }
 
-    fn record_state(&self, bucket: &Bucket, key: &RecordKey, version: &RecordKey, partition: Partition) -> State {
-        let assigned = bucket.assigned(&self.node.layout, partition);
-        let others: Vec<NodeIndex> = bucket.eligible(&self.node.layout).into_iter().filter(|n| !assigned.contains(n)).collect();
+    fn record_state(&self, bucket: &Bucket, (key, version): (&RecordKey, &RecordKey), partition: Partition, older: bool) -> State {
+        let assigned = if older { bucket.assigned_by_any(partition) } else { bucket.assigned(partition) };
+        let others: Vec<NodeIndex> = bucket.eligible().into_iter().filter(|n| !assigned.contains(n)).collect();
         self.state_at(bucket, (key, version), &assigned, &others, false)
     }
 
@@ -225,9 +229,13 @@ impl<'a> Surveyor<'a> {
                 Holding::No => {}
             }
         }
-        let layout = &self.node.layout;
-        let geography = Geography { layout, refuted: &self.refuted };
-        state(&bucket.policy, &sites_of(layout, proved), &sites_of(layout, unproved), &geography)
+        // While a promise or a layout changes, safe means safe by both. Where a copy is counts, not whether it may stay there.
+        let judged = bucket.views().map(|view| {
+            let layout = &view.layout;
+            let sites = |nodes: &[NodeIndex]| sites_of(layout, nodes.iter().copied());
+            state(&view.policy, &sites(&proved), &sites(&unproved), &Geography { layout, refuted: &self.refuted })
+        });
+        judged.max().unwrap_or(State::Unknown)
     }
 
     fn holding(&self, candidate: NodeIndex, assigned: bool, key: &RecordKey, any: bool) -> Holding {
@@ -283,9 +291,20 @@ pub fn pieces_here(node: &Node, bucket: BucketId, version: afar_model::id::Recor
             }
         }
     }
-    let partitions = node.layout.partitions();
+    let partitions = node.layout().partitions();
     let key = |id| RecordKey { bucket, id };
     ids.into_iter().map(key).filter(|key| node.is_assigned(node.me, key, Partition::of_record(&key.id, partitions))).collect()
+}
+
+/// Who reports a shard, in order: those first who have had it longest, for whoever is assigned it newly may lack it yet.
+fn reporters(bucket: &Bucket, partition: Partition) -> Vec<NodeIndex> {
+    let mut reporters = Vec::new();
+    for node in bucket.views().collect::<Vec<_>>().into_iter().rev().flat_map(|view| view.assigned(partition)) {
+        if !reporters.contains(&node) {
+            reporters.push(node);
+        }
+    }
+    reporters
 }
 
 fn count(counts: &mut Option<v1::StateCounts>, state: State, amount: u64) {

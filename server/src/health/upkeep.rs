@@ -60,6 +60,19 @@ pub async fn index(node: Arc<Node>, stop: CancellationToken) {
     }
 }
 
+/// Reads the certificate files again, now and then or when asked to.
+pub async fn certificates(node: Arc<Node>, stop: CancellationToken) {
+    loop {
+        let wait = tokio::time::timeout(limits::CERTIFICATES_EVERY, node.identity.asked());
+        if stop.run_until_cancelled(wait).await.is_none() {
+            return;
+        }
+        let reader = Arc::clone(&node);
+        // What is wrong with them is logged and shown by the identity itself.
+        let _ = node.lifecycle.blocking("certificates", move || reader.reload_identity()).await;
+    }
+}
+
 /// Reads everything again, a little at a time: as much per step as finishes within half the bound.
 pub async fn scrub(node: Arc<Node>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(limits::SCRUB_EVERY)).await.is_some() {
@@ -109,7 +122,7 @@ pub async fn discard(node: Arc<Node>, stop: CancellationToken) {
         let reader = Arc::clone(&node);
         let Some(old) = node.lifecycle.blocking("old", move || prepared_before_grace(&reader)).await else { continue };
         for row in old {
-            let everybody = node.layout.node_indexes().all(|n| node.answers(n));
+            let everybody = node.layout().members().all(|n| node.answers(n));
             let Some(bucket) = node.buckets.get(&row.bucket).filter(|_| everybody) else { continue };
             let listed = versions::Listed { entry: row.entry.clone(), holders: vec![node.me] };
             if let Ok(versions::Standing::Disproved) = versions::complete(&node, &bucket, &row.key, &listed).await {
@@ -138,6 +151,10 @@ fn prepared_before_grace(node: &Node) -> Vec<VersionRow> {
 pub async fn references(node: Arc<Node>, stop: CancellationToken) {
     let mut pause = limits::REFERENCES_SOON;
     while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+        if node.layouts.open().chapters().len() > 1 {
+            // What is newly assigned is on its way.
+            continue;
+        }
         let reader = Arc::clone(&node);
         match node.lifecycle.blocking("references", move || dangling(&reader)).await {
             Some(Ok(missing)) => {

@@ -1,56 +1,220 @@
 //! The buckets that this node knows: a view of the settings in its log. Every node holds every setting, so this is
 //! local and complete up to what anti-entropy still brings.
-use crate::cluster::keyring::StoredKey;
+use crate::cluster::{
+    keyring::StoredKey,
+    layouts::{Layouts, Open},
+};
 use afar_model::{
+    coverage,
     hlc::Stamp,
     id::BucketId,
-    layout::{Layout, NodeIndex, SiteIndex},
-    placement::{Geography, Infeasible, Partition, Placement},
-    policy::Policy,
+    layout::{Duty, Layout, NodeIndex, SiteIndex},
+    placement::{Geography, Infeasible, Partition, Placement, level, sites_of},
+    policy::{DegradedWrites, Durability, Policy},
     record::{Record, Setting},
 };
 use arc_swap::ArcSwap;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-/// A bucket, and what follows from its policy for the present layout.
+/// A bucket under one open layout: what is promised, and where that puts its data.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The layout.
+    pub layout: Arc<Layout>,
+    /// How the bucket's data are kept under it.
+    pub policy: Policy,
+    /// Where its data go; or why nowhere.
+    pub placement: Result<Arc<Placement>, Infeasible>,
+}
+
+impl View {
+    fn new(layout: &Arc<Layout>, id: &BucketId, policy: &Policy, refuted: &BTreeSet<(SiteIndex, SiteIndex)>) -> Self {
+        let policy = layout.promise(id).unwrap_or(policy).clone();
+        let placement = Placement::new(&policy, &Geography { layout, refuted }).map(Arc::new);
+        Self { layout: Arc::clone(layout), policy, placement }
+    }
+
+    /// The nodes that a partition is assigned to; none if the policy cannot be met.
+    pub fn assigned(&self, partition: Partition) -> Vec<NodeIndex> {
+        self.placement.as_ref().map_or_else(|_| Vec::new(), |placement| placement.assigned(&self.policy, &self.layout, partition))
+    }
+
+    /// The nodes that may hold a copy: assigned ones and those that may stand in.
+    ///
+    /// Where the policy cannot be met at present, all nodes: what was acknowledged under another layout may be anywhere.
+    pub fn eligible(&self) -> Vec<NodeIndex> {
+        self.placement.as_ref().map_or_else(|_| self.layout.members().collect(), |placement| placement.eligible().to_vec())
+    }
+
+    /// What copies at these nodes amount to. A node that may hold none counts for nothing.
+    pub fn reached(&self, refuted: &BTreeSet<(SiteIndex, SiteIndex)>, nodes: &[NodeIndex]) -> Option<Durability> {
+        let eligible = self.eligible();
+        let counted = nodes.iter().copied().filter(|node| eligible.contains(node));
+        level(&self.policy, &sites_of(&self.layout, counted), &Geography { layout: &self.layout, refuted })
+    }
+}
+
+/// A bucket, and what follows from its policy under every open layout (rule 21): writes satisfy all of them, and reads ask
+/// by all of them.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     /// The id of its creation record.
     pub id: BucketId,
     /// What people call it.
     pub name: String,
-    /// How its data are kept.
-    pub policy: Policy,
     /// Over how many shards its versions are spread.
     pub shards: u16,
     /// When it was made.
     pub created: Stamp,
     /// It takes no new versions: it is about to be removed.
     pub closed: bool,
-    /// Where its data go; or why nowhere.
-    pub placement: Result<Arc<Placement>, Infeasible>,
+    /// Under the current layout.
+    now: View,
+    /// Under older ones that are still open, oldest first.
+    before: Vec<View>,
+    /// Says that somebody may write by these open layouts, until the last who has this bucket lets go of it.
+    _writing: Arc<()>,
+    /// Everybody asks and writes by the current layout: see [`Open::all_drained`].
+    all_drained: Arc<AtomicBool>,
     partitions: u32,
 }
 
 impl Bucket {
+    /// A bucket as it was created, under the open layouts; `None` if there is none, which cannot be.
+    pub fn new(
+        (id, name, shards, created): (BucketId, String, u16, Stamp),
+        policy: &Policy,
+        open: &Open,
+        refuted: &BTreeSet<(SiteIndex, SiteIndex)>,
+    ) -> Option<Self> {
+        let mut views: Vec<View> = open.layouts().map(|layout| View::new(layout, &id, policy, refuted)).collect();
+        let now = views.pop()?;
+        let partitions = now.layout.partitions();
+        let (writing, all_drained) = (open.writing(), open.all_drained());
+        Some(Self { id, name, shards, created, closed: false, now, before: views, _writing: writing, all_drained, partitions })
+    }
+
+    /// A bucket in the demo's cluster.
+    #[cfg(test)]
+    #[allow(clippy::unwrap_used)]
+    pub(crate) fn example(policy: &Policy) -> Self {
+        let layout = afar_model::layout::examples::three_sites().unwrap();
+        let chapter = afar_model::document::Chapter::genesis("test", layout, Vec::new());
+        let named = (BucketId::ZERO, "b".to_owned(), 16, Stamp::ZERO);
+        Self::new(named, policy, &Open::new(vec![Arc::new(chapter)], false), &BTreeSet::new()).unwrap()
+    }
+
+    /// Under the current layout.
+    pub const fn now(&self) -> &View {
+        &self.now
+    }
+
+    /// How its data are to be kept.
+    pub const fn policy(&self) -> &Policy {
+        &self.now.policy
+    }
+
+    /// Under every open layout, the current one first: what reads ask by, and states are judged by.
+    pub fn views(&self) -> impl Iterator<Item = &View> {
+        std::iter::once(&self.now).chain(&self.before)
+    }
+
+    /// What writes have to satisfy: every open layout, until everybody asks by the current one too; then that alone. (After a
+    /// fire a layout without the burnt site takes writes at once, however long it takes to heal.)
+    pub fn writing_views(&self) -> impl Iterator<Item = &View> {
+        let older = if self.all_drained.load(Ordering::Acquire) { &[] } else { self.before.as_slice() };
+        std::iter::once(&self.now).chain(older)
+    }
+
+    /// Nobody waits for what an operator has said to be lost.
+    fn is_lost(&self, node: NodeIndex) -> bool {
+        self.now.layout.duty(node) == Duty::Lost
+    }
+
     /// The partition of a key's versions.
     pub fn version_partition(&self, key: &str) -> Partition {
         Partition::of_version(&self.id, key, self.shards, self.partitions)
     }
 
-    /// The nodes that a partition is assigned to; none if the policy cannot be met.
-    pub fn assigned(&self, layout: &Layout, partition: Partition) -> Vec<NodeIndex> {
-        self.placement.as_ref().map_or_else(|_| Vec::new(), |placement| placement.assigned(&self.policy, layout, partition))
+    /// The nodes that the current layout assigns a partition to; none if the policy cannot be met.
+    pub fn assigned(&self, partition: Partition) -> Vec<NodeIndex> {
+        self.now.assigned(partition)
     }
 
-    /// The nodes that may hold a copy.
-    ///
-    /// Where the policy cannot be met at present, all nodes: what was acknowledged under another layout may be anywhere.
-    pub fn eligible(&self, layout: &Layout) -> Vec<NodeIndex> {
-        self.placement.as_ref().map_or_else(|_| layout.node_indexes().collect(), |placement| placement.eligible().to_vec())
+    /// The nodes that any open layout assigns a partition to, those of the current one first: whoever is to be written to,
+    /// and is believed to hold what was written.
+    pub fn assigned_by_any(&self, partition: Partition) -> Vec<NodeIndex> {
+        let mut nodes = self.now.assigned(partition);
+        for node in self.before.iter().flat_map(|view| view.assigned(partition)) {
+            if !nodes.contains(&node) && !self.is_lost(node) {
+                nodes.push(node);
+            }
+        }
+        nodes
+    }
+
+    /// The nodes that a partition's records are to be written to now.
+    pub fn targets(&self, partition: Partition) -> Vec<NodeIndex> {
+        if self.all_drained.load(Ordering::Acquire) { self.assigned(partition) } else { self.assigned_by_any(partition) }
+    }
+
+    /// The nodes that may hold a copy under any open layout.
+    pub fn eligible(&self) -> Vec<NodeIndex> {
+        let mut nodes = self.now.eligible();
+        for node in self.before.iter().flat_map(View::eligible) {
+            if !nodes.contains(&node) && !self.is_lost(node) {
+                nodes.push(node);
+            }
+        }
+        nodes
+    }
+
+    fn asked(&self, view: &View) -> Vec<NodeIndex> {
+        view.eligible().into_iter().filter(|node| !self.is_lost(*node)).collect()
+    }
+
+    /// Whether these answers settle what is and what is not, under every open layout (rules 3 and 21).
+    pub fn covers(&self, answered: &[NodeIndex]) -> bool {
+        self.views().all(|view| coverage::covers(&view.policy, &view.layout, &self.asked(view), answered))
+    }
+
+    /// The fewest of these (nearest first) whose answers cover.
+    pub fn to_ask(&self, nearest_first: &[NodeIndex]) -> Option<Vec<NodeIndex>> {
+        let mut asked: Vec<NodeIndex> = Vec::new();
+        for view in self.views() {
+            for node in coverage::to_ask(&view.policy, &view.layout, &self.asked(view), nearest_first)? {
+                if !asked.contains(&node) {
+                    asked.push(node);
+                }
+            }
+        }
+        Some(asked)
+    }
+
+    /// Whether a copy on this node alone may be acknowledged as `local`, under every open layout.
+    pub fn may_queue(&self, node: NodeIndex) -> bool {
+        self.writing_views().all(|view| view.eligible().contains(&node) && coverage::may_queue(&view.policy, &view.layout, node))
+    }
+
+    /// Whether every open layout lets this bucket queue.
+    pub fn queues(&self) -> bool {
+        self.writing_views().all(|view| view.policy.degraded_writes == DegradedWrites::Queue)
+    }
+
+    /// The level that acknowledges a write: the highest that any open layout asks for.
+    pub fn level(&self) -> Durability {
+        self.writing_views().map(|view| view.policy.level).max().unwrap_or(Durability::Far)
+    }
+
+    /// What copies at these nodes amount to: the least under any open layout.
+    pub fn reached(&self, refuted: &BTreeSet<(SiteIndex, SiteIndex)>, nodes: &[NodeIndex]) -> Option<Durability> {
+        self.writing_views().map(|view| view.reached(refuted, nodes)).min().flatten()
     }
 }
 
@@ -72,14 +236,14 @@ pub struct Settings {
 /// The present [`Settings`], replaced as a whole whenever a setting arrives.
 #[derive(Debug)]
 pub struct BucketTable {
-    layout: Arc<Layout>,
+    layouts: Arc<Layouts>,
     present: ArcSwap<Settings>,
 }
 
 impl BucketTable {
     /// Without settings yet.
-    pub fn new(layout: Arc<Layout>) -> Self {
-        Self { layout, present: ArcSwap::default() }
+    pub fn new(layouts: Arc<Layouts>) -> Self {
+        Self { layouts, present: ArcSwap::default() }
     }
 
     /// What is known now.
@@ -116,13 +280,12 @@ impl BucketTable {
 
     /// Replaces everything by what these records and this physics amount to.
     pub fn rebuild(&self, records: &[Record], refuted: &BTreeSet<(SiteIndex, SiteIndex)>) {
-        self.present.store(Arc::new(fold(&self.layout, records, refuted)));
+        self.present.store(Arc::new(fold(&self.layouts.open(), records, refuted)));
     }
 }
 
 /// Pure: the order of the records does not matter, and what cannot be read is left out with a warning.
-fn fold(layout: &Layout, records: &[Record], refuted: &BTreeSet<(SiteIndex, SiteIndex)>) -> Settings {
-    let geography = Geography { layout, refuted };
+fn fold(open: &Open, records: &[Record], refuted: &BTreeSet<(SiteIndex, SiteIndex)>) -> Settings {
     let mut settings = Settings::default();
     let mut keys: BTreeMap<String, StoredKey> = BTreeMap::new();
     let (mut removed, mut revoked) = (BTreeSet::new(), BTreeSet::new());
@@ -136,9 +299,9 @@ fn fold(layout: &Layout, records: &[Record], refuted: &BTreeSet<(SiteIndex, Site
         match Setting::decode(record.body()) {
             Ok(Setting::BucketCreated { name, policy, shards, stamp }) => {
                 let id = BucketId::from(record.id());
-                let placement = Placement::new(&policy, &geography).map(Arc::new);
-                let bucket = Bucket { id, name, policy, shards, created: stamp, closed: false, placement, partitions: layout.partitions() };
-                settings.buckets.insert(id, Arc::new(bucket));
+                if let Some(bucket) = Bucket::new((id, name, shards, stamp), &policy, open, refuted) {
+                    settings.buckets.insert(id, Arc::new(bucket));
+                }
             }
             Ok(Setting::BucketRemoved { bucket, .. }) => {
                 removed.insert(bucket);
@@ -187,7 +350,7 @@ fn name_buckets(settings: &mut Settings) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use afar_model::{layout::examples, record::RecordKind};
+    use afar_model::{document::Chapter, layout::examples, record::RecordKind};
 
     fn record(setting: &Setting) -> Record {
         Record::new(RecordKind::Setting, BucketId::SYSTEM, setting.encode())
@@ -199,7 +362,9 @@ mod tests {
 
     #[test]
     fn settings_fold_in_any_order() {
-        let table = BucketTable::new(Arc::new(examples::three_sites().unwrap()));
+        let folder = tempfile::tempdir().unwrap();
+        let genesis = Chapter::genesis("test", examples::three_sites().unwrap(), Vec::new());
+        let table = BucketTable::new(Arc::new(Layouts::load(folder.path(), "test", genesis, Vec::new()).unwrap()));
         let (old, new) = (bucket("a", 1), bucket("a", 2));
         let gone = bucket("b", 3);
         let removal = record(&Setting::BucketRemoved { bucket: gone.id().into(), stamp: Stamp::from_u64(4) });

@@ -19,12 +19,11 @@ use crate::{
     },
 };
 use afar_model::{
-    coverage,
     hlc::Stamp,
     id::{RecordId, UploadId},
-    layout::NodeIndex,
-    placement::{Geography, Partition},
-    policy::{DegradedWrites, Durability},
+    layout::{NodeIndex, SiteIndex},
+    placement::Partition,
+    policy::Durability,
     record::{Record, RecordKey, RecordKind, VersionEntry},
 };
 use afar_proto::{convert, v1};
@@ -58,23 +57,18 @@ pub struct Committed {
 /// If that is not far, and the bucket does not queue: with the sites that were considered.
 pub fn targets(node: &Node, bucket: &Bucket, partition: Partition, excluded: &BTreeSet<NodeIndex>) -> Result<Targets, ObjectError> {
     let refuted = node.peers.refuted();
-    let geography = Geography { layout: &node.layout, refuted: &refuted };
-    let placement = bucket.placement.as_ref().map_err(|why| ObjectError::NotFar(why.to_string()))?;
+    bucket.now().placement.as_ref().map_err(|why| ObjectError::NotFar(why.to_string()))?;
     let usable = |candidate| !excluded.contains(&candidate) && node.can_store(candidate);
-    let chosen = targets::choose(&bucket.policy, placement, &geography, partition, &usable);
+    let chosen = targets::choose(bucket, &refuted, partition, &usable);
     let far = chosen.level >= Some(Durability::Far);
-    let may_queue = || chosen.nodes.iter().any(|n| coverage::may_queue(&bucket.policy, &node.layout, *n));
-    if far || (bucket.policy.degraded_writes == DegradedWrites::Queue && may_queue()) {
-        Ok(chosen)
-    } else {
-        Err(refusal(node, bucket, &geography, excluded))
-    }
+    let may_queue = || chosen.nodes.iter().any(|n| bucket.may_queue(*n));
+    if far || (bucket.queues() && may_queue()) { Ok(chosen) } else { Err(refusal(node, bucket, &refuted, excluded)) }
 }
 
 /// Every site, why it is no help, and the distances between those that would be (product contract).
-fn refusal(node: &Node, bucket: &Bucket, geography: &Geography<'_>, excluded: &BTreeSet<NodeIndex>) -> ObjectError {
-    let layout = &node.layout;
-    let eligible = bucket.eligible(layout);
+fn refusal(node: &Node, bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteIndex)>, excluded: &BTreeSet<NodeIndex>) -> ObjectError {
+    let layout = &bucket.now().layout;
+    let eligible = bucket.eligible();
     let mut parts = Vec::new();
     let mut up = Vec::new();
     for site in layout.site_indexes() {
@@ -93,11 +87,11 @@ fn refusal(node: &Node, bucket: &Bucket, geography: &Geography<'_>, excluded: &B
     }
     for (index, a) in up.iter().enumerate() {
         for b in up.iter().skip(index + 1) {
-            let refuted = if geography.refuted.contains(&(*a.min(b), *a.max(b))) { ", refuted by the measured round trip" } else { "" };
-            parts.push(format!("{}-{}: {}{refuted}", layout.site_name(*a), layout.site_name(*b), layout.distance(*a, *b)));
+            let why = if refuted.contains(&(*a.min(b), *a.max(b))) { ", refuted by the measured round trip" } else { "" };
+            parts.push(format!("{}-{}: {}{why}", layout.site_name(*a), layout.site_name(*b), layout.distance(*a, *b)));
         }
     }
-    let want = format!("the policy wants {} sites at least {} apart", bucket.policy.far_copies, bucket.policy.min_distance);
+    let want = format!("the policy wants {} sites at least {} apart", bucket.policy().far_copies, bucket.policy().min_distance);
     ObjectError::NotFar(format!("{want}; {}", parts.join("; ")))
 }
 
@@ -173,7 +167,7 @@ impl Commit<'_> {
             if self.is_met(node, &round.durable, &chosen) {
                 let reached = self.level(node, &round.durable);
                 self.abandon(node, &superseded).await;
-                let owed = self.bucket.assigned(&node.layout, partition).into_iter().filter(|n| !round.durable.contains(n)).collect();
+                let owed = self.bucket.targets(partition).into_iter().filter(|n| !round.durable.contains(n)).collect();
                 let level = reached.unwrap_or(Durability::Local);
                 return Ok(Committed {
                     id: record.id(),
@@ -194,22 +188,17 @@ impl Commit<'_> {
 
     /// At what level this write is acknowledged: the policy's, or less where the bucket queues and no more can be had.
     fn wanted(&self, chosen: &Targets) -> Durability {
-        match self.bucket.policy.degraded_writes {
-            DegradedWrites::Queue => self.bucket.policy.level.min(chosen.level.unwrap_or(Durability::Local)),
-            DegradedWrites::Refuse => self.bucket.policy.level,
-        }
+        let level = self.bucket.level();
+        if self.bucket.queues() { level.min(chosen.level.unwrap_or(Durability::Local)) } else { level }
     }
 
-    /// Whether copies on these nodes may be acknowledged. A copy at one site alone counts only where readers look for it.
+    /// Whether copies on these nodes may be acknowledged.
     fn is_met(&self, node: &Node, durable: &[NodeIndex], chosen: &Targets) -> bool {
-        let level = self.level(node, durable);
-        let findable = || durable.iter().any(|n| coverage::may_queue(&self.bucket.policy, &node.layout, *n));
-        level >= Some(self.wanted(chosen)) && (level >= Some(Durability::Far) || findable())
+        may_acknowledge(self.bucket, &node.peers.refuted(), durable, self.wanted(chosen))
     }
 
     fn level(&self, node: &Node, nodes: &[NodeIndex]) -> Option<Durability> {
-        let refuted = node.peers.refuted();
-        targets::reached(&self.bucket.policy, &Geography { layout: &node.layout, refuted: &refuted }, nodes)
+        self.bucket.reached(&node.peers.refuted(), nodes)
     }
 
     /// Sends to every target at once, asks witnesses beside them, and returns as soon as the level is reached and the
@@ -223,7 +212,7 @@ impl Commit<'_> {
         own: &[RecordId],
     ) -> Result<Round, ObjectError> {
         let partition = self.bucket.version_partition(self.key);
-        let assigned = self.bucket.assigned(&node.layout, partition);
+        let assigned = self.bucket.targets(partition);
         let mut tasks: JoinSet<(NodeIndex, Answer)> = JoinSet::new();
         for target in chosen.nodes.iter().copied().filter(|target| !known.contains(target)) {
             let (sender, record, own) = (Arc::clone(node), record.clone(), own.to_vec());
@@ -238,7 +227,7 @@ impl Commit<'_> {
             });
         }
         let queued = self.wanted(chosen) == Durability::Local;
-        let eligible = self.bucket.eligible(&node.layout);
+        let eligible = self.bucket.eligible();
         let mut asked: BTreeSet<NodeIndex> = chosen.nodes.iter().copied().collect();
         if !queued {
             for witness in self.witnesses(node, &chosen.nodes) {
@@ -249,7 +238,7 @@ impl Commit<'_> {
         let mut round = Round { durable: known.clone(), deduplicated: true, ..Round::default() };
         let mut answered = known;
         loop {
-            let complete = queued || coverage::covers(&self.bucket.policy, &node.layout, &eligible, &answered);
+            let complete = queued || self.bucket.covers(&answered);
             let durable = self.is_met(node, &round.durable, chosen);
             if complete && durable {
                 // The copies beyond the level go on in the background; what fails is found by anti-entropy.
@@ -264,8 +253,8 @@ impl Commit<'_> {
                     // Somebody failed whose answer was counted on: ask whoever else can answer.
                     let others: Vec<NodeIndex> = eligible.iter().copied().filter(|n| !asked.contains(n) && node.answers(*n)).collect();
                     if others.is_empty() {
-                        let silent: Vec<&str> =
-                            eligible.iter().filter(|n| !answered.contains(n)).map(|n| node.layout.node_name(*n)).collect();
+                        let layout = node.layout();
+                        let silent: Vec<&str> = eligible.iter().filter(|n| !answered.contains(n)).map(|n| layout.node_name(*n)).collect();
                         let why = format!("too few nodes answer to know whether a newer version exists (silent: {})", silent.join(", "));
                         return Err(ObjectError::maybe(why));
                     }
@@ -313,11 +302,11 @@ impl Commit<'_> {
 
     /// Whom to ask besides the targets, so that the answers overlap every set that could have acknowledged.
     fn witnesses(&self, node: &Node, targets: &[NodeIndex]) -> Vec<NodeIndex> {
-        let eligible = self.bucket.eligible(&node.layout);
+        let eligible = self.bucket.eligible();
         let others: Vec<NodeIndex> = eligible.iter().copied().filter(|n| !targets.contains(n) && node.answers(*n)).collect();
         let mut order = targets.to_vec();
         order.extend(node.peers.nearest_first(others));
-        let enough = coverage::to_ask(&self.bucket.policy, &node.layout, &eligible, &order).unwrap_or(order);
+        let enough = self.bucket.to_ask(&order).unwrap_or(order);
         enough.into_iter().filter(|n| !targets.contains(n)).collect()
     }
 
@@ -354,6 +343,15 @@ impl Commit<'_> {
     }
 }
 
+/// Whether copies on these nodes are worth an acknowledgement that has to be `wanted` at least. A copy at one site alone
+/// counts only where readers look for it (rule 3), whatever the level: a bucket that queues does not acknowledge at a stand-in
+/// near its home when the home itself failed in mid-put.
+fn may_acknowledge(bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteIndex)>, durable: &[NodeIndex], wanted: Durability) -> bool {
+    let level = bucket.reached(refuted, durable);
+    let findable = || durable.iter().any(|n| bucket.may_queue(*n));
+    level >= Some(wanted) && (level >= Some(Durability::Far) || findable())
+}
+
 enum Answer {
     Copied(Result<Option<Copied>, NotCopied>),
     Witnessed(Option<Vec<VersionEntry>>),
@@ -370,9 +368,9 @@ pub fn settle(node: &Arc<Node>, bucket: &Bucket, key: &str, (stamp, id): (Stamp,
     node.store.settle(vec![(bucket.id, key.to_owned(), stamp, id)]);
     let settled = v1::Settled {
         version: Some(convert::version_ref(&bucket.id, key, stamp, &id)),
-        holders: holders.iter().map(|n| node.layout.node_name(*n).to_owned()).collect(),
+        holders: holders.iter().map(|n| node.layout().node_name(*n).to_owned()).collect(),
     };
-    for peer in bucket.eligible(&node.layout).into_iter().filter(|n| *n != node.me && node.peers.usable(*n)) {
+    for peer in bucket.eligible().into_iter().filter(|n| *n != node.me && node.peers.usable(*n)) {
         node.settlements.push(peer, settled.clone());
     }
 }
@@ -383,9 +381,45 @@ pub fn debts(node: &Node, to: &[NodeIndex], keys: &[(RecordKey, RecordKind, u32)
     let debt = |to: &NodeIndex, (key, kind, bytes): &(RecordKey, RecordKind, u32)| Owed {
         key: *key,
         kind: *kind,
-        to: node.layout.node_name(*to).to_owned(),
+        to: node.layout().node_name(*to).to_owned(),
         since,
         bytes: *bytes,
     };
     to.iter().flat_map(|to| keys.iter().map(move |key| debt(to, key))).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use afar_model::policy::{DegradedWrites, Policy};
+
+    const STRASBOURG: NodeIndex = NodeIndex(0);
+    const ROUBAIX: NodeIndex = NodeIndex(1);
+    const WARSAW: NodeIndex = NodeIndex(2);
+
+    fn acknowledged(policy: &Policy, durable: &[NodeIndex], wanted: Durability) -> bool {
+        may_acknowledge(&Bucket::example(policy), &BTreeSet::new(), durable, wanted)
+    }
+
+    #[test]
+    fn rule_3_a_queue_bucket_never_acknowledges_at_a_near_stand_in_when_its_home_failed() {
+        let home = Some("strasbourg".to_owned());
+        let policy = Policy { degraded_writes: DegradedWrites::Queue, home, copies: 3, ..Policy::default() };
+        let local = |durable: &[NodeIndex]| acknowledged(&policy, durable, Durability::Local);
+        assert!(local(&[STRASBOURG]) && local(&[STRASBOURG, ROUBAIX]), "at home it may be queued");
+        assert!(!local(&[ROUBAIX]), "no reader would look there: without home they answer 14, with it they find nothing");
+        assert!(!local(&[WARSAW]) && !local(&[]));
+        assert!(local(&[ROUBAIX, WARSAW]), "far is found by any reader");
+        let homeless = Policy { home: None, ..policy.clone() };
+        assert!(acknowledged(&homeless, &[ROUBAIX], Durability::Local), "without a home every node is asked");
+    }
+
+    #[test]
+    fn what_is_not_queued_is_acknowledged_at_its_level_only() {
+        let policy = Policy::default();
+        assert!(!acknowledged(&policy, &[STRASBOURG], Durability::Far));
+        assert!(!acknowledged(&policy, &[STRASBOURG, ROUBAIX], Durability::Far), "406 km");
+        assert!(acknowledged(&policy, &[STRASBOURG, WARSAW], Durability::Far));
+    }
 }

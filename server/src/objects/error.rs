@@ -6,7 +6,7 @@ use afar_model::record::{BucketNameError, KeyError};
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ObjectError {
     /// Exit 10.
-    #[error("there is no bucket {0:?}: make it with `afar bucket create`")]
+    #[error("there is no bucket {0:?}")]
     NoSuchBucket(String),
     /// Exit 10.
     #[error("there is no {key:?} in bucket {bucket:?}")]
@@ -16,6 +16,9 @@ pub enum ObjectError {
         /// The key, or what was asked for instead.
         key: String,
     },
+    /// Exit 10.
+    #[error("there is no access key {0:?}")]
+    NoSuchKey(String),
     /// Exit 2.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -34,6 +37,9 @@ pub enum ObjectError {
     /// Exit 5: the write cannot be far away now, so it was refused.
     #[error("refused: the write cannot be far away now: {0}")]
     NotFar(String),
+    /// Exit 5: no bucket could ever be kept like that at these sites.
+    #[error("no bucket can be kept like that: {0}")]
+    Infeasible(String),
     /// Exit 14. `maybe`: it may still take effect later.
     #[error("{why}")]
     Unavailable {
@@ -54,9 +60,17 @@ pub enum ObjectError {
     /// Exit 15.
     #[error("this access key may not {0}")]
     Forbidden(&'static str),
-    /// Exit 1: a bucket that is not empty, a name that is taken. Repeating it does not help.
+    /// Exit 1: a name that is taken. Repeating it does not help.
     #[error("{0}")]
-    Conflict(String),
+    Exists(String),
+    /// Exit 1: a bucket that is not empty. Repeating it does not help.
+    #[error("bucket {bucket:?} is not empty: {why}")]
+    NotEmpty {
+        /// Its name.
+        bucket: String,
+        /// What is in it, or how that was found.
+        why: &'static str,
+    },
     /// Exit 1: a bug, or a disk that failed.
     #[error("{0}")]
     Internal(String),
@@ -77,15 +91,93 @@ impl ObjectError {
     /// The exit code that the command line's contract names.
     pub const fn exit(&self) -> u8 {
         match self {
-            Self::NoSuchBucket(_) | Self::NoSuchObject { .. } => 10,
+            Self::NoSuchBucket(_) | Self::NoSuchObject { .. } | Self::NoSuchKey(_) => 10,
             Self::Key(_) | Self::BucketName(_) | Self::Invalid(_) => 2,
             Self::Mismatch(_) | Self::Integrity(_) => 4,
-            Self::NotFar(_) => 5,
+            Self::NotFar(_) | Self::Infeasible(_) => 5,
             Self::Unavailable { .. } => 14,
             Self::Busy(_) => 11,
             Self::NoSpace(_) => 13,
             Self::Denied(_) | Self::Forbidden(_) => 15,
-            Self::Conflict(_) | Self::Internal(_) => 1,
+            Self::Exists(_) | Self::NotEmpty { .. } | Self::Internal(_) => 1,
+        }
+    }
+
+    /// What to do about it, in the command line's words. ASCII, for it travels in a header.
+    pub fn hint(&self) -> String {
+        let hint = match self {
+            Self::NoSuchBucket(_) => "`afar ls` shows the buckets that there are, `afar bucket create NAME` makes one",
+            Self::NoSuchObject { .. } => "`afar ls -r BUCKET` shows the keys that there are, with --versions older versions too",
+            Self::NoSuchKey(_) => "`afar key ls` shows the access keys that there are",
+            Self::Key(_) => "give it another key: `afar put FILE BUCKET/KEY`",
+            Self::BucketName(_) => "choose a name of 3 to 63 of a-z, 0-9, '-' and '.'",
+            Self::Invalid(_) => "`afar COMMAND --help` shows what is expected",
+            Self::Mismatch(_) => "put it again; if that recurs, check the memory of the machine that it comes from",
+            Self::Integrity(_) => "keep every disk that ever held a copy, and see what `afar status -x` says",
+            Self::NotFar(_) => {
+                "`afar status` shows which sites answer; a bucket made with --degraded-writes queue takes such writes, and says so"
+            }
+            Self::Infeasible(_) => "ask for fewer copies or a smaller distance, or add a site",
+            Self::Unavailable { .. } => "retry later; `afar status` shows which nodes answer",
+            Self::Busy(_) => "retry later, or put fewer files at once (--jobs)",
+            Self::NoSpace(_) => "add a disk or a node, or free space; `afar status` shows which node is full",
+            Self::Denied(_) => "put it under another key, or use an access key with the write right",
+            Self::Forbidden(_) => "use an access key with that right; `afar key ls`, as an administrator, shows what each may do",
+            Self::Exists(_) => "choose another name; `afar ls` shows the names that are taken",
+            Self::NotEmpty { bucket, .. } => {
+                return format!("`afar rm -r {bucket}` removes what is in it (recoverable), then remove the bucket");
+            }
+            Self::Internal(_) => "see the node's log, and what `afar status -x` says of it; if that recurs, please report it",
+        };
+        hint.to_owned()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use afar_model::record::check_bucket_name;
+
+    /// One of each, its exit code, and a word without which its hint would not fit.
+    fn all() -> Vec<(ObjectError, u8, &'static str)> {
+        let text = || "x".to_owned();
+        vec![
+            (ObjectError::NoSuchBucket(text()), 10, "bucket create"),
+            (ObjectError::NoSuchObject { bucket: text(), key: text() }, 10, "ls -r"),
+            (ObjectError::NoSuchKey(text()), 10, "key ls"),
+            (ObjectError::Key(KeyError::Empty), 2, "BUCKET/KEY"),
+            (check_bucket_name("").unwrap_err().into(), 2, "3 to 63"),
+            (ObjectError::Invalid(text()), 2, "--help"),
+            (ObjectError::Mismatch(text()), 4, "again"),
+            (ObjectError::Integrity(text()), 4, "disk"),
+            (ObjectError::NotFar(text()), 5, "--degraded-writes queue"),
+            (ObjectError::Infeasible(text()), 5, "distance"),
+            (ObjectError::unavailable("x"), 14, "retry later"),
+            (ObjectError::maybe("x"), 14, "retry later"),
+            (ObjectError::Busy(text()), 11, "retry later"),
+            (ObjectError::NoSpace(text()), 13, "add a disk"),
+            (ObjectError::Denied(text()), 15, "another key"),
+            (ObjectError::Forbidden("x"), 15, "right"),
+            (ObjectError::Exists(text()), 1, "another name"),
+            (ObjectError::NotEmpty { bucket: "docs".into(), why: "x" }, 1, "afar rm -r docs"),
+            (ObjectError::Internal(text()), 1, "log"),
+        ]
+    }
+
+    #[test]
+    fn every_error_carries_its_exit_code_and_a_hint_that_fits() {
+        for (error, exit, word) in all() {
+            let hint = error.hint();
+            assert!(hint.is_ascii() && hint.contains(word), "{error:?}: {hint}");
+            // Only what time mends is worth a retry.
+            assert_eq!(hint.contains("retry"), matches!(exit, 11 | 14), "{error:?}: {hint}");
+            let maybe = matches!(error, ObjectError::Unavailable { maybe: true, .. });
+            let wire = tonic::Status::from(error);
+            let told = |name: &str| wire.metadata().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+            assert_eq!(told(afar_proto::EXIT_METADATA), Some(exit.to_string()));
+            assert_eq!(told(afar_proto::HINT_METADATA), Some(hint));
+            assert_eq!(told(afar_proto::MAYBE_METADATA).is_some(), maybe);
         }
     }
 }

@@ -113,6 +113,31 @@ fn merge(answers: Vec<(NodeIndex, Answer)>) -> Page {
     Page { keys, next: end }
 }
 
+/// A walk over all keys of a bucket, with all of their versions; each page comes from nodes whose answers overlap.
+#[derive(Debug)]
+pub struct Pages<'b> {
+    bucket: &'b Bucket,
+    after: Option<String>,
+}
+
+impl<'b> Pages<'b> {
+    /// From the first key on.
+    pub const fn of(bucket: &'b Bucket) -> Self {
+        Self { bucket, after: Some(String::new()) }
+    }
+
+    /// The next keys, each with its versions newest first; `None` at the end.
+    ///
+    /// # Errors
+    /// If too few nodes answer to tell what is there.
+    pub async fn next(&mut self, node: &Arc<Node>) -> Result<Option<BTreeMap<String, Vec<Listed>>>, ObjectError> {
+        let Some(after) = self.after.take() else { return Ok(None) };
+        let page = page(node, self.bucket, "", &after).await?;
+        self.after = page.next;
+        Ok(Some(page.keys))
+    }
+}
+
 /// A listing under way: pages are fetched as they are needed.
 #[derive(Debug)]
 pub struct Cursor {
@@ -200,17 +225,15 @@ impl Cursor {
 /// # Errors
 /// If too few nodes answer to tell.
 pub async fn find_object(node: &Arc<Node>, bucket: &Bucket, object: &ObjectId) -> Result<Option<(String, Listed)>, ObjectError> {
-    let mut after = Some(String::new());
-    while let Some(from) = after.take() {
-        let page = page(node, bucket, "", &from).await?;
-        for (key, listed) in page.keys {
+    let mut pages = Pages::of(bucket);
+    while let Some(keys) = pages.next(node).await? {
+        for (key, listed) in keys {
             let candidates: Vec<Listed> =
                 listed.into_iter().filter(|listed| listed.entry.object.is_some_and(|(id, _)| id == *object)).collect();
             if let Some(listed) = versions::first_standing(node, bucket, &key, candidates).await? {
                 return Ok(Some((key, listed)));
             }
         }
-        after = page.next;
     }
     Ok(None)
 }
@@ -220,15 +243,13 @@ pub async fn find_object(node: &Arc<Node>, bucket: &Bucket, object: &ObjectId) -
 /// # Errors
 /// If too few nodes answer to tell.
 pub async fn is_empty(node: &Arc<Node>, bucket: &Bucket) -> Result<bool, ObjectError> {
-    let mut after = Some(String::new());
-    while let Some(from) = after.take() {
-        let page = page(node, bucket, "", &from).await?;
-        for (key, listed) in page.keys {
+    let mut pages = Pages::of(bucket);
+    while let Some(keys) = pages.next(node).await? {
+        for (key, listed) in keys {
             if versions::first_standing(node, bucket, &key, listed).await?.is_some_and(|current| current.entry.object.is_some()) {
                 return Ok(false);
             }
         }
-        after = page.next;
     }
     Ok(true)
 }

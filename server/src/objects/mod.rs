@@ -1,8 +1,8 @@
 //! Objects: what clients put, get, list and remove, in terms of records on nodes.
 //!
 //! Reading order: which buckets there are ([`buckets`]), where their records go ([`targets`], pure), how a version becomes
-//! current ([`commit`]) and how it is found again ([`versions`]), the verbs ([`put`], [`read`], [`list`], [`remove`],
-//! [`settings`]), and what can go wrong ([`error`]).
+//! current ([`commit`]) and how it is found again ([`versions`]), the verbs ([`put`], [`read`], [`list`], [`resolve`],
+//! [`remove`], [`settings`]), and what can go wrong ([`error`]).
 pub mod buckets;
 
 pub mod targets;
@@ -16,6 +16,8 @@ pub mod put;
 pub mod read;
 
 pub mod list;
+
+pub mod resolve;
 
 pub mod remove;
 

@@ -12,10 +12,10 @@ use super::{
     buckets::Bucket,
     commit::{self, Commit, Committed},
     error::ObjectError,
-    targets,
     versions::{self, Listed},
 };
 use crate::{
+    budget::Permit,
     cluster::keyring::Caller,
     limits,
     node::Node,
@@ -30,7 +30,7 @@ use afar_model::{
     layout::NodeIndex,
     limits::{CHUNK_BYTES, INLINE_BYTES_MAX, MANIFEST_CHUNKS_MAX, MANIFESTS_MAX},
     placement::{Geography, Partition, sites_of},
-    policy::{DegradedWrites, Durability},
+    policy::Durability,
     record::{ChunkRef, Chunker, Content, DIRECT_CHUNKS_MAX, Data, Manifest, Record, RecordKey, RecordKind, Right, Version, VersionEntry},
     units::Metres,
 };
@@ -41,7 +41,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
-use tokio::{sync::OwnedSemaphorePermit, task::JoinSet};
+use tokio::task::JoinSet;
 
 /// What a put is about.
 #[derive(Debug, Clone)]
@@ -115,7 +115,9 @@ pub struct Put {
     destinations: BTreeMap<NodeIndex, Destination>,
     failed: BTreeSet<NodeIndex>,
     pieces: JoinSet<Placed>,
-    _base: OwnedSemaphorePermit,
+    /// Whether a chunk in flight is covered by the base permit, so that there is no room for another.
+    full_up: bool,
+    _base: Permit,
 }
 
 impl std::fmt::Debug for Put {
@@ -149,14 +151,16 @@ struct Placed {
     index: usize,
     length: u32,
     at: Vec<(NodeIndex, At)>,
+    /// It was covered by the base permit.
+    base: bool,
 }
 
 impl Put {
-    /// Checks the intent and takes the first permit.
+    /// Checks the intent. `base`: the permit of [`super::read::admit`], taken before the first byte came.
     ///
     /// # Errors
     /// If the put can be refused before its first byte.
-    pub async fn begin(node: &Arc<Node>, caller: &Caller, intent: Intent) -> Result<Self, ObjectError> {
+    pub async fn begin(node: &Arc<Node>, caller: &Caller, intent: Intent, base: Permit) -> Result<Self, ObjectError> {
         afar_model::record::check_key(&intent.key)?;
         let metadata: usize = intent.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
         if metadata > afar_model::limits::METADATA_BYTES_MAX {
@@ -181,12 +185,6 @@ impl Put {
         {
             return Err(append_only(&intent.key));
         }
-        let base = tokio::time::timeout(limits::ADMISSION_WAIT, Arc::clone(&node.transfer).acquire_many_owned(CHUNK_BYTES as u32));
-        let base = base
-            .await
-            .ok()
-            .and_then(Result::ok)
-            .ok_or_else(|| ObjectError::Busy("the node's transfer budget is in use by other uploads".into()))?;
         Ok(Self {
             node: Arc::clone(node),
             append_only: !may_overwrite,
@@ -203,6 +201,7 @@ impl Put {
             destinations: BTreeMap::new(),
             failed: BTreeSet::new(),
             pieces: JoinSet::new(),
+            full_up: false,
             _base: base,
         })
     }
@@ -236,7 +235,7 @@ impl Put {
     /// Resume: the bytes of a chunk that is said to be stored, and the nodes that prove it.
     async fn present(&self, chunk: ChunkRef) -> Result<(Bytes, BTreeSet<NodeIndex>), ObjectError> {
         let key = RecordKey { bucket: self.bucket.id, id: chunk.id };
-        let partition = Partition::of_record(&chunk.id, self.node.layout.partitions());
+        let partition = Partition::of_record(&chunk.id, self.node.layout().partitions());
         let chosen = commit::targets(&self.node, &self.bucket, partition, &self.failed)?;
         let proved = fetch::prove_all(&self.node, &chosen.nodes, std::slice::from_ref(&key)).await;
         let proved = proved.into_iter().flat_map(|proved| proved.holders).collect();
@@ -254,14 +253,17 @@ impl Put {
             return Err(ObjectError::Invalid(format!("the object is larger than {} GiB", MANIFEST_CHUNKS_MAX * MANIFESTS_MAX / 1024)));
         }
         let record = self.hash(data).await?;
+        self.follow();
         let length = u32::try_from(record.body().len()).unwrap_or(u32::MAX);
         let index = self.chunks.len();
         self.chunks.push(ChunkRef { id: record.id(), length });
         self.placed.push(0);
-        let partition = Partition::of_record(&record.id(), self.node.layout.partitions());
+        let partition = Partition::of_record(&record.id(), self.node.layout().partitions());
         let chosen = commit::targets(&self.node, &self.bucket, partition, &self.failed).map_err(|error| self.because(error))?;
-        let assigned = self.bucket.assigned(&self.node.layout, partition);
+        let assigned = self.bucket.targets(partition);
         let permit = self.admit().await?;
+        let base = permit.is_none();
+        self.full_up |= base;
         let (node, lane) = (Arc::clone(&self.node), self.lane());
         self.pieces.spawn(async move {
             let sends = chosen.nodes.iter().map(|target| {
@@ -271,7 +273,7 @@ impl Put {
             });
             let at = futures_util::future::join_all(sends).await;
             drop(permit);
-            Placed { index, length, at }
+            Placed { index, length, at, base }
         });
         while let Some(done) = self.pieces.try_join_next() {
             self.note(done.map_err(|error| ObjectError::Internal(error.to_string()))?);
@@ -294,16 +296,25 @@ impl Put {
         Ok(record)
     }
 
+    /// What follows is placed by the layouts that are open now: a long upload must not keep older ones open. What was placed
+    /// before is judged by them in the end.
+    fn follow(&mut self) {
+        if let Some(bucket) = self.node.buckets.get(&self.bucket.id) {
+            self.bucket = bucket;
+        }
+    }
+
     fn lane(&self) -> LaneKind {
         LaneKind::Bulk(usize::from(self.intent.upload.as_bytes().iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte))))
     }
 
     /// A permit for one more chunk in flight. If none is to be had, this put's own pieces are waited for; the last resort
     /// is the base permit, so that an admitted put always goes on.
-    async fn admit(&mut self) -> Result<Option<OwnedSemaphorePermit>, ObjectError> {
+    async fn admit(&mut self) -> Result<Option<Permit>, ObjectError> {
         loop {
-            let room = self.pieces.len() < limits::UPLOAD_PIECES;
-            if room && let Ok(permit) = Arc::clone(&self.node.transfer).try_acquire_many_owned(CHUNK_BYTES as u32) {
+            if self.pieces.len() < limits::UPLOAD_PIECES
+                && let Some(permit) = self.node.transfer.spare()
+            {
                 return Ok(Some(permit));
             }
             match self.pieces.join_next().await {
@@ -311,6 +322,19 @@ impl Put {
                 None => return Ok(None),
             }
         }
+    }
+
+    /// Returns when there is room for the next piece: to be waited for before it is taken from the client.
+    ///
+    /// # Errors
+    /// If a piece in flight panicked.
+    pub async fn ready(&mut self) -> Result<(), ObjectError> {
+        while self.full_up
+            && let Some(done) = self.pieces.join_next().await
+        {
+            self.note(done.map_err(|error| ObjectError::Internal(error.to_string()))?);
+        }
+        Ok(())
     }
 
     fn bit(&mut self, node: NodeIndex) -> u64 {
@@ -322,6 +346,7 @@ impl Put {
     }
 
     fn note(&mut self, done: Placed) {
+        self.full_up &= !done.base;
         let mut deduplicated = true;
         for (target, at) in done.at {
             let bit = self.bit(target);
@@ -355,9 +380,9 @@ impl Put {
     /// Nothing that a failed node wrote for this put counts any more.
     fn fail(&mut self, node: NodeIndex, why: &str) {
         if why.contains("disk full") {
-            self.full = Some(format!("{}: {why}", self.node.layout.node_name(node)));
+            self.full = Some(format!("{}: {why}", self.node.layout().node_name(node)));
         }
-        tracing::warn!(node = self.node.layout.node_name(node), why, upload = %self.intent.upload, "a node failed during a put");
+        tracing::warn!(node = self.node.layout().node_name(node), why, upload = %self.intent.upload, "a node failed during a put");
         self.failed.insert(node);
         self.destinations.remove(&node);
         let bit = self.bit(node);
@@ -401,6 +426,7 @@ impl Put {
     /// # Errors
     /// If anything of that is not so. Nothing is visible under the key then, unless the error says that it may be later.
     pub async fn finish(mut self, object: ObjectId, size: u64) -> Result<Receipt, ObjectError> {
+        self.follow();
         let whole = self.first.take();
         if let Some(data) = &whole {
             self.hasher.update(data);
@@ -502,9 +528,9 @@ impl Put {
         for index in 0..self.chunks.len() {
             let (Some(chunk), Some(placed)) = (self.chunks.get(index).copied(), self.placed.get(index).copied()) else { break };
             let name = (chunk.id, RecordKind::Chunk, chunk.length);
-            let partition = Partition::of_record(&chunk.id, self.node.layout.partitions());
+            let partition = Partition::of_record(&chunk.id, self.node.layout().partitions());
             let level = *levels.entry(placed).or_insert_with(|| reached(&self.node, &self.bucket, &self.nodes(placed)));
-            if level >= Some(self.bucket.policy.level) || level >= Some(self.wanted(partition)?) {
+            if level >= Some(self.bucket.level()) || level >= Some(self.wanted(partition)?) {
                 groups.entry(self.nodes(placed)).or_default().push(name);
                 continue;
             }
@@ -613,7 +639,7 @@ pub fn receipt(
     holders: &[NodeIndex],
     deduplicated: u64,
 ) -> Receipt {
-    let sites = sites_of(&node.layout, holders.iter().copied());
+    let sites = sites_of(&node.layout(), holders.iter().copied());
     let note = match durability {
         Durability::Local => "no far copy yet: queued until a far site answers".to_owned(),
         _ => String::new(),
@@ -625,8 +651,8 @@ pub fn receipt(
         version,
         size: object.map_or(0, |(_, size)| size),
         durability,
-        sites: sites.iter().map(|site| node.layout.site_name(*site).to_owned()).collect(),
-        distance: Geography::claimed(&node.layout).greatest_distance(&sites),
+        sites: sites.iter().map(|site| node.layout().site_name(*site).to_owned()).collect(),
+        distance: Geography::claimed(&node.layout()).greatest_distance(&sites),
         deduplicated,
         note,
     }
@@ -650,24 +676,17 @@ async fn already(node: &Arc<Node>, bucket: &Bucket, key: &str, existing: Version
 }
 
 fn wanted(bucket: &Bucket, possible: Option<Durability>) -> Durability {
-    match bucket.policy.degraded_writes {
-        DegradedWrites::Queue => bucket.policy.level.min(possible.unwrap_or(Durability::Local)),
-        DegradedWrites::Refuse => bucket.policy.level,
-    }
+    if bucket.queues() { bucket.level().min(possible.unwrap_or(Durability::Local)) } else { bucket.level() }
 }
 
 /// The least level that this bucket ever acknowledges.
-const fn least(bucket: &Bucket) -> Durability {
-    match bucket.policy.degraded_writes {
-        DegradedWrites::Queue => Durability::Local,
-        DegradedWrites::Refuse => bucket.policy.level,
-    }
+fn least(bucket: &Bucket) -> Durability {
+    if bucket.queues() { Durability::Local } else { bucket.level() }
 }
 
 /// What copies at these nodes amount to for a bucket.
 pub fn reached(node: &Node, bucket: &Bucket, nodes: &[NodeIndex]) -> Option<Durability> {
-    let refuted = node.peers.refuted();
-    targets::reached(&bucket.policy, &Geography { layout: &node.layout, refuted: &refuted }, nodes)
+    bucket.reached(&node.peers.refuted(), nodes)
 }
 
 /// Makes one record durable at its level, trying stand-ins for nodes that fail. Answers who holds it, and whether all of
@@ -682,8 +701,8 @@ pub async fn spread(
     lane: LaneKind,
     failed: &BTreeSet<NodeIndex>,
 ) -> Result<(Vec<NodeIndex>, bool), ObjectError> {
-    let partition = Partition::of_record(&record.id(), node.layout.partitions());
-    let assigned = bucket.assigned(&node.layout, partition);
+    let partition = Partition::of_record(&record.id(), node.layout().partitions());
+    let assigned = bucket.targets(partition);
     let (mut excluded, mut durable, mut deduplicated) = (failed.clone(), Vec::new(), true);
     let mut full: Option<String> = None;
     for _ in 0..limits::COMMIT_ROUNDS {
@@ -725,14 +744,13 @@ fn owed(node: &Node, bucket: &Bucket, groups: &[Group], committed: &Committed) -
     let mut debts = commit::debts(node, &committed.owed, &[version]);
     for group in groups {
         for (id, kind, length) in &group.records {
-            let partition = Partition::of_record(id, node.layout.partitions());
-            let lacking: Vec<NodeIndex> =
-                bucket.assigned(&node.layout, partition).into_iter().filter(|n| !group.nodes.contains(n)).collect();
+            let partition = Partition::of_record(id, node.layout().partitions());
+            let lacking: Vec<NodeIndex> = bucket.targets(partition).into_iter().filter(|n| !group.nodes.contains(n)).collect();
             debts.extend(commit::debts(node, &lacking, &[(RecordKey { bucket: bucket.id, id: *id }, *kind, *length)]));
         }
     }
     for debt in &debts {
-        if let Some(to) = node.layout.node_named(&debt.to) {
+        if let Some(to) = node.layout().node_named(&debt.to) {
             node.ledger.lacks(to, [debt.key]);
         }
     }
@@ -751,8 +769,9 @@ async fn write(node: &Arc<Node>, to: NodeIndex, record: &Record, purpose: Purpos
         records: vec![v1::Record::from(record)],
         sync: false,
         class: purpose.name().to_owned(),
-        layout_version: node.layout.version(),
+        layout_version: node.layout().version(),
         supersedes: Vec::new(),
+        open_versions: node.open_versions(),
     };
     match lane.store(request).await {
         Ok(stored) if stored.records.iter().all(|stored| &stored.id[..] == record.id().as_bytes()) => At::There(stored),

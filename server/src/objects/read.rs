@@ -1,20 +1,29 @@
 //! A get: the current version, then its bytes in order, every chunk verified here before a byte of it leaves the node.
 //! If a copy is bad or its node falls silent in the middle, the next replica is asked and the reader notices nothing.
+//!
+//! What is read is bounded (rule 29): a get holds the permit of one chunk from its beginning, so that it can always go on,
+//! and reads ahead only while more permits are to be had.
 use super::{
     buckets::Bucket,
     error::ObjectError,
     versions::{self, Listed},
 };
-use crate::{cluster::keyring::Caller, limits, node::Node, replication::fetch};
+use crate::{
+    budget::{NoRoom, Permit},
+    cluster::keyring::Caller,
+    limits,
+    node::Node,
+    replication::fetch,
+};
 use afar_model::{
-    id::{ObjectId, RecordId},
+    id::{BucketId, ObjectId, RecordId},
     layout::NodeIndex,
     placement::Partition,
     record::{ChunkRef, Content, Data, DecodedVersion, Manifest, RecordKey, RecordKind, Right},
 };
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, stream};
-use std::sync::Arc;
+use futures_util::{Stream, StreamExt as _, stream::FuturesOrdered};
+use std::{ops::ControlFlow, sync::Arc};
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -90,8 +99,17 @@ pub async fn find(node: &Arc<Node>, caller: &Caller, bucket: &str, wanted: Wante
     }
 }
 
+/// The permit with which a get begins.
+///
+/// # Errors
+/// If the node is busy.
+pub async fn admit(node: &Node) -> Result<Permit, ObjectError> {
+    let busy = |NoRoom| ObjectError::Busy("the node's transfer budget is in use by other transfers".into());
+    node.transfer.admit().await.map_err(busy)
+}
+
 /// The bytes from `offset`, `length` of them at most: whole chunks, so that whoever gets them can verify them. The
-/// first error ends the stream.
+/// first error ends the stream. `permit`: of [`admit`], or `None` if the caller holds one chunk's for as long as it reads.
 ///
 /// # Errors
 /// If the range begins after the object's end.
@@ -100,12 +118,13 @@ pub fn bytes(
     found: &Found,
     offset: u64,
     length: Option<u64>,
+    permit: Option<Permit>,
 ) -> Result<impl Stream<Item = Result<Bite, ObjectError>> + Send + use<>, ObjectError> {
     if offset > found.size || (offset == found.size && offset > 0) {
         return Err(ObjectError::Invalid(format!("the range begins at {offset}, the object has {} bytes", found.size)));
     }
     let end = length.map_or(found.size, |length| offset.saturating_add(length).min(found.size));
-    let (node, bucket) = (Arc::clone(node), Arc::clone(&found.bucket));
+    let (node, bucket) = (Arc::clone(node), found.bucket.id);
     let object = found.object;
     let size = found.size;
     let inline = found.decoded.inline.clone();
@@ -115,6 +134,7 @@ pub fn bytes(
         _ => Plan::Inline,
     };
     Ok(async_stream::try_stream! {
+        let _permit = permit;
         match plan {
             Plan::Inline => {
                 // The version record was verified as a whole; the object's own id is checked all the same.
@@ -134,10 +154,10 @@ pub fn bytes(
             Plan::Manifests(manifests) => {
                 let mut begin = 0;
                 for id in manifests {
-                    let chunks = manifest(&node, &bucket, id).await?;
+                    let chunks = manifest(&node, bucket, id).await?;
                     let length: u64 = chunks.iter().map(|chunk| u64::from(chunk.length)).sum();
                     if begin + length > offset && begin < end {
-                        let mut bites = Box::pin(chunk_bytes(Arc::clone(&node), Arc::clone(&bucket), chunks, begin, offset, end));
+                        let mut bites = Box::pin(chunk_bytes(Arc::clone(&node), bucket, chunks, begin, offset, end));
                         while let Some(bite) = bites.next().await {
                             yield bite?;
                         }
@@ -155,46 +175,67 @@ enum Plan {
     Manifests(Vec<RecordId>),
 }
 
-async fn manifest(node: &Arc<Node>, bucket: &Bucket, id: RecordId) -> Result<Vec<ChunkRef>, ObjectError> {
-    let key = RecordKey { bucket: bucket.id, id };
-    let partition = Partition::of_record(&id, node.layout.partitions());
+async fn manifest(node: &Arc<Node>, bucket: BucketId, id: RecordId) -> Result<Vec<ChunkRef>, ObjectError> {
+    let key = RecordKey { bucket, id };
+    let partition = Partition::of_record(&id, node.layout().partitions());
     let record = fetch::read_anywhere(node, key, partition, &[]).await.map_err(versions::unreadable)?;
     Ok(Manifest::decode(record.body()).map_err(|error| ObjectError::Integrity(error.to_string()))?.chunks)
 }
 
-/// Chunks that touch the range, in order, some read ahead.
+/// Chunks that touch the range, in order, some read ahead. At most one of them at a time is covered by the get's own permit:
+/// from when it is read until the next is asked for, when HTTP/2 has taken it over. Every other has one of its own.
 fn chunk_bytes(
     node: Arc<Node>,
-    bucket: Arc<Bucket>,
+    bucket: BucketId,
     chunks: Vec<ChunkRef>,
     begin: u64,
     offset: u64,
     end: u64,
 ) -> impl Stream<Item = Result<Bite, ObjectError>> + Send {
     let mut at = begin;
-    let placed: Vec<(u64, ChunkRef)> = chunks
+    let mut placed = chunks
         .into_iter()
-        .map(|chunk| {
+        .map(move |chunk| {
             let begin = at;
             at += u64::from(chunk.length);
             (begin, chunk)
         })
-        .filter(|(begin, chunk)| begin + u64::from(chunk.length) > offset && *begin < end)
-        .collect();
-    stream::iter(placed)
-        .map(move |(begin, chunk)| {
-            let (node, bucket) = (Arc::clone(&node), Arc::clone(&bucket));
-            async move {
-                let key = RecordKey { bucket: bucket.id, id: chunk.id };
-                let partition = Partition::of_record(&chunk.id, node.layout.partitions());
-                let record = fetch::read_anywhere(&node, key, partition, &[]).await.map_err(versions::unreadable)?;
-                if record.kind() != RecordKind::Chunk || record.body().len() != chunk.length as usize {
-                    return Err(ObjectError::Integrity(format!("chunk {} is not what its version says", chunk.id)));
-                }
-                Ok(Bite { offset: begin, data: record.into_body(), id: Some(chunk.id) })
+        .filter(move |(begin, chunk)| begin + u64::from(chunk.length) > offset && *begin < end)
+        .peekable();
+    async_stream::try_stream! {
+        let mut ahead = FuturesOrdered::new();
+        let mut own = true;
+        loop {
+            while ahead.len() < limits::READ_AHEAD && placed.peek().is_some() {
+                let ControlFlow::Continue(permit) = permit_ahead(&mut own, || node.transfer.spare()) else { break };
+                let Some((begin, chunk)) = placed.next() else { break };
+                let node = Arc::clone(&node);
+                ahead.push_back(async move { read_chunk(&node, bucket, begin, chunk).await.map(|bite| (bite, permit)) });
             }
-        })
-        .buffered(limits::READ_AHEAD)
+            let Some(read) = ahead.next().await else { break };
+            let (bite, permit) = read?;
+            yield bite;
+            own |= permit.is_none();
+        }
+    }
+}
+
+/// With which permit one more chunk may be read: none if the get's own is free (`own`), else a spare one.
+fn permit_ahead<P>(own: &mut bool, spare: impl FnOnce() -> Option<P>) -> ControlFlow<(), Option<P>> {
+    if std::mem::take(own) {
+        return ControlFlow::Continue(None);
+    }
+    spare().map_or(ControlFlow::Break(()), |permit| ControlFlow::Continue(Some(permit)))
+}
+
+async fn read_chunk(node: &Arc<Node>, bucket: BucketId, begin: u64, chunk: ChunkRef) -> Result<Bite, ObjectError> {
+    let key = RecordKey { bucket, id: chunk.id };
+    let partition = Partition::of_record(&chunk.id, node.layout().partitions());
+    let record = fetch::read_anywhere(node, key, partition, &[]).await.map_err(versions::unreadable)?;
+    if record.kind() != RecordKind::Chunk || record.body().len() != chunk.length as usize {
+        return Err(ObjectError::Integrity(format!("chunk {} is not what its version says", chunk.id)));
+    }
+    Ok(Bite { offset: begin, data: record.into_body(), id: Some(chunk.id) })
 }
 
 /// Nodes that hold a version and everything that it needs, asked now.
@@ -207,7 +248,7 @@ pub async fn holders(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &List
     {
         keys.extend(pieces.into_iter().map(|(key, _, _)| key));
     }
-    let whom: Vec<NodeIndex> = bucket.eligible(&node.layout).into_iter().filter(|n| *n == node.me || node.peers.usable(*n)).collect();
+    let whom: Vec<NodeIndex> = bucket.eligible().into_iter().filter(|n| *n == node.me || node.peers.usable(*n)).collect();
     let mut holders = whom.clone();
     for batch in keys.chunks(limits::PROVE_BATCH) {
         for proved in fetch::prove_all(node, &whom, batch).await {
@@ -215,4 +256,19 @@ pub async fn holders(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &List
         }
     }
     holders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rule_29_one_chunk_may_always_be_read_and_more_only_with_permits() {
+        let mut own = true;
+        assert_eq!(permit_ahead(&mut own, || None::<u8>), ControlFlow::Continue(None), "its own permit");
+        assert_eq!(permit_ahead(&mut own, || None::<u8>), ControlFlow::Break(()), "which covers one chunk alone");
+        assert_eq!(permit_ahead(&mut own, || Some(7)), ControlFlow::Continue(Some(7)));
+        own = true;
+        assert_eq!(permit_ahead(&mut own, || Some(7)), ControlFlow::Continue(None), "free again");
+    }
 }

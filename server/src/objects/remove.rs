@@ -87,12 +87,15 @@ pub async fn copy(
     let found = read::find(node, caller, &from.0, from.1).await?;
     let metadata = metadata.unwrap_or_else(|| found.decoded.version.metadata.clone());
     let intent = Intent { bucket: to.0, key: to.1, upload, metadata, size: Some(found.size), retry: true };
-    let mut put = Put::begin(node, caller, intent).await?;
-    let mut bites = Box::pin(read::bytes(node, &found, 0, None)?);
+    let base = read::admit(node).await?;
+    let mut put = Put::begin(node, caller, intent, base).await?;
+    // What is read is at once put, under the put's own permit.
+    let mut bites = Box::pin(read::bytes(node, &found, 0, None, None)?);
     while let Some(bite) = bites.next().await {
         let data = bite?.data;
         if !data.is_empty() {
             put.piece(Piece::Data(data)).await?;
+            put.ready().await?;
         }
     }
     put.finish(ObjectId::from_bytes(*found.object.as_bytes()), found.size).await

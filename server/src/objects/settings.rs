@@ -34,10 +34,11 @@ pub async fn create_bucket(
     check_bucket_name(name)?;
     let policy = policy.unwrap_or_else(|| node.default_policy());
     let refuted = node.peers.refuted();
-    let geography = Geography { layout: &node.layout, refuted: &refuted };
-    Placement::new(&policy, &geography).map_err(|why| ObjectError::NotFar(format!("no bucket can be kept like that: {why}")))?;
+    for layout in node.layouts.open().layouts() {
+        Placement::new(&policy, &Geography { layout, refuted: &refuted }).map_err(|why| ObjectError::Infeasible(why.to_string()))?;
+    }
     if node.buckets.find(name).is_some() {
-        return Err(ObjectError::Conflict(format!("bucket {name:?} exists already")));
+        return Err(ObjectError::Exists(format!("bucket {name:?} exists already")));
     }
     let setting = Setting::BucketCreated { name: name.to_owned(), policy, shards: SHARDS_DEFAULT, stamp: node.tick() };
     let id = write(node, &setting, true).await?;
@@ -52,7 +53,7 @@ pub async fn remove_bucket(node: &Arc<Node>, caller: &Caller, name: &str) -> Res
     admin(caller)?;
     let bucket = node.bucket(name)?;
     if !list::is_empty(node, &bucket).await? {
-        return Err(ObjectError::Conflict(format!("bucket {name:?} is not empty: remove its objects first")));
+        return Err(ObjectError::NotEmpty { bucket: name.to_owned(), why: "it holds objects" });
     }
     // Closed first, so that nothing can be acknowledged between the last look and the end.
     write(node, &Setting::BucketClosed { bucket: bucket.id, stamp: node.tick() }, true).await?;
@@ -60,7 +61,7 @@ pub async fn remove_bucket(node: &Arc<Node>, caller: &Caller, name: &str) -> Res
     if !matches!(empty, Ok(true)) {
         write(node, &Setting::BucketOpened { bucket: bucket.id, stamp: node.tick() }, true).await?;
         empty?;
-        return Err(ObjectError::Conflict(format!("bucket {name:?} is not empty: something was put while it was being removed")));
+        return Err(ObjectError::NotEmpty { bucket: name.to_owned(), why: "something was put while it was being removed" });
     }
     write(node, &Setting::BucketRemoved { bucket: bucket.id, stamp: node.tick() }, true).await.map(|_| ())
 }
@@ -93,7 +94,7 @@ pub async fn create_key(node: &Arc<Node>, caller: &Caller, name: &str, grants: V
 pub async fn revoke_key(node: &Arc<Node>, caller: &Caller, access_key_id: &str) -> Result<(), ObjectError> {
     admin(caller)?;
     if !node.buckets.present().keys.iter().any(|key| key.access_key_id == access_key_id) {
-        return Err(ObjectError::NoSuchObject { bucket: "access keys".into(), key: access_key_id.chars().take(64).collect() });
+        return Err(ObjectError::NoSuchKey(access_key_id.chars().take(64).collect()));
     }
     let setting = Setting::KeyRevoked { access_key_id: access_key_id.to_owned(), stamp: node.tick() };
     write(node, &setting, false).await.map(|_| ())
@@ -123,12 +124,13 @@ async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<
     if let Some(trouble) = node.clock_trouble() {
         return Err(ObjectError::unavailable(format!("this node refuses writes: {trouble}")));
     }
-    let silent: Vec<NodeIndex> = node.layout.node_indexes().filter(|n| !node.can_store(*n)).collect();
+    let layout = node.layout();
+    let silent: Vec<NodeIndex> = layout.members().filter(|n| !node.can_store(*n)).collect();
     if everywhere && !silent.is_empty() {
-        let names: Vec<String> = silent.iter().map(|n| format!("{}: {}", node.layout.node_name(*n), node.why_unusable(&[*n]))).collect();
+        let names: Vec<String> = silent.iter().map(|n| format!("{}: {}", layout.node_name(*n), node.why_unusable(&[*n]))).collect();
         return Err(ObjectError::unavailable(format!("every node must know of this, and not all answer ({})", names.join("; "))));
     }
-    let targets: Vec<NodeIndex> = node.layout.node_indexes().filter(|n| !silent.contains(n)).collect();
+    let targets: Vec<NodeIndex> = layout.members().filter(|n| !silent.contains(n)).collect();
     if !enough(node, &targets) {
         let far = node.default_policy().min_distance;
         let why = format!(
@@ -151,7 +153,7 @@ async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<
     node.reload_settings().await;
     let far = enough(node, &durable);
     if let Some(other) = taken {
-        return Err(ObjectError::Conflict(format!("a bucket of that name exists already: {other}")));
+        return Err(ObjectError::Exists(format!("a bucket of that name exists already: {other}")));
     }
     if !far || (everywhere && !failures.is_empty()) {
         return Err(ObjectError::maybe(format!("not everywhere yet: {}", failures.join("; "))));
@@ -161,8 +163,9 @@ async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<
 
 /// Whether a setting on these nodes is where it has to be: on all of them, or far under the default policy.
 fn enough(node: &Node, durable: &[NodeIndex]) -> bool {
-    let everywhere = durable.len() == node.layout.nodes().len();
+    let layout = node.layout();
+    let everywhere = layout.members().all(|n| durable.contains(&n));
     let refuted = node.peers.refuted();
-    let geography = Geography { layout: &node.layout, refuted: &refuted };
-    everywhere || level(&node.default_policy(), &sites_of(&node.layout, durable.iter().copied()), &geography) >= Some(Durability::Far)
+    let geography = Geography { layout: &layout, refuted: &refuted };
+    everywhere || level(&node.default_policy(), &sites_of(&layout, durable.iter().copied()), &geography) >= Some(Durability::Far)
 }

@@ -1,10 +1,12 @@
 //! To which nodes a record goes now: pure. The assigned nodes that can be used, and where that is not far enough, others
 //! that the whole policy allows stand in (hinted handoff; rule 7).
+use super::buckets::Bucket;
 use afar_model::{
-    layout::{Layout, NodeIndex},
-    placement::{Geography, Partition, Placement, level, sites_of},
+    layout::{Layout, NodeIndex, SiteIndex},
+    placement::{Geography, Partition, level, sites_of},
     policy::{Durability, Policy},
 };
+use std::collections::BTreeSet;
 
 /// Where a record goes now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,27 +19,43 @@ pub struct Targets {
     pub level: Option<Durability>,
 }
 
-/// Chooses among the nodes for which `usable` holds.
+/// Chooses among the nodes for which `usable` holds, so that every open layout is satisfied (rule 21). While one is being
+/// replaced by another, what is written goes to where both want it.
 pub fn choose(
-    policy: &Policy,
-    placement: &Placement,
-    geography: &Geography<'_>,
+    bucket: &Bucket,
+    refuted: &BTreeSet<(SiteIndex, SiteIndex)>,
     partition: Partition,
     usable: &dyn Fn(NodeIndex) -> bool,
 ) -> Targets {
-    let layout = geography.layout;
-    let assigned = placement.assigned(policy, layout, partition);
+    let assigned = bucket.targets(partition);
     let (mut nodes, owed): (Vec<NodeIndex>, Vec<NodeIndex>) = assigned.iter().partition(|node| usable(**node));
-    if !owed.is_empty() && reached(policy, geography, &nodes) < Some(policy.level) {
-        let spares: Vec<NodeIndex> = placement.fallback(policy, layout, partition).into_iter().filter(|node| usable(*node)).collect();
-        nodes = stand_in(policy, geography, nodes, &spares);
+    for view in bucket.writing_views() {
+        let Ok(placement) = &view.placement else { continue };
+        if view.reached(refuted, &nodes) >= Some(view.policy.level) {
+            continue;
+        }
+        let geography = Geography { layout: &view.layout, refuted };
+        let eligible = view.eligible();
+        let (mine, others): (Vec<NodeIndex>, Vec<NodeIndex>) = nodes.iter().partition(|node| eligible.contains(node));
+        let spares: Vec<NodeIndex> = placement
+            .fallback(&view.policy, &view.layout, partition)
+            .into_iter()
+            .filter(|node| usable(*node) && !mine.contains(node))
+            .collect();
+        let chosen = stand_in(&view.policy, &geography, mine.clone(), &spares);
+        // What another layout wants stays.
+        let kept: Vec<NodeIndex> = if bucket.writing_views().count() > 1 { mine } else { Vec::new() };
+        nodes = chosen;
+        nodes.extend(others);
+        let dropped: Vec<NodeIndex> = kept.into_iter().filter(|node| !nodes.contains(node)).collect();
+        nodes.extend(dropped);
     }
-    let level = reached(policy, geography, &nodes);
+    let level = bucket.reached(refuted, &nodes);
     Targets { nodes, owed, level }
 }
 
 /// What copies at these nodes amount to.
-pub fn reached(policy: &Policy, geography: &Geography<'_>, nodes: &[NodeIndex]) -> Option<Durability> {
+fn reached(policy: &Policy, geography: &Geography<'_>, nodes: &[NodeIndex]) -> Option<Durability> {
     level(policy, &sites_of(geography.layout, nodes.iter().copied()), geography)
 }
 
@@ -70,7 +88,7 @@ fn worth(policy: &Policy, geography: &Geography<'_>, nodes: &[NodeIndex]) -> (us
     (group, sites.len().min(usize::from(policy.copies)))
 }
 
-fn first_at(layout: &Layout, nodes: &[NodeIndex], site: afar_model::layout::SiteIndex) -> Option<NodeIndex> {
+fn first_at(layout: &Layout, nodes: &[NodeIndex], site: SiteIndex) -> Option<NodeIndex> {
     nodes.iter().copied().find(|node| layout.site_of(*node) == Some(site))
 }
 
@@ -78,18 +96,15 @@ fn first_at(layout: &Layout, nodes: &[NodeIndex], site: afar_model::layout::Site
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use afar_model::layout::examples;
 
     const STRASBOURG: NodeIndex = NodeIndex(0);
     const ROUBAIX: NodeIndex = NodeIndex(1);
     const WARSAW: NodeIndex = NodeIndex(2);
 
     fn targets(up: &[NodeIndex]) -> Targets {
-        let layout = examples::three_sites().unwrap();
-        let geography = Geography::claimed(&layout);
         let policy = Policy { home: Some("strasbourg".into()), ..Policy::default() };
-        let placement = Placement::new(&policy, &geography).unwrap();
-        choose(&policy, &placement, &geography, Partition(3), &|node| up.contains(&node))
+        let bucket = Bucket::example(&policy);
+        choose(&bucket, &BTreeSet::new(), Partition(3), &|node| up.contains(&node))
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! * else it may have been acknowledged: all of it is here, but the other holder is out of reach. To answer the version
 //!   before it would lose an acknowledged write to the very fire that afar exists for, so it is shown; what it has lost is
 //!   what every object of that site has lost for now, its second copy.
-use super::{buckets::Bucket, commit, error::ObjectError, targets};
+use super::{buckets::Bucket, commit, error::ObjectError};
 use crate::{
     cluster::peers::ChannelKind,
     limits,
@@ -20,10 +20,9 @@ use crate::{
     },
 };
 use afar_model::{
-    coverage,
     id::{BucketId, RecordId},
     layout::NodeIndex,
-    placement::{Geography, Partition},
+    placement::Partition,
     record::{Content, Data, DecodedVersion, Manifest, RecordKey, RecordKind, Version, VersionEntry},
 };
 use afar_proto::{convert, v1};
@@ -61,14 +60,14 @@ pub async fn ask(node: &Arc<Node>, whom: NodeIndex, bucket: &BucketId, key: &str
 /// # Errors
 /// If too few nodes answer to prove an absence: then nothing is inferred.
 pub fn quorum(node: &Node, bucket: &Bucket, failed: &BTreeSet<NodeIndex>) -> Result<Vec<NodeIndex>, ObjectError> {
-    let eligible = bucket.eligible(&node.layout);
+    let eligible = bucket.eligible();
     let answering = eligible.iter().copied().filter(|n| !failed.contains(n) && node.answers(*n));
     let order = node.peers.nearest_first(answering);
-    coverage::to_ask(&bucket.policy, &node.layout, &eligible, &order).ok_or_else(|| {
+    bucket.to_ask(&order).ok_or_else(|| {
         let silent: Vec<String> = eligible
             .iter()
             .filter(|n| failed.contains(n) || !node.answers(**n))
-            .map(|n| format!("{}: {}", node.layout.node_name(*n), node.why_unusable(&[*n])))
+            .map(|n| format!("{}: {}", node.layout().node_name(*n), node.why_unusable(&[*n])))
             .collect();
         ObjectError::unavailable(format!("too few nodes answer to know what is current ({})", silent.join("; ")))
     })
@@ -158,7 +157,8 @@ pub async fn complete(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &Lis
         Err(FetchError::Nowhere { key, .. }) => return disproof(node, bucket, key).await,
     }
     let mut far = true;
-    let mut holders: Vec<NodeIndex> = node.layout.node_indexes().collect();
+    // A version that is found by older layouts is brought to its level under the current one as well.
+    let mut holders: Vec<NodeIndex> = node.layout().node_indexes().collect();
     for batch in keys.chunks(limits::PROVE_BATCH) {
         match bring_to_level(node, bucket, batch, &mut holders).await? {
             Standing::Settled => {}
@@ -176,7 +176,7 @@ pub async fn complete(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &Lis
 
 /// A record is nowhere to be read: is it nowhere at all?
 async fn disproof(node: &Arc<Node>, bucket: &Bucket, key: RecordKey) -> Result<Standing, ObjectError> {
-    let partition = Partition::of_record(&key.id, node.layout.partitions());
+    let partition = Partition::of_record(&key.id, node.layout().partitions());
     match bring_to_level(node, bucket, &[(key, RecordKind::Chunk, partition)], &mut Vec::new()).await? {
         Standing::Disproved => Ok(Standing::Disproved),
         _ => Err(ObjectError::unavailable(format!("{key:?} is held but could not be read just now; retry"))),
@@ -184,8 +184,8 @@ async fn disproof(node: &Arc<Node>, bucket: &Bucket, key: RecordKey) -> Result<S
 }
 
 /// A record disproves its version only if those who certainly do not hold it overlap whoever could have acknowledged it.
-fn nobody_holds(node: &Node, bucket: &Bucket, absent: &[NodeIndex]) -> Result<Standing, ObjectError> {
-    if coverage::covers(&bucket.policy, &node.layout, &bucket.eligible(&node.layout), absent) {
+fn nobody_holds(bucket: &Bucket, absent: &[NodeIndex]) -> Result<Standing, ObjectError> {
+    if bucket.covers(absent) {
         Ok(Standing::Disproved)
     } else {
         Err(ObjectError::unavailable("too few nodes answer to know whether the newest version was acknowledged"))
@@ -200,12 +200,12 @@ async fn bring_to_level(
     holders: &mut Vec<NodeIndex>,
 ) -> Result<Standing, ObjectError> {
     let names: Vec<RecordKey> = keys.iter().map(|(key, _, _)| *key).collect();
-    let whom: Vec<NodeIndex> = bucket.eligible(&node.layout).into_iter().filter(|n| *n == node.me || node.peers.usable(*n)).collect();
+    let whom: Vec<NodeIndex> = bucket.eligible().into_iter().filter(|n| *n == node.me || node.peers.usable(*n)).collect();
     let proved = fetch::prove_all(node, &whom, &names).await;
     let mut standing = Standing::Settled;
     for ((key, _, partition), proved) in keys.iter().zip(proved) {
         if proved.holders.is_empty() {
-            return nobody_holds(node, bucket, &proved.absent);
+            return nobody_holds(bucket, &proved.absent);
         }
         let spread = spread(node, bucket, *key, *partition, proved.holders).await;
         if !spread.1 {
@@ -225,10 +225,7 @@ async fn spread(
     partition: Partition,
     holders: Vec<NodeIndex>,
 ) -> (Vec<NodeIndex>, bool) {
-    let reached = |nodes: &[NodeIndex]| {
-        let refuted = node.peers.refuted();
-        targets::reached(&bucket.policy, &Geography { layout: &node.layout, refuted: &refuted }, nodes) >= Some(bucket.policy.level)
-    };
+    let reached = |nodes: &[NodeIndex]| bucket.reached(&node.peers.refuted(), nodes) >= Some(bucket.level());
     if reached(&holders) {
         return (holders, true);
     }
@@ -253,7 +250,7 @@ async fn spread(
 /// # Errors
 /// If a manifest cannot be read.
 pub async fn pieces(node: &Arc<Node>, bucket: &Bucket, version: &Version) -> Result<Vec<(RecordKey, RecordKind, Partition)>, FetchError> {
-    let partitions = node.layout.partitions();
+    let partitions = node.layout().partitions();
     let place = |id: RecordId, kind| (RecordKey { bucket: bucket.id, id }, kind, Partition::of_record(&id, partitions));
     let mut pieces = Vec::new();
     match &version.content {

@@ -29,7 +29,7 @@ pub async fn answer(node: &Arc<Node>, nonce: [u8; 32], keys: Vec<RecordKey>) -> 
 
 /// Challenges one peer for as long as the node runs.
 pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
-    loop {
+    while node.layout().duty(peer).is_member() {
         if node.peers.usable(peer) && node.ledger.compared_at(peer).is_some() {
             match challenge(&node, peer).await {
                 // Nothing in common: nothing proved.
@@ -37,14 +37,14 @@ pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
                 Ok(Some(wrong)) if wrong.is_empty() => node.ledger.audited(peer),
                 Ok(Some(wrong)) => {
                     tracing::error!(
-                        peer = node.layout.node_name(peer),
+                        peer = node.layout().node_name(peer),
                         records = wrong.len(),
                         "failed an audit: it does not hold what it should"
                     );
                     node.ledger.distrust(peer);
                     node.poke();
                 }
-                Err(error) => tracing::debug!(peer = node.layout.node_name(peer), error, "no answer to an audit"),
+                Err(error) => tracing::debug!(peer = node.layout().node_name(peer), error, "no answer to an audit"),
             }
         }
         let pause = if node.ledger.holds_everything(peer) { limits::AUDIT_EVERY } else { limits::RECONCILE_SOON };
@@ -93,9 +93,9 @@ fn choose(node: &Node, peer: NodeIndex, nonce: [u8; 32]) -> Vec<RecordKey> {
 fn should_hold(node: &Node, peer: NodeIndex, entry: &IdEntry) -> bool {
     let partition = match entry.kind {
         RecordKind::Version => version_partition(node, &entry.key),
-        _ => Some(Partition::of_record(&entry.key.id, node.layout.partitions())),
+        _ => Some(Partition::of_record(&entry.key.id, node.layout().partitions())),
     };
-    partition.is_some_and(|partition| node.is_assigned(peer, &entry.key, partition))
+    partition.is_some_and(|partition| node.is_assigned_by_any(peer, &entry.key, partition))
         && node.ledger.holding(peer, true, &entry.key) != Holding::No
 }
 

@@ -2,11 +2,15 @@
 //! a bad copy is never passed on, and is mended from the copy that was good.
 use crate::{cluster::peers::ChannelKind, limits, node::Node};
 use afar_model::{
+    document::LayoutHash,
     layout::NodeIndex,
     placement::Partition,
     record::{Record, RecordKey},
 };
-use afar_proto::v1::{self, peer_client::PeerClient};
+use afar_proto::{
+    convert,
+    v1::{self, peer_client::PeerClient},
+};
 use afar_store::{AppendClass, ReadError};
 use std::{sync::Arc, time::Duration};
 use tonic::{Request, transport::Channel};
@@ -95,8 +99,8 @@ async fn check(record: v1::Record, key: RecordKey) -> Option<Record> {
 /// Where to look for a record, best first: here, the assigned, then whoever else may hold it.
 pub fn candidates(node: &Node, key: &RecordKey, partition: Partition) -> Vec<NodeIndex> {
     let (assigned, eligible) = match node.buckets.get(&key.bucket) {
-        Some(bucket) => (bucket.assigned(&node.layout, partition), bucket.eligible(&node.layout)),
-        None => (Vec::new(), node.layout.node_indexes().collect()),
+        Some(bucket) => (bucket.assigned(partition), bucket.eligible()),
+        None => (Vec::new(), node.layout().members().collect()),
     };
     let mut order = node.peers.nearest_first(assigned);
     let others: Vec<NodeIndex> = eligible.into_iter().filter(|node| !order.contains(node)).collect();
@@ -123,7 +127,7 @@ pub async fn read_anywhere(node: &Arc<Node>, key: RecordKey, partition: Partitio
             continue;
         }
         if !node.peers.usable(candidate) {
-            silent.push(node.layout.node_name(candidate).to_owned());
+            silent.push(node.layout().node_name(candidate).to_owned());
             continue;
         }
         match fetch_from(node, candidate, &[key], ChannelKind::Bulk(0)).await {
@@ -136,8 +140,8 @@ pub async fn read_anywhere(node: &Arc<Node>, key: RecordKey, partition: Partitio
                 node.ledger.lacks(candidate, [key]);
             }
             Err(error) => {
-                tracing::debug!(%error, from = node.layout.node_name(candidate), "fetch failed");
-                silent.push(node.layout.node_name(candidate).to_owned());
+                tracing::debug!(%error, from = node.layout().node_name(candidate), "fetch failed");
+                silent.push(node.layout().node_name(candidate).to_owned());
             }
         }
     }
@@ -223,15 +227,21 @@ pub async fn prove_at(node: &Arc<Node>, at: NodeIndex, keys: &[RecordKey]) -> Ve
     if at == node.me {
         return prove_here(node, keys).await;
     }
-    ask_proofs(node, at, keys).await.filter(|proofs| proofs.len() == keys.len()).unwrap_or_else(|| vec![Proof::Unknown; keys.len()])
+    ask_proofs(node, at, keys, &[]).await.filter(|proofs| proofs.len() == keys.len()).unwrap_or_else(|| vec![Proof::Unknown; keys.len()])
 }
 
-async fn ask_proofs(node: &Node, at: NodeIndex, keys: &[RecordKey]) -> Option<Vec<Proof>> {
+/// As [`prove_at`], but only if that node has this layout as its current and only one.
+pub async fn prove_under(node: &Arc<Node>, at: NodeIndex, keys: &[RecordKey], layout: &LayoutHash) -> Vec<Proof> {
+    ask_proofs(node, at, keys, layout).await.filter(|proofs| proofs.len() == keys.len()).unwrap_or_else(|| vec![Proof::Unknown; keys.len()])
+}
+
+async fn ask_proofs(node: &Node, at: NodeIndex, keys: &[RecordKey], layout: &[u8]) -> Option<Vec<Proof>> {
     if !node.peers.usable(at) {
         return None;
     }
     let mut client = peer(node, at, ChannelKind::Control)?;
-    let request = v1::ProveRequest { keys: keys.iter().map(|key| v1::RecordKey::from(*key)).collect() };
+    let keys = keys.iter().map(|key| v1::RecordKey::from(*key)).collect();
+    let request = v1::ProveRequest { keys, layout: convert::bytes(layout) };
     let reply = client.prove(with_deadline(request, limits::FETCH_DEADLINE)).await.ok()?.into_inner();
     Some(reply.proofs().map(Proof::from).collect())
 }

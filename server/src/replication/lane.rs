@@ -2,17 +2,19 @@
 //!
 //! A peer has one lane for small records and a few for bulk, so that a 4 KiB version never waits behind megabytes. What
 //! waits in a lane goes out together: under load a message carries many records and the peer syncs them with one
-//! `fdatasync`. Every lane is bounded in bytes, so a slow peer slows those who write to it and nobody else.
+//! `fdatasync`. Every lane is bounded in bytes (rule 29), so a slow peer slows those who write to it and nobody else.
 //!
 //! A lane vouches only for its own present stream: after a reconnect the peer may be another run of the program, and
 //! what was written but not synced before counts for nothing. [`Generation`] makes that visible to whoever waits.
 use crate::{
+    budget::{Budget, PeerPermit, PeerPool},
     cluster::peers::{ChannelKind, Peers},
     lifecycle::Lifecycle,
     limits,
 };
 use afar_model::layout::NodeIndex;
 use afar_proto::v1::{self, peer_client::PeerClient, store_request::Work};
+use parking_lot::RwLock;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
@@ -20,7 +22,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -70,15 +72,15 @@ struct Command {
     reply: Option<oneshot::Sender<Result<Stored, LaneError>>>,
     /// Only valid on this stream.
     only: Option<Generation>,
-    _budget: Option<OwnedSemaphorePermit>,
+    _budget: Option<PeerPermit>,
 }
 
 /// One lane to one peer.
 #[derive(Debug, Clone)]
 pub struct LaneHandle {
     commands: mpsc::Sender<Command>,
-    budget: Arc<Semaphore>,
-    budget_bytes: u32,
+    to: NodeIndex,
+    budget: Arc<PeerPool>,
 }
 
 impl LaneHandle {
@@ -87,9 +89,7 @@ impl LaneHandle {
     /// # Errors
     /// If the peer cannot be reached, the stream breaks, or the peer refuses.
     pub async fn store(&self, request: v1::StoreRecords) -> Result<Stored, LaneError> {
-        let bytes = weight(&request);
-        let permits = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.budget_bytes);
-        let budget = Arc::clone(&self.budget).acquire_many_owned(permits).await.map_err(|_| closed())?;
+        let budget = self.budget.take(self.to, weight(&request)).await.ok_or_else(closed)?;
         self.ask(Work::Records(request), None, Some(budget)).await
     }
 
@@ -114,7 +114,7 @@ impl LaneHandle {
         let _ = self.commands.send(Command { work, reply: None, only: None, _budget: None }).await;
     }
 
-    async fn ask(&self, work: Work, only: Option<Generation>, budget: Option<OwnedSemaphorePermit>) -> Result<Stored, LaneError> {
+    async fn ask(&self, work: Work, only: Option<Generation>, budget: Option<PeerPermit>) -> Result<Stored, LaneError> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command { work, reply: Some(reply), only, _budget: budget }).await.map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
@@ -128,7 +128,7 @@ fn closed() -> LaneError {
 /// The lanes to every peer.
 #[derive(Debug)]
 pub struct Lanes {
-    by_node: HashMap<NodeIndex, PeerLanes>,
+    by_node: RwLock<HashMap<NodeIndex, PeerLanes>>,
 }
 
 #[derive(Debug)]
@@ -138,32 +138,39 @@ struct PeerLanes {
 }
 
 impl Lanes {
-    /// Starts a task per lane. `budget_bytes`: what may be in flight to one peer.
-    pub fn start(peers: &Arc<Peers>, others: impl Iterator<Item = NodeIndex>, budget_bytes: u32, lifecycle: &Lifecycle) -> Self {
-        let by_node = others.map(|node| (node, PeerLanes::start(peers, node, budget_bytes, lifecycle))).collect();
-        Self { by_node }
+    /// Starts a task per lane. What may be in flight is bounded by `budget`.
+    pub fn start(peers: &Arc<Peers>, others: impl Iterator<Item = NodeIndex>, budget: &Budget, lifecycle: &Lifecycle) -> Self {
+        let lanes = Self { by_node: RwLock::default() };
+        others.for_each(|node| lanes.add(peers, node, budget, lifecycle));
+        lanes
+    }
+
+    /// Starts lanes to a node that has none.
+    pub fn add(&self, peers: &Arc<Peers>, node: NodeIndex, budget: &Budget, lifecycle: &Lifecycle) {
+        self.by_node.write().entry(node).or_insert_with(|| PeerLanes::start(peers, node, budget, lifecycle));
     }
 
     /// A lane to a peer; `None` for this node itself or one that the layout does not name.
-    pub fn to(&self, node: NodeIndex, kind: LaneKind) -> Option<&LaneHandle> {
-        let lanes = self.by_node.get(&node)?;
+    pub fn to(&self, node: NodeIndex, kind: LaneKind) -> Option<LaneHandle> {
+        let lanes = self.by_node.read();
+        let lanes = lanes.get(&node)?;
         match kind {
-            LaneKind::Small => Some(&lanes.small),
-            LaneKind::Bulk(n) => lanes.bulk.get(n % lanes.bulk.len().max(1)),
+            LaneKind::Small => Some(lanes.small.clone()),
+            LaneKind::Bulk(n) => lanes.bulk.get(n % lanes.bulk.len().max(1)).cloned(),
         }
     }
 }
 
 impl PeerLanes {
-    fn start(peers: &Arc<Peers>, node: NodeIndex, budget_bytes: u32, lifecycle: &Lifecycle) -> Self {
-        let budget = Arc::new(Semaphore::new(budget_bytes as usize));
-        let lane = |kind| {
+    fn start(peers: &Arc<Peers>, node: NodeIndex, budget: &Budget, lifecycle: &Lifecycle) -> Self {
+        let lane = |kind, budget: &Arc<PeerPool>| {
             let (commands, receiver) = mpsc::channel(limits::LANE_QUEUE);
             let task = LaneTask { peers: Arc::clone(peers), node, kind, commands: receiver, generations: AtomicU64::new(0) };
             lifecycle.spawn("lane", move |stop| task.run(stop));
-            LaneHandle { commands, budget: Arc::clone(&budget), budget_bytes }
+            LaneHandle { commands, to: node, budget: Arc::clone(budget) }
         };
-        Self { small: lane(ChannelKind::Control), bulk: (0..limits::BULK_LANES).map(|n| lane(ChannelKind::Bulk(n))).collect() }
+        let bulk = (0..limits::BULK_LANES).map(|n| lane(ChannelKind::Bulk(n), &budget.lanes)).collect();
+        Self { small: lane(ChannelKind::Control, &budget.small_lanes), bulk }
     }
 }
 
@@ -175,7 +182,7 @@ struct LaneTask {
     generations: AtomicU64,
 }
 
-type Waiters = Vec<(oneshot::Sender<Result<Stored, LaneError>>, usize, Option<OwnedSemaphorePermit>)>;
+type Waiters = Vec<(oneshot::Sender<Result<Stored, LaneError>>, usize, Option<PeerPermit>)>;
 
 /// A request that was sent and not yet answered.
 struct InFlight {

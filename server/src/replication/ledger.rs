@@ -87,6 +87,13 @@ impl Ledger {
         self.accounts.lock().remove(&peer);
     }
 
+    /// Another layout assigns other records: what was compared by the one before proves nothing of them.
+    pub fn layout_changed(&self) {
+        for account in self.accounts.lock().values_mut() {
+            account.compared = None;
+        }
+    }
+
     /// Distrusts a peer whose incarnation is not the one that was compared.
     pub fn seen(&self, peer: NodeIndex, incarnation: Incarnation) {
         let mut accounts = self.accounts.lock();

@@ -61,7 +61,8 @@ pub async fn run(node: Arc<Node>, stop: CancellationToken) {
         if let Some(pending) = node.lifecycle.blocking("look", move || look(&looker)).await {
             node.pending.store(Arc::new(pending));
         }
-        let creditors: Vec<NodeIndex> = summary.iter().filter_map(|owed| node.layout.node_named(&owed.to)).collect();
+        forgive(&node, summary.iter().map(|owed| owed.to.as_str()));
+        let creditors: Vec<NodeIndex> = summary.iter().filter_map(|owed| node.layout().node_named(&owed.to)).collect();
         for creditor in creditors.into_iter().filter(|n| node.can_store(*n)) {
             if stop.run_until_cancelled(pay(&node, creditor)).await.is_none() {
                 return;
@@ -70,8 +71,17 @@ pub async fn run(node: Arc<Node>, stop: CancellationToken) {
     }
 }
 
+/// Who has left the cluster is owed nothing any more; to whom else the records belong now, the layout says.
+fn forgive<'a>(node: &Node, creditors: impl Iterator<Item = &'a str>) {
+    let layout = node.layout();
+    for name in creditors.filter(|name| !layout.node_named(name).is_some_and(|creditor| layout.duty(creditor).is_member())) {
+        let debts = node.store.owed(Some(name), None, limits::OUTBOX_BATCH).unwrap_or_default();
+        node.store.pay(name, debts.into_iter().map(|debt| debt.key).collect());
+    }
+}
+
 async fn pay(node: &Arc<Node>, creditor: NodeIndex) {
-    let name = node.layout.node_name(creditor).to_owned();
+    let name = node.layout().node_name(creditor).to_owned();
     loop {
         let debts = node.store.owed(Some(&name), None, limits::OUTBOX_BATCH).unwrap_or_default();
         if debts.is_empty() {
@@ -91,6 +101,8 @@ async fn pay(node: &Arc<Node>, creditor: NodeIndex) {
 async fn send(node: &Arc<Node>, creditor: NodeIndex, debts: &[Owed]) -> Vec<RecordKey> {
     let mut settled = Vec::new();
     let mut batch: Vec<Record> = Vec::new();
+    let most = node.transfer.repair_batch();
+    let _permit = node.transfer.repair(most).await;
     for debt in debts {
         match fetch::read_here(node, debt.key).await {
             Ok(Some(record)) => batch.push(record),
@@ -98,7 +110,7 @@ async fn send(node: &Arc<Node>, creditor: NodeIndex, debts: &[Owed]) -> Vec<Reco
             Ok(None) => settled.push(debt.key),
             Err(error) => tracing::warn!(%error, "a debt cannot be paid from here"),
         }
-        if batch.iter().map(|record| record.body().len()).sum::<usize>() >= limits::PULL_BYTES {
+        if batch.iter().map(|record| record.body().len()).sum::<usize>() >= most {
             settled.extend(flush(node, creditor, &mut batch).await);
         }
     }

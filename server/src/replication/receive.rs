@@ -19,7 +19,7 @@ use afar_proto::{
 use afar_store::{AppendError, CommitError, SyncFailed, Written};
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, sync::Arc};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 /// Serves one stream of one peer; answers appear in `replies`.
@@ -30,14 +30,13 @@ pub async fn serve(
     replies: mpsc::Sender<Result<v1::StoreReply, Status>>,
 ) {
     let session = Arc::new(Session { node, from, written: Mutex::default() });
-    let room = Arc::new(Semaphore::new(limits::RECEIVE_BYTES as usize));
     loop {
         let request = tokio::select! {
             () = session.node.lifecycle.stopping() => return,
             request = requests.message() => match request { Ok(Some(request)) => request, Ok(None) | Err(_) => return },
         };
-        let weight = weight(&request).clamp(limits::RECEIVE_WEIGHT_MIN, limits::RECEIVE_BYTES);
-        let Ok(permit) = Arc::clone(&room).acquire_many_owned(weight).await else { return };
+        // All streams together are bounded (rule 29). Who waits here waits for this node's disk alone, so nobody waits for ever.
+        let Some(permit) = session.node.transfer.arriving(weight(&request)).await else { return };
         let (session, replies) = (Arc::clone(&session), replies.clone());
         // In a task of its own: a stream that breaks must not tear what is being written.
         session.node.clone().lifecycle.spawn_brief("receive", async move {
@@ -49,11 +48,9 @@ pub async fn serve(
     }
 }
 
-fn weight(request: &v1::StoreRequest) -> u32 {
+fn weight(request: &v1::StoreRequest) -> usize {
     match &request.work {
-        Some(Work::Records(records)) => {
-            records.records.iter().map(|record| u32::try_from(record.body.len()).unwrap_or(u32::MAX)).fold(0, u32::saturating_add)
-        }
+        Some(Work::Records(records)) => records.records.iter().map(|record| record.body.len()).sum(),
         _ => 0,
     }
 }
@@ -162,17 +159,14 @@ impl Session {
         Some(match result {
             Ok(records) => v1::StoreReply { sequence, records, failure: None },
             Err(Failure { reason, detail }) => {
-                tracing::warn!(from = self.node.layout.node_name(self.from), reason, detail, "refused records");
+                tracing::warn!(from = self.node.layout().node_name(self.from), reason, detail, "refused records");
                 v1::StoreReply { sequence, records: Vec::new(), failure: Some(v1::StoreFailure { reason: reason.into(), detail }) }
             }
         })
     }
 
     async fn store(&self, sequence: u64, request: v1::StoreRecords) -> Result<Vec<v1::StoredRecord>, Failure> {
-        let ours = self.node.layout.version();
-        if request.layout_version != ours {
-            return Err(Failure::new("layout", format!("the sender has layout {}, this node has {ours}", request.layout_version)));
-        }
+        self.accept_layout(&request)?;
         let purpose = Purpose::from_name(&request.class);
         let supersedes: Result<Vec<RecordId>, InvalidMessage> = request.supersedes.iter().map(|id| convert::id("supersedes", id)).collect();
         let supersedes = supersedes?;
@@ -202,6 +196,25 @@ impl Session {
         Ok(stored)
     }
 
+    /// Rule 21: what was placed by layouts that are all closed here is refused, and so is what was placed by none that is known
+    /// here; the sender, or this node, has one to fetch.
+    fn accept_layout(&self, request: &v1::StoreRecords) -> Result<(), Failure> {
+        let ours = self.node.open_versions();
+        let theirs = if request.open_versions.is_empty() { std::slice::from_ref(&request.layout_version) } else { &request.open_versions };
+        let layout = self.node.layout();
+        if !layout.duty(self.from).is_member() {
+            return Err(Failure::new("layout", "the layout says that the sender is out of service"));
+        }
+        // What is said to everybody must be said to everybody that this node knows of.
+        let to_all = |record: &v1::Record| record.kind == RecordKind::Setting as u32;
+        let knows_all = theirs.contains(&layout.version()) || request.class == Purpose::Repair.name();
+        if theirs.iter().any(|version| ours.contains(version)) && (knows_all || !request.records.iter().any(to_all)) {
+            return Ok(());
+        }
+        self.node.layouts_differ(self.from);
+        Err(Failure::new("layout", format!("the sender writes by layout {}, this node by {}", numbers(theirs), numbers(&ours))))
+    }
+
     async fn sync(&self, sequences: &[u64]) -> Result<(), Failure> {
         let mut tokens = Vec::new();
         {
@@ -224,7 +237,7 @@ impl Session {
             else {
                 continue;
             };
-            let holders: Vec<NodeIndex> = settled.holders.iter().filter_map(|name| self.node.layout.node_named(name)).collect();
+            let holders: Vec<NodeIndex> = settled.holders.iter().filter_map(|name| self.node.layout().node_named(name)).collect();
             self.node.note_holders(RecordKey { bucket, id }, &version.key, &holders);
             versions.push((bucket, version.key, Stamp::from_u64(version.stamp), id));
         }
@@ -240,6 +253,10 @@ impl Session {
         };
         self.node.discard(RecordKey { bucket, id }, &version.key).await;
     }
+}
+
+fn numbers(versions: &[u64]) -> String {
+    versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
 
 /// A record that was hashed, and what its key held when it arrived.
@@ -274,7 +291,7 @@ impl Arrived {
             return Err(Failure::new("gone", "the bucket is being removed, or was"));
         }
         match node.buckets.get(&id) {
-            Some(bucket) if !bucket.eligible(&node.layout).contains(&node.me) => {
+            Some(bucket) if !bucket.eligible().contains(&node.me) => {
                 Err(Failure::new("policy", format!("the policy of bucket {:?} allows no copy here", bucket.name)))
             }
             _ => Ok(()),

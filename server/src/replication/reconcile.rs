@@ -30,20 +30,38 @@ use tokio_util::sync::CancellationToken;
 
 /// Compares with one peer for as long as the node runs: when it comes up, when something happened, and now and then.
 pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
+    let node_leaves = Arc::clone(&node);
+    let leaves = async move { node_leaves.leaves(peer).await };
+    tokio::select! {
+        () = compare(node, peer, stop) => {}
+        () = leaves => {}
+    }
+}
+
+async fn compare(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
     let mut changes = node.peers.changes();
     let mut poked = node.pokes();
     loop {
         let mut pause = limits::RECONCILE_RETRY;
         let mut compared: Compared = None;
         if node.peers.usable(peer) {
-            let round = Round { node: &node, peer, found: Comparison::default(), unknown: false };
+            let round = Round {
+                node: &node,
+                peer,
+                found: Comparison::default(),
+                unknown: false,
+                partitions: node.layout().partitions(),
+                expected: None,
+            };
             match stop.run_until_cancelled(round.run()).await {
                 None => return,
                 Some(Ok(())) => {
-                    pause = if node.ledger.missing_at(peer) > 0 { limits::RECONCILE_RETRY } else { limits::RECONCILE_EVERY };
+                    // Older layouts stay open until a comparison with everybody was complete.
+                    let again = node.ledger.missing_at(peer) > 0 || node.layouts.waits_for(peer);
+                    pause = if again { limits::RECONCILE_RETRY } else { limits::RECONCILE_EVERY };
                     compared = node.peers.view(peer).map(|view| (view.incarnation, view.boot, view.catching_up));
                 }
-                Some(Err(error)) => tracing::debug!(peer = node.layout.node_name(peer), error, "comparison broken off"),
+                Some(Err(error)) => tracing::debug!(peer = node.layout().node_name(peer), error, "comparison broken off"),
             }
         }
         tokio::select! {
@@ -88,6 +106,9 @@ struct Round<'a> {
     found: Comparison,
     /// A record of a bucket was seen whose creation has not arrived here yet: nothing can be said of it.
     unknown: bool,
+    partitions: u32,
+    /// Only counts what there is to fetch, for status: records and bytes.
+    expected: Option<(u64, u64)>,
 }
 
 impl Round<'_> {
@@ -98,16 +119,41 @@ impl Round<'_> {
         self.node.ledger.scrubbed(self.peer, view.oldest_unverified);
         let begun = (Instant::now(), self.node.now());
         let epoch = self.node.loss_epoch();
+        let layout = *self.node.layout().hash();
+        self.count().await?;
         let complete = self.walk().await?;
+        self.node.rebalance.expect(self.peer, 0, 0);
         self.push_missing(view.catching_up).await;
         let unchanged = self.node.peers.view(self.peer).is_some_and(|now| now.incarnation == Some(incarnation));
         if !unchanged {
             return Err("the peer became another during the comparison".into());
         }
+        if *self.node.layout().hash() != layout {
+            return Err("the layout changed during the comparison".into());
+        }
         self.node.ledger.compared(self.peer, incarnation, self.found, begun);
         if complete {
             self.node.compared_with(self.peer, epoch);
+            self.node.layouts.note_compared(self.peer, begun.0, &layout);
         }
+        Ok(())
+    }
+
+    fn in_transition(&self) -> bool {
+        self.node.layouts.open().chapters().len() > 1
+    }
+
+    /// How much there is to fetch from this peer, before it is fetched: only while layouts change, for it is a walk more.
+    async fn count(&mut self) -> Result<(), String> {
+        if !self.in_transition() {
+            self.node.rebalance.expect(self.peer, 0, 0);
+            return Ok(());
+        }
+        self.expected = Some((0, 0));
+        self.records().await?;
+        self.versions().await?;
+        let (records, bytes) = self.expected.take().unwrap_or_default();
+        self.node.rebalance.expect(self.peer, records, bytes);
         Ok(())
     }
 
@@ -144,10 +190,10 @@ impl Round<'_> {
             let their_set: HashSet<RecordKey> = theirs.iter().map(|entry| entry.key).collect();
             let mut wanted = Vec::new();
             for entry in &theirs {
-                let (mine, held) = (self.assigned(self.node.me, entry), our_set.contains(&entry.key));
+                let (mine, held) = (self.assigned_now(self.node.me, entry), our_set.contains(&entry.key));
                 if mine && !held {
                     wanted.push((entry.key, entry.length));
-                } else if held && !self.assigned(self.peer, entry) {
+                } else if held && !self.assigned_now(self.peer, entry) {
                     self.extra(entry.key);
                 }
             }
@@ -164,9 +210,20 @@ impl Round<'_> {
         }
     }
 
+    /// By the current layout: what this node has to fetch.
+    fn assigned_now(&mut self, node: NodeIndex, entry: &IdEntry) -> bool {
+        self.unknown |= self.node.buckets.is_unknown(&entry.key.bucket);
+        self.node.is_assigned(node, &entry.key, self.partition(entry))
+    }
+
+    /// By any open layout: what a peer is believed to hold.
     fn assigned(&mut self, node: NodeIndex, entry: &IdEntry) -> bool {
         self.unknown |= self.node.buckets.is_unknown(&entry.key.bucket);
-        self.node.is_assigned(node, &entry.key, Partition::of_record(&entry.key.id, self.node.layout.partitions()))
+        self.node.is_assigned_by_any(node, &entry.key, self.partition(entry))
+    }
+
+    fn partition(&self, entry: &IdEntry) -> Partition {
+        Partition::of_record(&entry.key.id, self.partitions)
     }
 
     fn missing(&mut self, key: RecordKey) {
@@ -187,7 +244,7 @@ impl Round<'_> {
         let mut client = fetch::peer(self.node, self.peer, ChannelKind::Bulk(1)).ok_or("no such peer")?;
         let request = v1::IdsRequest {
             first: 0,
-            last: self.node.layout.partitions().saturating_sub(1),
+            last: self.node.layout().partitions().saturating_sub(1),
             after: after.map(v1::RecordKey::from),
             limit: PAGE_MAX as u32,
         };
@@ -227,9 +284,17 @@ impl Round<'_> {
     }
 
     /// Fetches records from the peer and stores them. Answers whether all of them are here now.
-    async fn pull(&self, wanted: &[(RecordKey, u32)]) -> Result<bool, String> {
+    async fn pull(&mut self, wanted: &[(RecordKey, u32)]) -> Result<bool, String> {
+        if let Some((records, bytes)) = &mut self.expected {
+            *records += wanted.len() as u64;
+            *bytes += wanted.iter().map(|(_, length)| u64::from(*length)).sum::<u64>();
+            return Ok(true);
+        }
         let mut complete = true;
-        for batch in batches(wanted) {
+        for batch in batches(wanted, self.node.transfer.repair_batch()) {
+            let bytes = wanted_bytes(&batch);
+            let _permit = self.node.transfer.repair(bytes).await;
+            let batch: Vec<RecordKey> = batch.into_iter().map(|(key, _)| key).collect();
             let records = fetch::fetch_from(self.node, self.peer, &batch, ChannelKind::Bulk(1)).await?;
             let good: Vec<Record> = records.into_iter().flatten().collect();
             if good.len() < batch.len() {
@@ -239,6 +304,12 @@ impl Round<'_> {
             }
             self.node.store.commit(AppendClass::Repair, good.clone()).await.map_err(|error| error.to_string())?;
             self.node.after_storing(good.iter());
+            let bytes = good.iter().map(|record| record.body().len() as u64).sum();
+            self.node.rebalance.fetched(self.peer, good.len() as u64, bytes);
+            if self.in_transition() {
+                let node = self.node;
+                node.rebalance.take(bytes, || node.now()).await;
+            }
         }
         Ok(complete)
     }
@@ -258,9 +329,9 @@ impl Round<'_> {
             let (mut wanted, mut settled) = (Vec::new(), Vec::new());
             for row in &theirs {
                 let held = our_map.get(&name(row));
-                if held.is_none() && self.version_assigned(self.node.me, row) {
+                if held.is_none() && self.version_assigned(self.node.me, row, false) {
                     wanted.push((name(row), 1024));
-                } else if held.is_some() && !self.version_assigned(self.peer, row) {
+                } else if held.is_some() && !self.version_assigned(self.peer, row, false) {
                     self.extra(name(row));
                 }
                 if row.entry.settled && held.is_none_or(|held| !held.settled) {
@@ -268,7 +339,7 @@ impl Round<'_> {
                 }
             }
             for row in ours.iter().filter(|row| !their_map.contains_key(&name(row))) {
-                if self.version_assigned(self.peer, row) {
+                if self.version_assigned(self.peer, row, true) {
                     self.missing(name(row));
                 }
             }
@@ -281,10 +352,11 @@ impl Round<'_> {
         }
     }
 
-    fn version_assigned(&mut self, node: NodeIndex, row: &VersionRow) -> bool {
+    fn version_assigned(&mut self, node: NodeIndex, row: &VersionRow, by_any: bool) -> bool {
         self.unknown |= self.node.buckets.is_unknown(&row.bucket);
         self.node.buckets.get(&row.bucket).is_some_and(|bucket| {
-            let assigned = bucket.assigned(&self.node.layout, bucket.version_partition(&row.key));
+            let partition = bucket.version_partition(&row.key);
+            let assigned = if by_any { bucket.assigned_by_any(partition) } else { bucket.assigned(partition) };
             assigned.contains(&node)
         })
     }
@@ -349,6 +421,7 @@ impl Round<'_> {
 
     async fn push(&mut self, keys: &[RecordKey]) {
         for key in keys {
+            let _permit = self.node.transfer.repair(afar_model::limits::CHUNK_BYTES).await;
             let Ok(Some(record)) = fetch::read_here(self.node, *key).await else { continue };
             for group in outbox::group(std::slice::from_ref(&record)) {
                 match copy_to(self.node, self.peer, group, Purpose::Repair, LaneKind::Bulk(1)).await {
@@ -374,15 +447,19 @@ fn order(cursor: &VersionCursor) -> (afar_model::id::BucketId, &str, std::cmp::R
     (cursor.bucket, cursor.key.as_str(), std::cmp::Reverse(cursor.stamp), cursor.id)
 }
 
-fn batches(wanted: &[(RecordKey, u32)]) -> Vec<Vec<RecordKey>> {
-    let mut batches: Vec<Vec<RecordKey>> = Vec::new();
+fn wanted_bytes(batch: &[(RecordKey, u32)]) -> usize {
+    batch.iter().map(|(_, length)| *length as usize).sum()
+}
+
+fn batches(wanted: &[(RecordKey, u32)], most: usize) -> Vec<Vec<(RecordKey, u32)>> {
+    let mut batches: Vec<Vec<(RecordKey, u32)>> = Vec::new();
     let mut bytes = usize::MAX;
     for (key, length) in wanted {
         bytes = bytes.saturating_add(*length as usize);
-        match batches.last_mut().filter(|batch| bytes <= limits::PULL_BYTES && batch.len() < limits::PULL_RECORDS) {
-            Some(batch) => batch.push(*key),
+        match batches.last_mut().filter(|batch| bytes <= most && batch.len() < limits::PULL_RECORDS) {
+            Some(batch) => batch.push((*key, *length)),
             None => {
-                batches.push(vec![*key]);
+                batches.push(vec![(*key, *length)]);
                 bytes = *length as usize;
             }
         }

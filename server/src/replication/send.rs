@@ -111,7 +111,7 @@ pub async fn attempt_at(
     kind: LaneKind,
     supersedes: &[RecordId],
 ) -> Result<Vec<Copied>, NotCopied> {
-    let failed = |error| NotCopied { node: node.layout.node_name(to).to_owned(), error };
+    let failed = |error| NotCopied { node: node.layout().node_name(to).to_owned(), error };
     if to == node.me {
         return receive::store_here(node, records, purpose, supersedes).await.map_err(failed);
     }
@@ -120,7 +120,8 @@ pub async fn attempt_at(
         records: records.iter().map(v1::Record::from).collect(),
         sync: true,
         class: purpose.name().to_owned(),
-        layout_version: node.layout.version(),
+        layout_version: node.layout().version(),
+        open_versions: node.open_versions(),
         supersedes: supersedes.iter().map(|id| convert::bytes(id.as_bytes())).collect(),
     };
     let stored = lane.store(request).await.map_err(failed)?;

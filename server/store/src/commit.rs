@@ -10,7 +10,7 @@ use crate::{
     disk::{Disk, DiskFile},
     identity::Poison,
     limits,
-    types::{CommitError, Position, SyncFailed},
+    types::{CommitError, Position, SyncCounts, SyncFailed},
 };
 use afar_model::{
     id::{BootId, DirectoryId},
@@ -139,6 +139,14 @@ struct State {
     stop: bool,
 }
 
+/// One round of the sync thread.
+struct Sync {
+    target: Position,
+    files: Vec<Unsynced>,
+    /// Whether somebody waits for it.
+    asked: bool,
+}
+
 /// The group commit of one directory.
 #[derive(Debug)]
 pub struct Commit {
@@ -148,11 +156,13 @@ pub struct Commit {
     state: Mutex<State>,
     wake: Condvar,
     progress: Condvar,
-    syncs: AtomicU64,
+    requests: AtomicU64,
+    shared: AtomicU64,
+    unasked: AtomicU64,
 }
 
 enum Next {
-    Sync(Position, Vec<Unsynced>),
+    Sync(Sync),
     Stop,
 }
 
@@ -167,7 +177,9 @@ impl Commit {
             state: Mutex::new(state),
             wake: Condvar::new(),
             progress: Condvar::new(),
-            syncs: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            shared: AtomicU64::new(0),
+            unasked: AtomicU64::new(0),
         }
     }
 
@@ -200,6 +212,7 @@ impl Commit {
 
     /// Tells `waiter` once the log is durable up to `position`.
     pub fn wait(&self, position: Position, waiter: Waiter) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock();
         if let Some(why) = &state.failed {
             waiter.failed(SyncFailed::Directory(why.clone()));
@@ -238,16 +251,17 @@ impl Commit {
         self.state.lock().failed.clone()
     }
 
-    /// Calls of `fdatasync` so far.
-    pub fn syncs(&self) -> u64 {
-        self.syncs.load(Ordering::Relaxed)
+    /// Who asked for syncs in this run, and what that took.
+    pub fn counts(&self) -> SyncCounts {
+        let [requests, shared, unasked] = [&self.requests, &self.shared, &self.unasked].map(|count| count.load(Ordering::Relaxed));
+        SyncCounts { requests, shared, unasked }
     }
 
     /// The sync thread: until [`Commit::stop`]. `synced` is called after each success.
     pub fn run(&self, synced: impl Fn()) {
-        while let Next::Sync(target, files) = self.next() {
-            match self.sync(&files) {
-                Ok(()) => self.succeeded(target),
+        while let Next::Sync(sync) = self.next() {
+            match self.sync(&sync) {
+                Ok(()) => self.succeeded(sync.target),
                 Err(why) => self.poison(&why),
             }
             synced();
@@ -260,7 +274,7 @@ impl Commit {
             let dirty = state.written > state.durable && state.failed.is_none();
             if dirty && (state.hurry || state.stop || !state.waiters.is_empty()) {
                 state.hurry = false;
-                return Next::Sync(state.written, state.files.clone());
+                return Next::Sync(Sync { target: state.written, files: state.files.clone(), asked: !state.waiters.is_empty() });
             }
             if state.stop {
                 return Next::Stop;
@@ -271,9 +285,9 @@ impl Commit {
         }
     }
 
-    fn sync(&self, files: &[Unsynced]) -> Result<(), String> {
-        for unsynced in files {
-            self.syncs.fetch_add(1, Ordering::Relaxed);
+    fn sync(&self, sync: &Sync) -> Result<(), String> {
+        for unsynced in &sync.files {
+            if sync.asked { &self.shared } else { &self.unasked }.fetch_add(1, Ordering::Relaxed);
             unsynced.file.sync().map_err(|error| format!("sync segment {:016x}: {error}", unsynced.segment))?;
             if unsynced.fresh {
                 self.disk.sync_directory(&self.segments).map_err(|error| format!("sync directory {}: {error}", self.segments.display()))?;

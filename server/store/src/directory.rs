@@ -18,7 +18,7 @@ use crate::{
     ledger::{self, Delta, Known, LogItem, TallyChange},
     limits, recovery,
     segment::{self, Place, PlaceError, Segment},
-    types::{Clock, DamagedRange, Position, ReadError, Reserve},
+    types::{Clock, DamagedRange, Position, ReadError, Reserve, StampsSeen},
     writer,
 };
 use afar_model::{
@@ -326,6 +326,37 @@ impl Directory {
             self.report_damage(segment.sequence, scan.damaged.into_iter().chain(scan.torn));
         }
         FooterView::in_memory(builder.encode().into())
+    }
+
+    /// The greatest stamp of a version in the log that is not beyond `limit`, and how many are. A footer that cannot be read
+    /// may hide one of either kind: then the limit itself is the answer, which is later than whatever it hides.
+    pub fn stamps_up_to(&self, limit: Stamp) -> StampsSeen {
+        let mut seen = StampsSeen::default();
+        let mut note = |stamp: Stamp| if stamp > limit { seen.beyond += 1 } else { seen.newest = seen.newest.max(stamp) };
+        let active = self.active.lock();
+        if active.builder.totals.stamp_max > limit {
+            let described = active.builder.entries().iter().filter_map(|entry| active.builder.describe(entry.offset));
+            described.for_each(|info| note(info.stamp));
+        } else {
+            note(active.builder.totals.stamp_max);
+        }
+        drop(active);
+        let sealed: Vec<(u64, Stamp)> =
+            self.segments.read().values().filter_map(|segment| Some((segment.sequence, segment.trailer()?.stamp_max))).collect();
+        for (sequence, greatest) in sealed {
+            if greatest <= limit {
+                note(greatest);
+                continue;
+            }
+            match self.footer(sequence).and_then(|footer| footer.in_log_order()) {
+                Ok(lines) => lines.iter().filter_map(|(_, info)| info.as_ref()).for_each(|info| note(info.stamp)),
+                Err(error) => {
+                    tracing::warn!(directory = %self.path.display(), segment = sequence, %error, "the stamps of a segment cannot be read");
+                    note(limit);
+                }
+            }
+        }
+        seen
     }
 
     /// Takes note of ranges that something acknowledged may have been in; of each once.

@@ -10,12 +10,16 @@ use std::{
     io::{self, IoSlice, Write as _},
     num::NonZeroU64,
     os::unix::fs::{FileExt as _, MetadataExt as _},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
+
+/// How often a [`FaultyDisk`] looks whether it may go on.
+const HOLD_LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// What identifies a file's present content without reading it (rule 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,30 +134,46 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>>;
 }
 
-/// The file systems of this machine, whose files refuse to sync after a number of calls: for tests of real nodes.
-#[derive(Debug)]
-pub struct FailingDisk {
-    left: Arc<AtomicU64>,
+/// What a [`FaultyDisk`] does to calls of `fdatasync`.
+#[derive(Debug, Clone, Default)]
+pub struct SyncFaults {
+    /// After this many, every further one fails.
+    pub fail_after: Option<u64>,
+    /// While this file exists, none returns.
+    pub hold: Option<PathBuf>,
 }
 
-impl FailingDisk {
-    /// Fails every sync of a file after this many.
-    pub fn new(syncs: u64) -> Self {
-        Self { left: Arc::new(AtomicU64::new(syncs)) }
+/// The file systems of this machine, whose files fail to sync, or take their time: for tests of real nodes.
+#[derive(Debug)]
+pub struct FaultyDisk {
+    faults: Arc<Faults>,
+}
+
+#[derive(Debug)]
+struct Faults {
+    left: AtomicU64,
+    hold: Option<PathBuf>,
+}
+
+impl FaultyDisk {
+    /// With these faults.
+    pub fn new(faults: SyncFaults) -> Self {
+        let left = AtomicU64::new(faults.fail_after.unwrap_or(u64::MAX));
+        Self { faults: Arc::new(Faults { left, hold: faults.hold }) }
     }
 
     fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(FailingFile { file, left: Arc::clone(&self.left) })
+        Arc::new(FaultyFile { file, faults: Arc::clone(&self.faults) })
     }
 }
 
 #[derive(Debug)]
-struct FailingFile {
+struct FaultyFile {
     file: Arc<dyn DiskFile>,
-    left: Arc<AtomicU64>,
+    faults: Arc<Faults>,
 }
 
-impl DiskFile for FailingFile {
+impl DiskFile for FaultyFile {
     fn write_at(&self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         self.file.write_at(pieces, offset)
     }
@@ -161,8 +181,11 @@ impl DiskFile for FailingFile {
         self.file.read_at(into, offset)
     }
     fn sync(&self) -> io::Result<()> {
+        while self.faults.hold.as_deref().is_some_and(Path::exists) {
+            std::thread::sleep(HOLD_LOOK_EVERY);
+        }
         let one_less = |left: u64| left.checked_sub(1);
-        match self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less) {
+        match self.faults.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less) {
             Ok(_) => self.file.sync(),
             Err(_) => Err(io::Error::other("made to fail by AFAR_TEST_FAIL_SYNC_AFTER")),
         }
@@ -184,7 +207,7 @@ impl DiskFile for FailingFile {
     }
 }
 
-impl Disk for FailingDisk {
+impl Disk for FaultyDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         RealDisk.create(path).map(|file| self.wrap(file))
     }

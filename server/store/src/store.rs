@@ -415,10 +415,19 @@ impl Store {
         self.inner.directories.iter().map(|directory| (directory.id, directory.commit.durable())).collect()
     }
 
-    /// The greatest version stamp in the log: the clock restarts from it (rule 4).
+    /// The greatest version stamp in the log.
     pub fn newest_stamp_seen(&self) -> Stamp {
         let greatest = self.inner.directories.iter().map(|directory| directory.stamp_max.load(Ordering::Acquire)).max();
         Stamp::from_u64(greatest.unwrap_or(0))
+    }
+
+    /// The greatest version stamp in the log that is not beyond `limit`, and how many versions are: the clock restarts from
+    /// the former (rule 4). Blocking: where a segment holds a stamp beyond the limit its whole footer is read, else nothing.
+    pub fn stamps_up_to(&self, limit: Stamp) -> StampsSeen {
+        self.inner.directories.iter().fold(StampsSeen::default(), |seen, directory| {
+            let here = directory.stamps_up_to(limit);
+            StampsSeen { newest: seen.newest.max(here.newest), beyond: seen.beyond + here.beyond }
+        })
     }
 
     /// How many versions were quarantined in this run. Each is counted before it leaves the views, so whoever asks after
@@ -461,6 +470,7 @@ impl Store {
                     capacity: 0,
                     free: 0,
                     segment_bytes: 0,
+                    syncs: SyncCounts::default(),
                 },
             };
             usage.directories.push(directory);
@@ -645,7 +655,8 @@ impl Directory {
         usage.free += space.free;
         usage.used += segment_bytes + index_bytes;
         usage.index_bytes += index_bytes;
-        usage.syncs += self.commit.syncs();
+        let syncs = self.commit.counts();
+        usage.syncs += syncs.calls();
         usage.bytes_written += self.bytes_written.load(Ordering::Relaxed);
         if !self.views_ready() {
             usage.rebuild_progress = usage.rebuild_progress.min(f32::from(self.progress.load(Ordering::Relaxed).min(999) as u16) / 1000.0);
@@ -663,6 +674,14 @@ impl Directory {
             usage.bytes_by_kind.setting += setting;
         }
         let state = read_only.map_or(DirectoryState::Healthy, DirectoryState::ReadOnly);
-        DirectoryUsage { path: self.path.clone(), id: Some(self.id), state, capacity: space.capacity, free: space.free, segment_bytes }
+        DirectoryUsage {
+            path: self.path.clone(),
+            id: Some(self.id),
+            state,
+            capacity: space.capacity,
+            free: space.free,
+            segment_bytes,
+            syncs,
+        }
     }
 }

@@ -332,6 +332,35 @@ pub struct DirectoryUsage {
     pub free: u64,
     /// Bytes of its segments.
     pub segment_bytes: u64,
+    /// Its syncs in this run.
+    pub syncs: SyncCounts,
+}
+
+/// What one directory's group commit did in this run. Only calls of `fdatasync` on segments are counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SyncCounts {
+    /// Callers who waited until something was durable: each is one sync call of its own, however many share it.
+    pub requests: u64,
+    /// Calls of `fdatasync` that at least one of them waited for.
+    pub shared: u64,
+    /// Calls that nobody waited for: what is written on the side is synced within a second, and before a segment is left.
+    pub unasked: u64,
+}
+
+impl SyncCounts {
+    /// Every call of `fdatasync`.
+    pub const fn calls(&self) -> u64 {
+        self.shared + self.unasked
+    }
+}
+
+/// The stamps of the versions in the log, as far as a clock cares: see [`crate::Store::stamps_up_to`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StampsSeen {
+    /// The greatest that is not beyond the limit; zero if there is none.
+    pub newest: Stamp,
+    /// How many versions have a stamp beyond it.
+    pub beyond: u64,
 }
 
 /// How full the node is and what its log has done in this run.

@@ -7,7 +7,9 @@ use afar_tests::{
     liar::{CHUNK, Conduct, Liar, SYNC, VERSION},
     limits::SETTLE_MAX,
     wait::until,
+    wire,
 };
+use tonic::Code;
 
 const MIB: usize = 1 << 20;
 
@@ -58,4 +60,44 @@ fn chunks_whose_sync_fails_far_away_acknowledge_nothing() {
     let (code, seen) = put_while(Conduct::RefuseSyncs, 5 * MIB);
     assert!([1, 5, 13, 14].contains(&code), "acknowledged without the far sync: exit {code}");
     assert_ne!(seen & SYNC, 0, "a sync was asked for");
+}
+
+#[test]
+fn rule_2_a_put_that_ended_in_an_error_may_still_take_effect_and_its_error_says_so() {
+    let (cluster, between) = with_one_between();
+    let mut chance = data::chance(data::seed());
+    let known = Known { at: "lanes/a".into(), content: data::bytes(&mut chance, 1000) };
+    between.behave(Conduct::DenyVersions);
+    // One attempt: the command line would try again, and find what the first has left.
+    let messages = wire::whole("lanes", "a", [7; 16], &known.content);
+    let refused = wire::runtime().block_on(wire::put(&cluster, "strasbourg", messages)).expect_err("nobody far away has it, as it seems");
+    assert_ne!(between.seen() & VERSION, 0, "the version was sent");
+    assert_eq!((refused.code(), wire::exit(&refused)), (Code::Unavailable, Some(14)), "{refused}");
+    assert!(refused.message().contains("may still take effect later"), "{refused}");
+    assert_eq!(refused.metadata().get(afar_proto::MAYBE_METADATA).map(|value| value.as_bytes()), Some(&b"1"[..]), "{refused:?}");
+    between.behave(Conduct::Honest);
+    // And so it does: it is at two sites after all, and somebody finds that out.
+    for name in ["strasbourg", "warsaw"] {
+        let afar = cluster.afar_at(&[name]);
+        until("it takes effect", SETTLE_MAX, || {
+            let ran = afar.run(&["cat", &known.at]);
+            if ran.code == 0 && ran.stdout == known.content { Ok(()) } else { Err(ran.to_string()) }
+        });
+    }
+}
+
+#[test]
+fn rule_2_a_put_that_was_refused_before_its_version_does_not_say_that_it_may_take_effect() {
+    let mut cluster = Cluster::two();
+    cluster.bucket("lanes", &[]);
+    cluster.node_mut("warsaw").kill();
+    let runtime = wire::runtime();
+    let refused = until("strasbourg notices", SETTLE_MAX, || {
+        match runtime.block_on(wire::put(&cluster, "strasbourg", wire::whole("lanes", "a", [7; 16], b"never"))) {
+            Err(status) if status.code() == Code::FailedPrecondition => Ok(status),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    assert_eq!(refused.metadata().get(afar_proto::MAYBE_METADATA), None, "nothing was written: {refused:?}");
+    assert_eq!(wire::exit(&refused), Some(5));
 }

@@ -20,10 +20,26 @@ mod prepared;
 
 mod lanes;
 
+mod budgets;
+
 mod damage;
 
 mod clients;
 
 mod trust;
 
+mod certificates;
+
+mod keys;
+
 mod full_disk;
+
+mod layouts;
+
+mod drops;
+
+mod conflicts;
+
+mod documents;
+
+mod promises;

@@ -124,6 +124,119 @@ fn several_files_are_put_and_one_that_cannot_be_read_is_told() {
     assert_eq!(read(&afar, "several/again/b"), b"second");
 }
 
+/// Two contents whose ids begin with the same six digits: among some thousands there are some.
+fn same_beginning() -> (String, String) {
+    let mut seen = std::collections::HashMap::new();
+    for number in 0_u32.. {
+        let content = number.to_string();
+        if let Some(other) = seen.insert(data::b3sum(content.as_bytes())[..6].to_owned(), content.clone()) {
+            return (other, content);
+        }
+    }
+    unreachable!("there are only 16^6 beginnings")
+}
+
+#[test]
+fn rule_3_an_abbreviated_id_is_made_whole_or_refused() {
+    let mut cluster = Cluster::three();
+    cluster.bucket("short", &[]);
+    let afar = cluster.afar();
+    let (first, second) = same_beginning();
+    let old = put_bytes(&afar, b"an older version", "short/a");
+    put_bytes(&afar, first.as_bytes(), "short/a");
+    let id = data::b3sum(first.as_bytes());
+    let by = |digits: usize, id: &str| format!("short@{}", &id[..digits]);
+    assert_eq!(read(&afar, &by(6, &id)), first.as_bytes());
+    let ran = afar.run(&["put", "--json", "-", "short/b"]); // nothing at all
+    let empty = ran.json()["id"].as_str().unwrap()[..8].to_owned();
+    assert!(read(&afar, &format!("short@{empty}…")).is_empty(), "as it is printed");
+
+    put_bytes(&afar, second.as_bytes(), "short/c");
+    let ambiguous = afar.run(&["cat", &by(6, &id)]).expect(2);
+    for id in [&id, &data::b3sum(second.as_bytes())] {
+        assert!(ambiguous.stderr.contains(id), "{ambiguous}");
+    }
+    assert_eq!(read(&afar, &by(63, &id)), first.as_bytes());
+    let stat = afar.ok(&["stat", "--json", &by(63, &id)]).json();
+    assert_eq!(stat["id"], id);
+    let unknown = afar.run(&["cat", "short@ffffffff"]).expect(10);
+    assert!(unknown.stderr.contains("short") && unknown.stderr.contains("ffffffff"), "{unknown}");
+
+    let version = old["version"].as_str().unwrap();
+    let mine = ["cat", "short/a", "--version", &version[..6]];
+    assert_eq!(afar.ok(&mine).stdout, b"an older version");
+    afar.run(&["cat", "short/c", "--version", &version[..6]]).expect(10);
+    assert_eq!(read(&afar, &by(8, old["id"].as_str().unwrap())), b"an older version", "an older version has its id, too");
+
+    // The two others are far apart: they may have acknowledged what one alone has never heard of.
+    cluster.node_mut("warsaw").kill();
+    cluster.node_mut("roubaix").kill();
+    cluster.afar_at(&["strasbourg"]).run(&["cat", "short@ffffffff"]).expect(14);
+}
+
+#[test]
+fn a_tree_with_what_cannot_be_stored_is_put_and_says_so() {
+    let cluster = Cluster::two();
+    cluster.bucket("tree", &[]);
+    let afar = cluster.afar();
+    let tree = cluster.scratch().join("tree");
+    fs::create_dir_all(tree.join("sub")).unwrap();
+    fs::write(tree.join("sub/file"), "kept").unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(tree.join("socket")).unwrap();
+    std::os::unix::fs::symlink("/no/such/thing", tree.join("dangling")).unwrap();
+    let name = tree.display().to_string();
+    let put = afar.ok(&["put", "-r", "--json", &name, "tree"]);
+    let summary = put.json_lines().pop().unwrap();
+    assert_eq!((&summary["message_type"], &summary["files"], &summary["skipped"]), (&"summary".into(), &1.into(), &2.into()), "{put}");
+    for skipped in ["socket", "dangling"] {
+        let said = put.stderr.lines().any(|line| line.contains(skipped) && line.contains("\"skipped\""));
+        assert!(said, "{skipped}: {put}");
+    }
+    assert_eq!(read(&afar, "tree/tree/sub/file"), b"kept");
+    fs::write(tree.join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xff")), "no key").unwrap();
+    let put = afar.run(&["put", "-r", "--json", &name, "tree"]).expect(3);
+    let last: serde_json::Value = serde_json::from_str(put.stderr.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["message_type"], &last["code"]), (&"exit_error".into(), &3.into()));
+}
+
+#[test]
+fn json_is_one_document_or_lines_that_end_with_a_summary() {
+    let cluster = Cluster::two();
+    let afar = cluster.afar();
+    assert_eq!(afar.ok(&["ls", "--json"]).json(), serde_json::json!([]));
+    cluster.bucket("shapes", &[]);
+    for command in [&["ls", "--json"][..], &["bucket", "ls", "--json"], &["key", "ls", "--json"]] {
+        assert!(afar.ok(command).json().is_array(), "{command:?}");
+    }
+    let (a, b) = (cluster.file("a", b"1"), cluster.file("b", b"22"));
+    let (a, b) = (a.display().to_string(), b.display().to_string());
+    assert_eq!(afar.ok(&["put", "--json", &a, "shapes"]).json()["key"], "a");
+    let stream = |arguments: &[&str], kind: &str, lines: usize| {
+        let ran = afar.ok(arguments);
+        let mut all = ran.json_lines();
+        assert_eq!(all.pop().unwrap()["message_type"], "summary", "{ran}");
+        assert!(all.iter().all(|line| line["message_type"] == kind) && all.len() == lines, "{ran}");
+    };
+    stream(&["put", "--json", &a, &b, "shapes"], "stored", 2);
+    stream(&["ls", "--json", "shapes"], "entry", 2);
+    stream(&["ls", "--json", "shapes/none/"], "entry", 0);
+    let folder = cluster.scratch().join("got").display().to_string() + "/";
+    assert_eq!(afar.ok(&["get", "--json", "shapes/a", &folder]).json()["key"], "a");
+    stream(&["get", "--json", "-r", "shapes/", &folder], "got", 2);
+    assert_eq!(afar.ok(&["rm", "--json", "shapes/a"]).json()["removed"], true);
+    assert_eq!(afar.ok(&["rm", "--json", "-f", "shapes/a"]).json()["removed"], false);
+    stream(&["rm", "--json", "-f", "shapes/a", "shapes/b"], "removed", 2);
+    for (arguments, code) in
+        [(&["rm", "--json", "shapes/a"][..], 10), (&["bucket", "create", "--json", "shapes"], 1), (&["ls", "--json", "none"], 10)]
+    {
+        let ran = afar.run(arguments).expect(code);
+        let last: serde_json::Value = serde_json::from_str(ran.stderr.lines().last().unwrap()).unwrap();
+        assert_eq!((&last["message_type"], &last["code"]), (&"exit_error".into(), &code.into()), "{ran}");
+        assert!(last["hint"].as_str().is_some_and(|hint| !hint.is_empty() && !hint.contains("retry")), "time mends none of these: {ran}");
+    }
+    afar.ok(&["bucket", "rm", "shapes"]);
+}
+
 #[test]
 fn the_same_content_again_is_a_success_that_moves_nothing() {
     let cluster = Cluster::two();

@@ -178,7 +178,7 @@ impl Search<'_> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::layout::{Layout, Node, Site, examples};
+    use crate::layout::{Layout, Site, examples};
 
     #[test]
     fn rule_22_the_cheapest_set_is_the_cheapest_of_all() {
@@ -191,7 +191,7 @@ mod tests {
                 ..examples::site(&format!("s{n}"), "FR", *lat, *lon).unwrap()
             })
             .collect();
-        let nodes = sites.iter().map(|s| Node { name: s.name.clone(), site: s.name.clone(), capacity: 1 }).collect();
+        let nodes = sites.iter().map(|s| examples::node(&s.name, &s.name)).collect();
         let layout = Layout::new(1, 8, sites, nodes).unwrap();
         let geography = Geography::claimed(&layout);
         for (copies, far_copies, most, home) in

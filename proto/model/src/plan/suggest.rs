@@ -7,7 +7,7 @@ use super::{
 use crate::{
     countries,
     geo::Coordinates,
-    layout::{Layout, Node, Site, SiteIndex},
+    layout::{Duty, Layout, Node, Site, SiteIndex},
     placement::{Geography, allowed, violations},
     policy::Policy,
     units::Metres,
@@ -241,8 +241,9 @@ fn with(policy: &Policy, changes: Vec<Change>) -> Suggestion {
     Suggestion { changes, policy: changed }
 }
 
+/// Sites with a node that takes something.
 fn populated(layout: &Layout) -> Vec<SiteIndex> {
-    layout.site_indexes().filter(|site| layout.nodes_at(*site).next().is_some()).collect()
+    layout.site_indexes().filter(|site| layout.nodes_at(*site).any(|node| layout.duty(node) == Duty::Active)).collect()
 }
 
 /// Whether a set of sites satisfies a policy, all its copies included.
@@ -346,8 +347,9 @@ fn with_site(layout: &Layout, (_, country, latitude, longitude): &City) -> Optio
         uncertainty: Metres(0),
         country: (*country).to_owned(),
         provider: String::new(),
+        duty: Duty::Active,
     });
-    nodes.push(Node { name: name.clone(), site: name.clone(), capacity: 1 });
+    nodes.push(Node { name: name.clone(), site: name.clone(), capacity: 1, endpoint: String::new(), duty: Duty::Active });
     let layout = Layout::new(layout.version(), layout.partitions(), sites, nodes).ok()?;
     let site = layout.site_named(&name)?;
     Some((layout, site))

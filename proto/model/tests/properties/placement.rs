@@ -126,7 +126,7 @@ proptest! {
     #[test]
     fn a_new_site_takes_partitions_only_for_itself(layout in layouts(), policy in policies(), place in crate::worlds::coordinates()) {
         let mut sites = layout.sites().to_vec();
-        let site = Site { name: "late".into(), coordinates: place, uncertainty: Metres(0), country: "FR".into(), provider: String::new() };
+        let site = Site { name: "late".into(), coordinates: place, uncertainty: Metres(0), country: "FR".into(), provider: String::new(), duty: Default::default() };
         let mut nodes = layout.nodes().to_vec();
         nodes.push(node(&site, 0));
         sites.push(site);

@@ -1,7 +1,7 @@
 //! Generators: points of the Earth with a taste for its edges, layouts of a few sites, policies that fit them.
 use afar_model::{
     geo::Coordinates,
-    layout::{Layout, Node, Site, SiteIndex},
+    layout::{Duty, Layout, Node, Site, SiteIndex, examples},
     policy::{Durability, Policy, VerifyDistance},
     units::Metres,
 };
@@ -33,6 +33,7 @@ fn site(index: usize) -> impl Strategy<Value = Site> {
             uncertainty: Metres(uncertainty),
             country: country.into(),
             provider: provider.into(),
+            duty: Duty::Active,
         },
     )
 }
@@ -51,7 +52,7 @@ pub fn layouts() -> impl Strategy<Value = Layout> {
 
 /// A node at a site.
 pub fn node(site: &Site, number: usize) -> Node {
-    Node { name: format!("{}-{number}", site.name), site: site.name.clone(), capacity: 1 << 40 }
+    Node { capacity: 1 << 40, ..examples::node(&format!("{}-{number}", site.name), &site.name) }
 }
 
 /// Policies over sites named as in [`layouts`]; the home may be one that a layout does not name.

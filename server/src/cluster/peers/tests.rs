@@ -2,12 +2,16 @@
 use super::*;
 use crate::{
     cluster::{
-        identity::{Expected, TlsFiles},
-        testing::{Authority, Wanted},
+        identity::{Expected, Reloaded, TlsFiles},
+        testing::{Authority, Wanted, write_secret},
+        trust::{certificate_digest, key_digest},
     },
     gateways::grpc::{listener::Door, meta},
 };
-use afar_model::layout::examples;
+use afar_model::{
+    document::Chapter,
+    layout::{Layout, examples},
+};
 use std::{pin::Pin, time::Instant};
 use tokio::net::TcpListener;
 use tonic::{Response, Streaming, service::Routes};
@@ -25,6 +29,8 @@ struct Chassis {
     peers: Arc<Peers>,
     lifecycle: Lifecycle,
     state: tempfile::TempDir,
+    folder: tempfile::TempDir,
+    identity: Arc<Identity>,
 }
 
 /// Answers heartbeats and nothing else.
@@ -66,6 +72,9 @@ impl v1::peer_server::Peer for OnlyHello {
     async fn audit(&self, _: Request<v1::AuditRequest>) -> Result<Response<v1::AuditReply>, Status> {
         Err(Status::unimplemented(""))
     }
+    async fn gossip(&self, _: Request<v1::GossipRequest>) -> Result<Response<v1::GossipReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 impl World {
@@ -81,29 +90,40 @@ impl World {
     }
 
     fn identity(&self, name: &str) -> Arc<Identity> {
+        self.equipped(name).1
+    }
+
+    fn equipped(&self, name: &str) -> (tempfile::TempDir, Arc<Identity>) {
         let folder = tempfile::tempdir().unwrap();
         let uri = format!("afar://demo/{name}");
         self.authority.equip(folder.path(), &Wanted::good(&uri));
         let files = TlsFiles::within(folder.path());
         let expected = Expected { cluster: "demo", node: name, host: "127.0.0.1", now: Clock::new(0).now() };
-        Arc::new(Identity::load(&files, expected).unwrap())
+        let identity = Identity::load(&files, expected).unwrap();
+        (folder, Arc::new(identity))
     }
 
     /// The node of that index. `disks`: its incarnation; `boot`: its run; `clock_ms`: how far its clock is off.
     async fn start(&mut self, index: u16, disks: u8, boot: u8, clock_ms: i64) -> Chassis {
-        let layout = Arc::new(examples::three_sites().unwrap());
+        let example = examples::three_sites().unwrap();
+        let mut nodes = example.nodes().to_vec();
+        for (node, endpoint) in nodes.iter_mut().zip(&self.endpoints) {
+            node.endpoint.clone_from(endpoint);
+        }
+        let layout = Layout::new(1, example.partitions(), example.sites().to_vec(), nodes).unwrap();
         let lifecycle = Lifecycle::new();
         let state = tempfile::tempdir().unwrap();
-        let identity = self.identity(layout.node_name(NodeIndex(index)));
+        let genesis = Chapter::genesis("demo", layout.clone(), Vec::new());
+        let layouts = Arc::new(Layouts::load(state.path(), "demo", genesis, Vec::new()).unwrap());
+        let (folder, identity) = self.equipped(layout.node_name(NodeIndex(index)));
         let peers = Peers::new(PeersOptions {
-            layout: Arc::clone(&layout),
-            endpoints: self.endpoints.clone(),
+            layouts: Arc::clone(&layouts),
             own: Own { node: NodeIndex(index), incarnation: Incarnation::from_bytes([disks; 16]), boot: BootId::from_bytes([boot; 16]) },
             identity: Arc::clone(&identity),
             clock: Clock::new(clock_ms),
             lifecycle: lifecycle.clone(),
             state_directory: state.path().to_owned(),
-            transfer: 256 << 20,
+            bulk_window: 1 << 20,
             memory: Memory::new(),
         })
         .unwrap();
@@ -112,11 +132,18 @@ impl World {
             Some(listener) => listener,
             None => TcpListener::bind(&address).await.unwrap(),
         };
-        let door = Door { identity, layout, lifecycle: lifecycle.clone(), connections: 4, peer_window: 1 << 20 };
+        let door = Door {
+            identity: Arc::clone(&identity),
+            layouts,
+            lifecycle: lifecycle.clone(),
+            connections: 4,
+            client_window: 1 << 20,
+            peer_window: 1 << 20,
+        };
         let service = v1::peer_server::PeerServer::new(OnlyHello(Arc::clone(&peers)));
         door.serve(listener, Routes::default(), Routes::new(service));
         peers.start();
-        Chassis { peers, lifecycle, state }
+        Chassis { peers, lifecycle, state, folder, identity }
     }
 
     /// A node that is not there: its port refuses.
@@ -137,6 +164,25 @@ impl Chassis {
             assert!(asked.elapsed() < BOUND, "waited in vain: {view:?}");
             let _ = tokio::time::timeout(Duration::from_millis(50), changes.changed()).await;
         }
+    }
+
+    /// Replaces its certificate and key by new ones of that authority, while it runs.
+    fn renew(&self, authority: &Authority, name: &str, until: i32) {
+        let uri = format!("afar://demo/{name}");
+        let (certificate, key) = authority.issue(&Wanted { years: (2020, until), ..Wanted::good(&uri) });
+        std::fs::write(self.folder.path().join("node.crt"), certificate).unwrap();
+        write_secret(&self.folder.path().join("node.key"), &key);
+        let expected = Expected { cluster: "demo", node: name, host: "127.0.0.1", now: Clock::new(0).now() };
+        assert_eq!(self.identity.reload(expected), Ok(Reloaded::Replaced));
+    }
+
+    /// The node is heard, and our heartbeats to it are answered.
+    async fn works_with(&self, node: u16) {
+        self.sees(node, |view| view.usable && view.trouble.is_empty()).await;
+    }
+
+    async fn has_trouble_with(&self, node: u16, why: &str) {
+        self.sees(node, |view| view.trouble.contains(why)).await;
     }
 
     async fn stop(self) {
@@ -230,7 +276,7 @@ async fn a_caller_without_a_nodes_certificate_reaches_no_peer_service() {
     };
     // A certificate of another authority: the handshake fails.
     let (answer, failure) = call(stranger.identity("warsaw"), "strasbourg").await;
-    assert!(answer.is_err() && matches!(failure, Some(ConnectError::Tls { .. })), "{failure:?}");
+    assert!(answer.is_err() && matches!(failure, Some(ConnectError::Untrusted { .. })), "{failure:?}");
     // Somebody else answers than was called.
     let (answer, failure) = call(world.identity("warsaw"), "roubaix").await;
     assert!(answer.is_err() && matches!(failure, Some(ConnectError::SomebodyElse { .. })), "{failure:?}");
@@ -241,6 +287,79 @@ async fn a_caller_without_a_nodes_certificate_reaches_no_peer_service() {
     let (answer, _) = call(world.identity("warsaw"), "strasbourg").await;
     assert_eq!(answer, Err(Code::InvalidArgument));
     one.stop().await;
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_both_ways_from_the_next_connection_on() {
+    let mut world = World::new().await;
+    let one = world.start(0, 1, 1, 0).await;
+    let two = world.start(1, 2, 2, 0).await;
+    one.works_with(1).await;
+    two.works_with(0).await;
+    let before = one.peers.certificate_ends(NodeIndex(1)).unwrap();
+    two.renew(&world.authority, "roubaix", 2198);
+    // What exists goes on: only a new connection shows the new certificate.
+    assert_eq!(one.peers.certificate_ends(NodeIndex(1)), Some(before));
+    assert!(one.identity.drop_connections_of("roubaix") > 0);
+    one.sees(1, |view| view.usable && one.peers.certificate_ends(NodeIndex(1)).is_some_and(|ends| ends < before)).await;
+    let caller = Connector::new(Address::parse(&world.endpoints[0]).unwrap(), "strasbourg", Arc::clone(&two.identity));
+    let answer = PeerClient::new(caller.channel(1 << 20).unwrap()).hello(v1::HelloRequest::default()).await.unwrap_err();
+    assert_eq!(answer.code(), Code::InvalidArgument, "let in, and told that it makes no sense");
+    for chassis in [one, two] {
+        chassis.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_changes_its_authority_without_a_restart() {
+    let mut world = World::new().await;
+    let one = world.start(0, 1, 1, 0).await;
+    let two = world.start(1, 2, 2, 0).await;
+    one.works_with(1).await;
+    two.works_with(0).await;
+    let (new, old) = (Authority::new(), certificate_digest(&world.authority.der()));
+    // Both are trusted: an old and a new certificate go together, both ways.
+    for chassis in [&one, &two] {
+        chassis.identity.set_extra_roots(vec![new.der()], Vec::new()).unwrap();
+    }
+    let before = one.peers.certificate_ends(NodeIndex(1));
+    two.renew(&new, "roubaix", 2198);
+    one.identity.drop_connections_of("roubaix");
+    two.identity.drop_connections_of("strasbourg");
+    one.sees(1, |view| view.usable && one.peers.certificate_ends(NodeIndex(1)) != before).await;
+    two.works_with(0).await;
+    // One withdraws the old authority: connections that rest on it end though nobody closes them, and both sides say why.
+    two.identity.set_extra_roots(vec![new.der()], vec![old]).unwrap();
+    two.has_trouble_with(0, "the certificate there is refused: its authority is not, or no longer, trusted here").await;
+    one.has_trouble_with(1, "refuses this node's certificate: its authority is not, or no longer, trusted there").await;
+    assert!(!one.peers.usable(NodeIndex(1)) && !two.peers.usable(NodeIndex(0)));
+    // A certificate of the new authority mends it.
+    one.renew(&new, "strasbourg", 2198);
+    one.works_with(1).await;
+    two.works_with(0).await;
+    for chassis in [one, two] {
+        chassis.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_let_in_nowhere_not_even_where_it_is_connected_already() {
+    let mut world = World::new().await;
+    let one = world.start(0, 1, 1, 0).await;
+    let two = world.start(1, 2, 2, 0).await;
+    one.works_with(1).await;
+    two.works_with(0).await;
+    let stolen = key_digest(&two.identity.certificate().unwrap()).unwrap();
+    one.identity.set_revoked(BTreeSet::from([stolen])).unwrap();
+    one.has_trouble_with(1, "the certificate there is refused: its key was revoked").await;
+    two.has_trouble_with(0, "refuses this node's certificate: its key was revoked").await;
+    assert!(!one.peers.usable(NodeIndex(1)) && !two.peers.usable(NodeIndex(0)));
+    two.renew(&world.authority, "roubaix", 2198);
+    one.works_with(1).await;
+    two.works_with(0).await;
+    for chassis in [one, two] {
+        chassis.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -32,10 +32,10 @@ impl AdminService {
     }
 
     fn bucket(&self, bucket: &Bucket) -> v1::Bucket {
-        let mut warning = match &bucket.placement {
+        let mut warning = match &bucket.now().placement {
             Err(why) => why.to_string(),
             Ok(placement) if !placement.is_complete() => {
-                format!("the layout cannot keep all {} copies: they are far, but fewer", bucket.policy.copies)
+                format!("the layout cannot keep all {} copies: they are far, but fewer", bucket.policy().copies)
             }
             Ok(_) => String::new(),
         };
@@ -45,7 +45,7 @@ impl AdminService {
         v1::Bucket {
             id: convert::bytes(bucket.id.as_bytes()),
             name: bucket.name.clone(),
-            policy: Some(v1::Policy::from(&bucket.policy)),
+            policy: Some(v1::Policy::from(bucket.policy())),
             created: bucket.created.time().0,
             warning: warning.trim().to_owned(),
         }

@@ -1,6 +1,10 @@
-//! A panic in a request is a bug: it is caught, counted, answered with INTERNAL, and takes nobody else down.
+//! What every request passes through. A panic in it is a bug: it is caught, counted, answered with INTERNAL, and takes nobody
+//! else down. And what it moves is counted: see [`Flow`].
 use crate::{
-    gateways::grpc::meta::{self, exit},
+    gateways::grpc::{
+        flow::{Counted, Ending, Flow},
+        meta::{self, exit},
+    },
     lifecycle::Lifecycle,
 };
 use futures_util::{FutureExt as _, future::BoxFuture};
@@ -56,10 +60,16 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let lifecycle = self.lifecycle.clone();
         let method = request.uri().path().to_owned();
+        let flow = Flow::default();
+        let ending = flow.ending();
+        let mut request = request.map(|body| Body::new(Counted::new(body, flow.clone())));
+        request.extensions_mut().insert(flow.clone());
         let answering = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         Box::pin(async move {
             match answering.await {
-                Ok(answer) => Ok(answer?.map(|body| Body::new(GuardedBody { body, lifecycle, method }))),
+                Ok(answer) => {
+                    Ok(answer?.map(|body| Body::new(GuardedBody { body, rest: Bytes::new(), lifecycle, method, flow, _ending: ending })))
+                }
                 Err(_) => Ok(panicked(&lifecycle, &method).into_http()),
             }
         })
@@ -75,8 +85,22 @@ fn panicked(lifecycle: &Lifecycle, method: &str) -> Status {
 /// What a streaming answer runs while it is sent.
 struct GuardedBody {
     body: Body,
+    /// What of a message has not been handed over yet.
+    rest: Bytes,
     lifecycle: Lifecycle,
     method: String,
+    flow: Flow,
+    _ending: Ending,
+}
+
+impl GuardedBody {
+    /// The next frame's worth of `rest`: a whole message would be taken over at once, and nobody could tell how much of it
+    /// the client has taken.
+    fn next_frame(&mut self) -> http_body::Frame<Bytes> {
+        let data = self.rest.split_to(self.rest.len().min(afar_proto::limits::FRAME_BYTES as usize));
+        self.flow.offered(data.len());
+        http_body::Frame::data(data)
+    }
 }
 
 impl http_body::Body for GuardedBody {
@@ -85,7 +109,18 @@ impl http_body::Body for GuardedBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
         let this = &mut *self;
+        this.flow.wanted();
+        if !this.rest.is_empty() {
+            return Poll::Ready(Some(Ok(this.next_frame())));
+        }
         match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.body).poll_frame(cx))) {
+            Ok(Poll::Ready(Some(Ok(frame)))) => Poll::Ready(Some(Ok(match frame.into_data() {
+                Ok(data) => {
+                    this.rest = data;
+                    this.next_frame()
+                }
+                Err(frame) => frame,
+            }))),
             Ok(polled) => polled,
             Err(_) => {
                 let status = panicked(&this.lifecycle, &this.method);
@@ -96,11 +131,11 @@ impl http_body::Body for GuardedBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
+        if self.rest.is_empty() { self.body.size_hint() } else { http_body::SizeHint::default() }
     }
 }
 
@@ -109,6 +144,31 @@ impl http_body::Body for GuardedBody {
 mod tests {
     use super::*;
     use tower::{Layer as _, Service as _, service_fn};
+
+    #[tokio::test]
+    async fn rule_29_a_message_is_handed_over_in_frames_that_are_counted() {
+        use http_body::Body as _;
+        const FRAME: usize = afar_proto::limits::FRAME_BYTES as usize;
+        let message = "seven".repeat(2 * FRAME / 5 + 2);
+        let (flow, content) = (Flow::default(), Body::new(message.clone()));
+        let mut body = GuardedBody {
+            body: content,
+            rest: Bytes::new(),
+            lifecycle: Lifecycle::new(),
+            method: String::new(),
+            _ending: flow.ending(),
+            flow,
+        };
+        let mut got = Vec::new();
+        let mut sizes = Vec::new();
+        while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            let data = frame.unwrap().into_data().unwrap();
+            sizes.push(data.len());
+            got.extend_from_slice(&data);
+        }
+        assert_eq!(sizes, [FRAME, FRAME, message.len() - 2 * FRAME]);
+        assert!(got == message.as_bytes() && body.is_end_stream());
+    }
 
     #[tokio::test]
     async fn a_panic_is_answered_and_counted() {

@@ -1,6 +1,7 @@
 //! One port, two classes of callers. An accept loop does the TLS handshakes, bounded in number and time, and then hands
 //! each connection to one of two HTTP/2 servers: peers, who prove by certificate to be a node of the layout, get large
-//! windows and the peer service; everybody else is a client with a window of 1 MiB (rule 29) and no way to the peer service.
+//! windows and the peer service; everybody else is a client with a window of at most 1 MiB (rule 29) and no way to the peer
+//! service.
 //!
 //! ```text
 //! accept ─► TLS handshake ─┬─ certificate of a node of the layout ─► peers' server    (control and bulk lanes)
@@ -9,9 +10,20 @@
 //!
 //! At shutdown the loop stops first, then clients' requests get some time to end, then peers' streams. A connection that
 //! never speaks must not hold that up (hyper #4170), so everything here has a bound in time.
-use crate::{cluster::identity::Identity, gateways::grpc::guard::GuardLayer, lifecycle::Lifecycle, limits};
-use afar_model::layout::{Layout, NodeIndex};
+use crate::{
+    cluster::{
+        identity::Identity,
+        layouts::Layouts,
+        trust::{Held, Role},
+    },
+    gateways::grpc::guard::GuardLayer,
+    lifecycle::Lifecycle,
+    limits,
+};
+use afar_model::layout::NodeIndex;
+use parking_lot::Mutex;
 use std::{
+    collections::HashMap,
     io,
     net::SocketAddr,
     pin::Pin,
@@ -28,6 +40,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{
     service::Routes,
     transport::{Server, server::Connected},
@@ -40,6 +53,11 @@ pub struct ConnectionInfo {
     pub remote: Option<SocketAddr>,
     /// The node of the layout that their certificate names; `None`: a client.
     pub node: Option<NodeIndex>,
+    /// Their certificate names a node of this cluster, be it one that the layout does not name yet.
+    pub certified: bool,
+    /// Cancelled to close the connection, with everything on it. HTTP/2 keeps what it has taken over to send until the other
+    /// end takes it, and there is no other way to have it back from one that never does.
+    pub close: CancellationToken,
 }
 
 /// What the listener needs to know.
@@ -48,11 +66,13 @@ pub struct Door {
     /// Our certificate, and the authority of others'.
     pub identity: Arc<Identity>,
     /// Which nodes there are.
-    pub layout: Arc<Layout>,
+    pub layouts: Arc<Layouts>,
     /// Our tasks.
     pub lifecycle: Lifecycle,
     /// Client connections at once.
     pub connections: usize,
+    /// Window of a client's connection, in bytes.
+    pub client_window: u32,
     /// Window of a peer's connection, in bytes.
     pub peer_window: u32,
 }
@@ -72,19 +92,18 @@ impl Door {
         let (to_clients, new_clients) = mpsc::channel(limits::ACCEPT_QUEUE);
         let (to_peers, new_peers) = mpsc::channel(limits::ACCEPT_QUEUE);
         let lifecycle = self.lifecycle.clone();
-        let per_peer = self.layout.nodes().iter().map(|_| Arc::new(Semaphore::new(limits::CONNECTIONS_PER_PEER))).collect();
         let hall = Arc::new(Hall {
             clients: Arc::new(Semaphore::new(self.connections)),
-            per_peer,
+            per_peer: Mutex::default(),
             identity: self.identity,
-            layout: self.layout,
+            layouts: self.layouts,
             to_clients,
             to_peers,
         });
         let accepting = accept(listener, hall, lifecycle.clone());
         lifecycle.spawn("accept", |_| accepting);
         let (ending, stopping) = (lifecycle.clone(), lifecycle.clone());
-        let mut client_server = client_server(&lifecycle);
+        let mut client_server = client_server(&lifecycle, self.client_window);
         let mut peer_server = peer_server(&lifecycle, self.peer_window);
         Servers {
             clients: lifecycle.spawn_brief("clients", async move {
@@ -118,10 +137,8 @@ fn server(lifecycle: &Lifecycle, window: u32) -> Guarded {
         .layer(GuardLayer::new(lifecycle.clone()))
 }
 
-fn client_server(lifecycle: &Lifecycle) -> Guarded {
-    server(lifecycle, limits::CLIENT_WINDOW)
-        .max_connection_age(limits::CLIENT_CONNECTION_AGE)
-        .max_connection_age_grace(limits::CLIENT_CONNECTION_GRACE)
+fn client_server(lifecycle: &Lifecycle, window: u32) -> Guarded {
+    server(lifecycle, window).max_connection_age(limits::CLIENT_CONNECTION_AGE).max_connection_age_grace(limits::CLIENT_CONNECTION_GRACE)
 }
 
 fn peer_server(lifecycle: &Lifecycle, window: u32) -> Guarded {
@@ -154,9 +171,9 @@ async fn end_within(
 /// Where connections stand between their handshake and their server.
 struct Hall {
     clients: Arc<Semaphore>,
-    per_peer: Vec<Arc<Semaphore>>,
+    per_peer: Mutex<HashMap<NodeIndex, Arc<Semaphore>>>,
     identity: Arc<Identity>,
-    layout: Arc<Layout>,
+    layouts: Arc<Layouts>,
     to_clients: mpsc::Sender<Connection>,
     to_peers: mpsc::Sender<Connection>,
 }
@@ -200,16 +217,35 @@ impl Hall {
             Ok(Err(error)) => return tracing::debug!(%remote, %error, "TLS handshake"),
             Err(_) => return tracing::debug!(%remote, "TLS handshake took too long"),
         };
-        let node = self.node_of(&stream);
-        let places = node.map_or(Some(&self.clients), |node| self.per_peer.get(usize::from(node.0)));
-        let Some(place) = places.and_then(|places| Arc::clone(places).try_acquire_owned().ok()) else {
-            let caller = node.map_or("a client", |node| self.layout.node_name(node));
+        // Nothing is held of those who showed no certificate: they are known by their access keys.
+        let chain = stream.get_ref().1.peer_certificates();
+        let held = match chain.map(|chain| self.identity.hold(chain, Role::Caller)).transpose() {
+            Ok(held) => held,
+            Err(error) => return tracing::debug!(%remote, %error, "its certificate is not believed any more"),
+        };
+        let name = self.name_of(&stream);
+        let layout = self.layouts.current();
+        let node = name.as_deref().and_then(|name| layout.node_named(name));
+        if let Some(name) = name.as_deref().filter(|_| node.is_none()) {
+            tracing::warn!(name, "a certificate names a node that the layout does not (yet): treated as a client");
+        }
+        let Ok(place) = self.places(node).try_acquire_owned() else {
+            let caller = node.map_or("a client", |node| layout.node_name(node));
             return tracing::warn!(%remote, caller, "too many connections: this one is closed");
         };
+        // A node that the layout does not name yet is a client until it does; then it must come again, by the other door.
+        let anew: Option<Leaving> = (name.is_some() && node.is_none()).then(|| {
+            let mut changes = self.layouts.changes();
+            Box::pin(async move { drop(changes.changed().await) }) as Leaving
+        });
+        let close = CancellationToken::new();
         let connection = Connection {
             stream,
-            info: ConnectionInfo { remote: Some(remote), node },
+            anew,
+            closed: Box::pin(close.clone().cancelled_owned()),
+            info: ConnectionInfo { remote: Some(remote), node, certified: name.is_some(), close },
             silence: Some(Box::pin(tokio::time::sleep(limits::FIRST_BYTE))),
+            held,
             _place: place,
         };
         let to = if node.is_some() { &self.to_peers } else { &self.to_clients };
@@ -218,24 +254,38 @@ impl Hall {
     }
 
     /// The handshake has verified the certificate; here it is only read.
-    fn node_of(&self, stream: &TlsStream<TcpStream>) -> Option<NodeIndex> {
+    fn name_of(&self, stream: &TlsStream<TcpStream>) -> Option<String> {
         let certificate = stream.get_ref().1.peer_certificates()?.first()?;
-        let name = self.identity.node_named_by(certificate)?;
-        let node = self.layout.node_named(&name);
-        if node.is_none() {
-            tracing::warn!(name, "a certificate names a node that the layout does not: treated as a client");
-        }
-        node
+        self.identity.node_named_by(certificate)
+    }
+
+    fn places(&self, node: Option<NodeIndex>) -> Arc<Semaphore> {
+        let Some(node) = node else { return Arc::clone(&self.clients) };
+        let mut per_peer = self.per_peer.lock();
+        Arc::clone(per_peer.entry(node).or_insert_with(|| Arc::new(Semaphore::new(limits::CONNECTIONS_PER_PEER))))
     }
 }
+
+type Leaving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A connection after its handshake, with its place among those of its class.
 struct Connection {
     stream: TlsStream<TcpStream>,
+    /// Ends when this connection belongs to another class.
+    anew: Option<Leaving>,
     info: ConnectionInfo,
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Until the first byte came.
     silence: Option<Pin<Box<Sleep>>>,
+    /// If it rests on a certificate: it ends when that is not believed any more.
+    held: Option<Held>,
     _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn still_believed(&self) -> io::Result<()> {
+        self.held.as_ref().map_or(Ok(()), Held::check)
+    }
 }
 
 impl Connected for Connection {
@@ -247,6 +297,15 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(held) = &self.held {
+            held.poll(cx)?;
+        }
+        if self.closed.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        if self.anew.as_mut().is_some_and(|anew| anew.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if let Some(silence) = &mut self.silence {
             if polled.is_ready() {
@@ -261,10 +320,12 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.still_believed()?;
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.still_believed()?;
         Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 

@@ -47,9 +47,22 @@ pub fn maybe(mut status: Status) -> Status {
     status
 }
 
+/// The same status, saying what to do about it; what no header can hold is left out.
+pub fn hint(mut status: Status, hint: &str) -> Status {
+    if let Ok(value) = MetadataValue::try_from(hint) {
+        status.metadata_mut().insert(afar_proto::HINT_METADATA, value);
+    }
+    status
+}
+
 /// The node of the layout that a request comes from, proved by its certificate; `None` for a client's.
 pub fn from_node<T>(request: &Request<T>) -> Option<NodeIndex> {
     request.extensions().get::<ConnectionInfo>().and_then(|info| info.node)
+}
+
+/// Whether a request comes from a node of this cluster, be it one that the layout does not name yet.
+pub fn is_certified<T>(request: &Request<T>) -> bool {
+    request.extensions().get::<ConnectionInfo>().is_some_and(|info| info.certified)
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ pub mod listener;
 
 pub mod guard;
 
+pub mod flow;
+
 pub mod auth;
 
 pub mod meta;
@@ -17,6 +19,8 @@ pub mod admin;
 pub mod status;
 
 pub mod peer;
+
+pub mod layouts;
 
 use crate::node::Node;
 use afar_proto::v1;
@@ -59,12 +63,14 @@ pub fn peer_routes(node: &Arc<Node>) -> Routes {
 fn add_client_services(node: &Arc<Node>, routes: Routes) -> Routes {
     routes
         .add_service(bounded!(v1::objects_server::ObjectsServer::new(objects::ObjectsService::new(Arc::clone(node)))))
+        .add_service(bounded!(v1::layouts_server::LayoutsServer::new(layouts::LayoutsService::new(Arc::clone(node)))))
         .add_service(bounded!(v1::admin_server::AdminServer::new(admin::AdminService::new(Arc::clone(node)))))
         .add_service(bounded!(v1::status_server::StatusServer::new(status::StatusService::new(Arc::clone(node)))))
 }
 
 fn add_peer_services(node: &Arc<Node>, routes: Routes) -> Routes {
-    routes.add_service(bounded!(v1::peer_server::PeerServer::new(peer::PeerService::new(Arc::clone(node)))))
+    let layouts = bounded!(v1::layouts_server::LayoutsServer::new(layouts::LayoutsService::new(Arc::clone(node))));
+    routes.add_service(layouts).add_service(bounded!(v1::peer_server::PeerServer::new(peer::PeerService::new(Arc::clone(node)))))
 }
 
 /// The standard health service: open to everybody, for load balancers; says that the process serves, nothing about data.

@@ -1,6 +1,8 @@
 //! Clients' objects over gRPC: decode, ask the domain, encode. No rule lives here.
 use super::{
     auth,
+    flow::Flow,
+    listener::ConnectionInfo,
     meta::{self, status},
 };
 use crate::{
@@ -12,12 +14,13 @@ use crate::{
         list::{Cursor, Line, Listing},
         put::{self, Intent, Piece, Put, Receipt},
         read::{self, Bite, Found, Wanted},
-        remove,
+        remove, resolve,
     },
+    pace::Pace,
     replication::fetch,
 };
 use afar_model::{
-    id::{ObjectId, RecordId, UploadId},
+    id::{ObjectId, ParseIdPrefixError, RecordId, UploadId},
     placement::{Geography, sites_of},
     record::{ChunkRef, RecordKey, VersionEntry},
 };
@@ -26,7 +29,11 @@ use afar_proto::{
     v1::{self, objects_server::Objects},
 };
 use futures_util::{Stream, StreamExt as _};
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 /// The service.
@@ -51,17 +58,18 @@ impl ObjectsService {
 impl From<ObjectError> for Status {
     fn from(error: ObjectError) -> Self {
         let code = match &error {
-            ObjectError::NoSuchBucket(_) | ObjectError::NoSuchObject { .. } => Code::NotFound,
+            ObjectError::NoSuchBucket(_) | ObjectError::NoSuchObject { .. } | ObjectError::NoSuchKey(_) => Code::NotFound,
             ObjectError::Key(_) | ObjectError::BucketName(_) | ObjectError::Invalid(_) => Code::InvalidArgument,
             ObjectError::Mismatch(_) | ObjectError::Integrity(_) => Code::DataLoss,
-            ObjectError::NotFar(_) => Code::FailedPrecondition,
+            ObjectError::NotFar(_) | ObjectError::Infeasible(_) => Code::FailedPrecondition,
             ObjectError::Unavailable { .. } => Code::Unavailable,
             ObjectError::Busy(_) | ObjectError::NoSpace(_) => Code::ResourceExhausted,
-            ObjectError::Conflict(_) => Code::AlreadyExists,
+            ObjectError::Exists(_) => Code::AlreadyExists,
+            ObjectError::NotEmpty { .. } => Code::FailedPrecondition,
             ObjectError::Denied(_) | ObjectError::Forbidden(_) => Code::PermissionDenied,
             ObjectError::Internal(_) => Code::Internal,
         };
-        let wire = status(code, error.exit(), error.to_string());
+        let wire = meta::hint(status(code, error.exit(), error.to_string()), &error.hint());
         if matches!(error, ObjectError::Unavailable { maybe: true, .. }) { meta::maybe(wire) } else { wire }
     }
 }
@@ -77,8 +85,9 @@ type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Objects for ObjectsService {
     async fn put(&self, request: Request<Streaming<v1::PutRequest>>) -> Result<Response<v1::PutReply>, Status> {
         let caller = self.caller(&request)?;
+        let flow = flow(&request);
         // In a task of its own: a client that goes away must not tear a version that is being committed.
-        let task = receive(Arc::clone(&self.node), caller, request.into_inner());
+        let task = receive(Arc::clone(&self.node), caller, Incoming::new(request.into_inner(), flow, self.node.config.slow_after));
         let receipt = run(&self.node, "put", task).await?;
         Ok(Response::new(receipt.into()))
     }
@@ -87,10 +96,12 @@ impl Objects for ObjectsService {
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<Self::GetStream>, Status> {
         let caller = self.caller(&request)?;
+        let (flow, connection) = (flow(&request), request.extensions().get::<ConnectionInfo>().cloned());
         let request = request.into_inner();
         let wanted = wanted(request.key, request.version.as_deref(), request.object.as_deref()).map_err(|error| invalid(&error))?;
+        let permit = read::admit(&self.node).await?;
         let found = read::find(&self.node, &caller, &request.bucket, wanted).await?;
-        let bites = read::bytes(&self.node, &found, request.offset, request.length)?;
+        let bites = read::bytes(&self.node, &found, request.offset, request.length, Some(permit))?;
         let mut info = Some(info(&found));
         // The description travels with the first piece, so that a small object is one message.
         let mut replies = Box::pin(bites.map(move |bite| Ok(v1::GetReply { info: info.take(), piece: Some(piece(bite?)) })));
@@ -98,6 +109,7 @@ impl Objects for ObjectsService {
             Some(first) => first?,
             None => v1::GetReply { info: Some(self::info(&found)), piece: None },
         };
+        self.watch(flow, connection);
         Ok(Response::new(Box::pin(futures_util::stream::iter([Ok(first)]).chain(replies))))
     }
 
@@ -107,12 +119,13 @@ impl Objects for ObjectsService {
         let wanted = wanted(request.key, request.version.as_deref(), request.object.as_deref()).map_err(|error| invalid(&error))?;
         let found = read::find(&self.node, &caller, &request.bucket, wanted).await?;
         let holders = read::holders(&self.node, &found.bucket, &found.key, &found.listed).await;
-        let sites = sites_of(&self.node.layout, holders);
+        let layout = self.node.layout();
+        let sites = sites_of(&layout, holders);
         let refuted = self.node.peers.refuted();
-        let geography = Geography { layout: &self.node.layout, refuted: &refuted };
-        let state = afar_model::state::state(&found.bucket.policy, &sites, &[], &geography);
+        let geography = Geography { layout: &layout, refuted: &refuted };
+        let state = afar_model::state::state(found.bucket.policy(), &sites, &[], &geography);
         let mut info = info(&found);
-        info.sites = sites.iter().map(|site| self.node.layout.site_name(*site).to_owned()).collect();
+        info.sites = sites.iter().map(|site| layout.site_name(*site).to_owned()).collect();
         info.distance_metres = geography.greatest_distance(&sites).0;
         info.state = state.name().to_owned();
         Ok(Response::new(info))
@@ -201,16 +214,45 @@ impl Objects for ObjectsService {
         }
         Ok(Response::new(v1::HaveReply { present }))
     }
+
+    async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::ResolveReply>, Status> {
+        let caller = self.caller(&request)?;
+        let request = request.into_inner();
+        let prefix = request.prefix.parse().map_err(|error: ParseIdPrefixError| ObjectError::Invalid(error.to_string()))?;
+        let found = resolve::resolve(&self.node, &caller, &request.bucket, &request.key, &prefix).await?;
+        let ids = found.ids.iter().map(|id| convert::bytes(id)).collect();
+        Ok(Response::new(v1::ResolveReply { ids, more: found.more }))
+    }
 }
 
 impl ObjectsService {
+    /// Sees to it that a client that does not take its answer loses it, for what is kept for it is kept from others (rule 29).
+    fn watch(&self, flow: Flow, connection: Option<ConnectionInfo>) {
+        let (within, lifecycle) = (self.node.config.slow_after, self.node.lifecycle.clone());
+        self.node.lifecycle.spawn_brief("watch a get", async move {
+            let watched = tokio::select! {
+                watched = flow.watch(within) => watched,
+                () = lifecycle.stopping() => return,
+            };
+            if let (Err(slow), Some(connection)) = (watched, connection) {
+                tracing::info!(remote = ?connection.remote, %slow, "a client does not take what it got: its connection is closed");
+                connection.close.cancel();
+            }
+        });
+    }
+
     /// Which chunks have verified, durable copies far enough apart.
     async fn present(&self, bucket: &crate::objects::buckets::Bucket, keys: &[RecordKey]) -> Vec<bool> {
         let node = &self.node;
-        let whom: Vec<_> = bucket.eligible(&node.layout).into_iter().filter(|n| node.can_store(*n)).collect();
+        let whom: Vec<_> = bucket.eligible().into_iter().filter(|n| node.can_store(*n)).collect();
         let proved = fetch::prove_all(node, &whom, keys).await;
         proved.iter().map(|proved| put::reached(node, bucket, &proved.holders) >= Some(afar_model::policy::Durability::Far)).collect()
     }
+}
+
+/// What moves on a request; one that nobody counts if the layer is missing.
+fn flow<T>(request: &Request<T>) -> Flow {
+    request.extensions().get::<Flow>().cloned().unwrap_or_default()
 }
 
 /// Runs an operation to its end even if the caller goes away.
@@ -229,9 +271,11 @@ async fn run<T: Send + 'static>(
     Ok(ended?)
 }
 
-async fn receive(node: Arc<Node>, caller: Caller, mut requests: Streaming<v1::PutRequest>) -> Result<Receipt, ObjectError> {
+async fn receive(node: Arc<Node>, caller: Caller, mut requests: Incoming) -> Result<Receipt, ObjectError> {
     let invalid = |error: InvalidMessage| ObjectError::Invalid(error.to_string());
-    let mut message = next(&mut requests).await?.ok_or_else(|| ObjectError::Invalid("the put is empty".into()))?;
+    // Before the first byte is taken (rule 29): what comes in the meantime waits in HTTP/2's window.
+    let base = read::admit(&node).await?;
+    let mut message = requests.next().await?.ok_or_else(|| ObjectError::Invalid("the put is empty".into()))?;
     let header = message.header.take().ok_or_else(|| ObjectError::Invalid("a put begins with a header".into()))?;
     let intent = Intent {
         bucket: header.bucket,
@@ -241,28 +285,68 @@ async fn receive(node: Arc<Node>, caller: Caller, mut requests: Streaming<v1::Pu
         size: header.size,
         retry: header.retry,
     };
-    let mut put = Put::begin(&node, &caller, intent).await?;
+    let mut put = Put::begin(&node, &caller, intent, base).await?;
     loop {
         if message.header.is_some() {
             return Err(ObjectError::Invalid("a put has one header".into()));
         }
         for piece in message.pieces {
-            put.piece(decode(piece)?).await?;
+            let piece = decode(piece)?;
+            requests.gave(&piece);
+            put.piece(piece).await?;
         }
         if let Some(end) = message.end {
             return put.finish(convert::id("object", &end.object).map_err(invalid)?, end.size).await;
         }
-        message = next(&mut requests)
+        put.ready().await?;
+        message = requests
+            .next()
             .await?
             .ok_or_else(|| ObjectError::unavailable("the client ended the put before its end: nothing was stored under the key"))?;
     }
 }
 
-async fn next(requests: &mut Streaming<v1::PutRequest>) -> Result<Option<v1::PutRequest>, ObjectError> {
-    match tokio::time::timeout(limits::UPLOAD_SILENCE, requests.message()).await {
-        Ok(Ok(message)) => Ok(message),
-        Ok(Err(error)) => Err(ObjectError::unavailable(format!("the client went away in the middle of the put: {}", error.message()))),
-        Err(_) => Err(ObjectError::unavailable(format!("the client sent nothing for {} s", limits::UPLOAD_SILENCE.as_secs()))),
+/// A client's messages of one put, as long as they come fast enough.
+struct Incoming {
+    messages: Streaming<v1::PutRequest>,
+    flow: Flow,
+    pace: Pace,
+    /// Bytes that the pace knows of.
+    known: u64,
+    /// Bytes that the client need not send again, because they are here: they count as if it had.
+    present: u64,
+}
+
+impl Incoming {
+    fn new(messages: Streaming<v1::PutRequest>, flow: Flow, slow_after: Duration) -> Self {
+        Self { messages, flow, pace: Pace::new(slow_after), known: 0, present: 0 }
+    }
+
+    /// Takes note of a piece that came.
+    const fn gave(&mut self, piece: &Piece) {
+        if let Piece::Present(chunk) = piece {
+            self.present += chunk.length as u64;
+        }
+    }
+
+    /// The next message; `None` at the end. Bytes count as they come, not when a message is whole.
+    async fn next(&mut self) -> Result<Option<v1::PutRequest>, ObjectError> {
+        loop {
+            let since = Instant::now();
+            let message = tokio::time::timeout(self.pace.left(), self.messages.message()).await;
+            let moved = self.flow.received() + self.present;
+            let pace = self.pace.waited(since.elapsed(), moved.saturating_sub(self.known));
+            self.known = moved;
+            match (message, pace) {
+                (Ok(Err(error)), _) => {
+                    let why = format!("the client went away in the middle of the put: {}", error.message());
+                    return Err(ObjectError::unavailable(why));
+                }
+                (_, Err(slow)) => return Err(ObjectError::unavailable(format!("the client is too slow: {slow}"))),
+                (Ok(Ok(message)), Ok(())) => return Ok(message),
+                (Err(_), Ok(())) => {}
+            }
+        }
     }
 }
 

@@ -54,6 +54,10 @@ impl PeerService {
     #[allow(clippy::result_large_err)]
     fn partner<T>(&self, request: &Request<T>) -> Result<NodeIndex, Status> {
         let from = self.from(request)?;
+        if !self.node.layout().duty(from).is_member() {
+            let message = "the layout says that this node is out of service: nothing that it says counts any more";
+            return Err(status(Code::FailedPrecondition, meta::exit::FAILED, message));
+        }
         match self.node.peers.view(from) {
             Some(view) if view.state == PeerState::Refused => Err(status(Code::FailedPrecondition, meta::exit::FAILED, view.trouble)),
             _ => Ok(from),
@@ -131,11 +135,13 @@ impl Peer for PeerService {
     type FetchStream = Pin<Box<dyn Stream<Item = Result<v1::FetchReply, Status>> + Send>>;
 
     async fn fetch(&self, request: Request<v1::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
-        self.partner(&request)?;
+        let from = self.partner(&request)?;
         let keys = keys(&request.into_inner().keys)?;
         let node = Arc::clone(&self.node);
         let replies = async_stream::stream! {
             for key in keys {
+                // Held until the next is asked for: by then this one is on its way (rule 29).
+                let _permit = node.transfer.answers.take(from, afar_model::limits::CHUNK_BYTES).await;
                 yield Ok(match fetch::read_here(&node, key).await {
                     Ok(Some(record)) => v1::FetchReply { record: Some(v1::Record::from(&record)), bad: false },
                     Ok(None) => v1::FetchReply { record: None, bad: false },
@@ -148,8 +154,11 @@ impl Peer for PeerService {
 
     async fn prove(&self, request: Request<v1::ProveRequest>) -> Result<Response<v1::ProveReply>, Status> {
         self.partner(&request)?;
-        let keys = keys(&request.into_inner().keys)?;
-        let proofs = fetch::prove_here(&self.node, &keys).await;
+        let request = request.into_inner();
+        let keys = keys(&request.keys)?;
+        let open = self.node.layouts.open();
+        let fits = request.layout.is_empty() || open.hashes().map(|hash| hash.as_slice()).eq([&request.layout[..]]);
+        let proofs = if fits { fetch::prove_here(&self.node, &keys).await } else { vec![fetch::Proof::Unknown; keys.len()] };
         Ok(Response::new(v1::ProveReply { proofs: proofs.into_iter().map(|proof| v1::Proof::from(proof) as i32).collect() }))
     }
 
@@ -157,7 +166,7 @@ impl Peer for PeerService {
         self.partner(&request)?;
         let request = request.into_inner();
         let after = request.after.as_ref().map(RecordKey::try_from).transpose().map_err(|error| invalid(&error))?;
-        let range = range(request.first, request.last, self.node.layout.partitions());
+        let range = range(request.first, request.last, self.node.layout().partitions());
         let limit = limit(request.limit);
         let kinds = [RecordKind::Chunk, RecordKind::Manifest, RecordKind::Setting];
         let ids = self.blocking("ids", move |node| node.store.ids(range, after.as_ref(), &kinds, limit)).await?.map_err(not_ready)?;
@@ -182,6 +191,15 @@ impl Peer for PeerService {
             request.nonce[..].try_into().map_err(|_| status(Code::InvalidArgument, meta::exit::USAGE, "a nonce has 32 bytes"))?;
         let keys = keys(&request.keys)?;
         Ok(Response::new(v1::AuditReply { proofs: audit::answer(&self.node, nonce, keys).await }))
+    }
+
+    async fn gossip(&self, request: Request<v1::GossipRequest>) -> Result<Response<v1::GossipReply>, Status> {
+        // A packet speaks for whom the certificate names, whatever it says itself.
+        let from = self.partner(&request)?;
+        if let Some(membership) = self.node.peers.membership() {
+            membership.receive(self.node.layout().node_name(from), request.into_inner().packet);
+        }
+        Ok(Response::new(v1::GossipReply {}))
     }
 }
 

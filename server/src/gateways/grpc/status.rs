@@ -2,28 +2,31 @@
 use super::{auth, objects::invalid};
 use crate::{
     cluster::peers::PeerState,
-    health::{checks, upkeep},
+    health::{checks, doctor, upkeep},
     limits,
     node::Node,
 };
-use afar_model::layout::NodeIndex;
+use afar_model::layout::{Duty, NodeIndex};
 use afar_proto::{
     convert,
     v1::{self, status_server::Status as StatusTrait},
 };
 use std::sync::Arc;
+use tokio::sync::Mutex;
 use tonic::{Request, Response, Status};
 
 /// The service.
 #[derive(Debug, Clone)]
 pub struct StatusService {
     node: Arc<Node>,
+    /// One examination at a time: two would measure each other.
+    examining: Arc<Mutex<()>>,
 }
 
 impl StatusService {
     /// On this node.
-    pub const fn new(node: Arc<Node>) -> Self {
-        Self { node }
+    pub fn new(node: Arc<Node>) -> Self {
+        Self { node, examining: Arc::default() }
     }
 }
 
@@ -39,28 +42,42 @@ impl StatusTrait for StatusService {
         let status = node.lifecycle.blocking("status", move || report(&reader)).await;
         status.map(Response::new).ok_or_else(|| invalid(&convert::InvalidMessage::new("status", "the node is ending, or has a bug")))
     }
+
+    async fn doctor(&self, request: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReport>, Status> {
+        let caller = auth::caller_at(&request, &self.node)?;
+        auth::require_admin(&caller, "examine nodes")?;
+        let _one = self.examining.lock().await;
+        let (node, layout) = (&self.node, self.node.layout());
+        Ok(Response::new(v1::DoctorReport {
+            node: layout.node_name(node.me).to_owned(),
+            site: layout.site_of(node.me).map(|site| layout.site_name(site).to_owned()).unwrap_or_default(),
+            findings: doctor::examine(node).await,
+            nodes: layout.node_indexes().filter_map(|index| node_info(node, index)).collect(),
+        }))
+    }
 }
 
 fn report(node: &Node) -> v1::NodeStatus {
-    let (layout, usage, survey) = (&node.layout, node.store.usage(), node.survey.load_full());
+    let (layout, usage, survey) = (node.layout(), node.store.usage(), node.survey.load_full());
     let owed = node.store.owed_summary().unwrap_or_default();
     let oldest = owed.iter().map(|owed| owed.oldest).min();
     let site = layout.site_of(node.me).map(|site| layout.site_name(site).to_owned()).unwrap_or_default();
     let oldest_unverified = node.store.oldest_unverified().map_or(0, |oldest| node.now().since(oldest).as_secs());
-    let held = node.config.limits.transfer.saturating_sub(node.transfer.available_permits() as u64);
+    let to_fetch = node.rebalance.to_fetch();
+    let shares: Vec<v1::BudgetShare> = node.transfer.report().into_iter().map(share).collect();
     v1::NodeStatus {
         node: layout.node_name(node.me).to_owned(),
         site,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         incarnation: convert::bytes(node.store.incarnation().as_bytes()),
         layout_version: layout.version(),
-        layout_digest: convert::bytes(&layout.digest()),
+        layout_digest: convert::bytes(layout.hash()),
         state: own_state(node, &usage).to_owned(),
         capacity_bytes: usage.capacity,
         used_bytes: usage.used,
         oldest_unverified_seconds: oldest_unverified,
-        sites: layout.sites().iter().map(site_info).collect(),
-        nodes: layout.node_indexes().filter_map(|n| node_info(node, n)).collect(),
+        sites: layout.sites().iter().filter(|site| site.duty != Duty::Removed).map(site_info).collect(),
+        nodes: layout.node_indexes().filter(|n| layout.duty(*n) != Duty::Removed).filter_map(|n| node_info(node, n)).collect(),
         peers: layout.node_indexes().filter(|n| *n != node.me).filter_map(|n| peer_view(node, n)).collect(),
         surveys: survey.shards.clone(),
         surveyed_at: survey.at.0,
@@ -73,12 +90,29 @@ fn report(node: &Node) -> v1::NodeStatus {
         checks: checks::checks(node),
         endpoint: node.endpoint(node.me),
         transfer_budget_bytes: node.config.limits.transfer,
-        transfer_in_flight_bytes: held,
+        // Windows are promised, not in flight.
+        transfer_in_flight_bytes: shares.iter().filter(|share| !share.name.ends_with("windows")).map(|share| share.used_bytes).sum(),
+        transfer_shares: shares,
+        syncs: usage.directories.iter().filter_map(syncs).collect(),
         index_cache_bytes: usage.index_cache_bytes,
         index_bytes: usage.index_bytes,
         buckets: node.buckets.present().buckets.len() as u64,
         default_policy: Some(v1::Policy::from(&node.config.policy)),
+        to_fetch_records: to_fetch.0,
+        to_fetch_bytes: to_fetch.1,
+        fetch_bytes_per_second: node.rebalance.rate(),
+        surplus_records: node.surplus().unwrap_or(u64::MAX),
+        open_layouts: node.layouts.open().chapters().len() as u32,
     }
+}
+
+fn share((name, total_bytes, used_bytes): (&str, u64, u64)) -> v1::BudgetShare {
+    v1::BudgetShare { name: name.to_owned(), total_bytes, used_bytes }
+}
+
+fn syncs(directory: &afar_store::DirectoryUsage) -> Option<v1::DirectorySyncs> {
+    let afar_store::SyncCounts { requests, shared, unasked } = directory.syncs;
+    Some(v1::DirectorySyncs { directory: convert::bytes(directory.id?.as_bytes()), requests, shared, unasked })
 }
 
 fn own_state(node: &Node, usage: &afar_store::Usage) -> &'static str {
@@ -99,16 +133,19 @@ fn site_info(site: &afar_model::layout::Site) -> v1::SiteInfo {
         uncertainty_metres: site.uncertainty.0,
         country: site.country.clone(),
         provider: site.provider.clone(),
+        duty: site.duty.name().to_owned(),
     }
 }
 
 fn node_info(node: &Node, index: NodeIndex) -> Option<v1::NodeInfo> {
-    let named = node.layout.node(index)?;
+    let layout = node.layout();
+    let named = layout.node(index)?;
     Some(v1::NodeInfo {
         name: named.name.clone(),
         site: named.site.clone(),
         capacity_bytes: named.capacity,
         endpoint: node.endpoint(index),
+        duty: layout.duty(index).name().to_owned(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! One test (or several) per rule of the consistency page that this crate has to keep.
 use super::*;
 use crate::{
-    AppendError, CommitError, DirectoryState, OpenError, ReadError, Removal, SyncFailed,
+    AppendError, CommitError, DirectoryState, OpenError, ReadError, Removal, StampsSeen, SyncCounts, SyncFailed,
     format::{self, RECORD_HEADER},
     inspect,
     sim::Faults,
@@ -144,6 +144,50 @@ fn rule_16_one_sync_serves_all_who_wait() {
         store.sync(&written).await.unwrap();
     });
     assert!(store.usage().syncs - before <= 2, "{} syncs", store.usage().syncs - before);
+}
+
+#[test]
+fn syncs_are_counted_by_who_asked_for_them() {
+    let machine = Machine::new(2);
+    let store = machine.open();
+    let counts = || store.usage().directories.iter().map(|directory| directory.syncs).collect::<Vec<_>>();
+    let sum = |pick: fn(&SyncCounts) -> u64| counts().iter().map(pick).sum::<u64>();
+    let (requests, shared) = (sum(|counts| counts.requests), sum(|counts| counts.shared));
+    let home = commit(&store, vec![chunk(0, 100)])[0].directory();
+    assert_eq!((sum(|counts| counts.requests) - requests, sum(|counts| counts.shared) - shared), (1, 1));
+    let usage = store.usage();
+    let there = usage.directories.iter().find(|directory| directory.id == Some(home)).unwrap();
+    assert!(there.syncs.requests >= 1 && there.syncs.shared >= 1, "counted where the record is: {usage:?}");
+    assert_eq!(usage.syncs, usage.directories.iter().map(|directory| directory.syncs.calls()).sum::<u64>());
+    // Twice the same: two requests, and nothing left to sync for the second.
+    let (requests, shared) = (sum(|counts| counts.requests), sum(|counts| counts.shared));
+    let written = wait(store.append(AppendClass::Client, vec![chunk(1, 100)])).unwrap();
+    wait(store.sync(&written)).unwrap();
+    wait(store.sync(&written)).unwrap();
+    assert_eq!(sum(|counts| counts.requests) - requests, 2);
+    assert!(sum(|counts| counts.shared) - shared <= 1);
+}
+
+#[test]
+fn rule_4_stamps_beyond_the_limit_are_counted_and_the_greatest_below_it_is_found() {
+    for directories in [1, 2] {
+        let machine = Machine::new(directories);
+        let store = machine.open();
+        let limit = Stamp::from_u64(1000);
+        assert_eq!(store.stamps_up_to(limit), StampsSeen::default());
+        let stamps = [7, 2000, 900, 3000, 1000, 1001, 12];
+        commit(&store, stamps.iter().map(|stamp| version(&format!("key{stamp}"), *stamp)).collect());
+        let expected = StampsSeen { newest: Stamp::from_u64(1000), beyond: 3 };
+        assert_eq!(store.stamps_up_to(limit), expected, "in the active segment");
+        fill(&store, 100, 2);
+        commit(&store, vec![version("later", 999)]);
+        assert_eq!(store.stamps_up_to(limit), expected, "in a sealed one");
+        store.close();
+        let store = machine.open();
+        assert_eq!(store.stamps_up_to(limit), expected, "after a restart");
+        assert_eq!(store.stamps_up_to(Stamp::from_u64(5000)), StampsSeen { newest: Stamp::from_u64(3000), beyond: 0 });
+        assert_eq!(store.stamps_up_to(Stamp::from_u64(5)), StampsSeen { newest: Stamp::ZERO, beyond: 8 });
+    }
 }
 
 #[test]

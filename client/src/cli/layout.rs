@@ -1,0 +1,227 @@
+//! `afar layout`: what the cluster is, was, and would be.
+use super::{
+    Session,
+    operate::{self, Options, carry_out, sit_down},
+    units,
+};
+use crate::{
+    cluster::operator::{Operator, name_of},
+    error::Error,
+};
+use afar_model::{
+    document::{self, Chapter, Document, ShortHash},
+    layout::Duty,
+};
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+/// Show, plan and change the layout
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The newest layout: sites, nodes, distances
+    Show(Options),
+    /// What planning everything anew would move, and how much would fit
+    Plan(Options),
+    /// Plan everything anew, and apply it
+    Apply(Apply),
+    /// Every layout that was signed
+    History(Options),
+    /// Make an older layout current again, as a new one
+    Rollback(Rollback),
+    /// Allow removals again after the loss of a site
+    Release(Release),
+}
+
+/// Plan everything anew, and apply it
+#[derive(Debug, Args)]
+pub struct Apply {
+    /// End a conflict: keep this one of two newest layouts
+    #[arg(long, value_name = "VERSION-HASH")]
+    merge: Option<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Make an older layout current again
+#[derive(Debug, Args)]
+pub struct Rollback {
+    /// Which, as `afar layout history` names it
+    #[arg(value_name = "VERSION-HASH")]
+    to: String,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Allow removals again
+#[derive(Debug, Args)]
+pub struct Release {
+    /// The layouts that named the loss, as `afar status` shows them
+    #[arg(value_name = "HASH", required = true)]
+    hashes: Vec<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error> {
+    match command {
+        Command::Show(options) => show(session, &options).await,
+        Command::Plan(options) => replan(session, &Options { dry_run: true, ..options }).await,
+        Command::Apply(Apply { merge: None, options }) => replan(session, &options).await,
+        Command::Apply(Apply { merge: Some(kept), options }) => merge(session, &kept, &options).await,
+        Command::History(options) => history(session, &options).await,
+        Command::Rollback(Rollback { to, options }) => rollback(session, &to, &options).await,
+        Command::Release(Release { hashes, options }) => release(session, &hashes, &options).await,
+    }
+}
+
+async fn show(session: &Session, options: &Options) -> Result<u8, Error> {
+    let desk = sit_down(options).await?;
+    let head = desk.operator.head()?;
+    let behind: Vec<&str> = desk.said.iter().filter(|said| said.current != *head.layout.hash()).map(|said| said.node.as_str()).collect();
+    let open = desk.said.iter().map(|said| said.open).max();
+    session.out.either(
+        || json!({"name": name_of(head), "note": head.document.note, "layout": operate::layout_value(&head.layout), "behind": behind, "open": open}),
+        || {
+            let mut lines = vec![format!("layout {}: {}", name_of(head), head.document.note)];
+            lines.extend(operate::layout_lines(&head.layout));
+            match open {
+                None => lines.push("no node answers: this is what the folder knows".into()),
+                Some(1) if behind.is_empty() => lines.push("in force everywhere that answers".into()),
+                Some(_) if behind.is_empty() => lines.push("taking over: data are moving; see `afar status`".into()),
+                Some(_) => lines.push(format!("not yet at: {}", behind.join(", "))),
+            }
+            lines.join("\n")
+        },
+    )?;
+    Ok(0)
+}
+
+async fn replan(session: &Session, options: &Options) -> Result<u8, Error> {
+    let mut desk = sit_down(options).await?;
+    let document = desk.operator.change("plan anew")?;
+    Ok(carry_out(session, &mut desk, document, options).await?.0)
+}
+
+async fn history(session: &Session, options: &Options) -> Result<u8, Error> {
+    let desk = sit_down(options).await?;
+    let heads: Vec<String> = desk.operator.heads().iter().map(|chapter| name_of(chapter)).collect();
+    if session.out.json {
+        let entries = desk.operator.chapters().iter().map(|chapter| {
+            json!({"name": name_of(chapter), "version": chapter.document.version, "hash": hex::encode(chapter.layout.hash()),
+                   "made": units::time(chapter.document.made), "note": chapter.document.note, "head": heads.contains(&name_of(chapter))})
+        });
+        session.out.value(&serde_json::Value::Array(entries.collect()))?;
+        return Ok(0);
+    }
+    let row = |chapter: &Chapter| {
+        let mark = if heads.contains(&name_of(chapter)) { if heads.len() > 1 { "conflict" } else { "newest" } } else { "" };
+        vec![name_of(chapter), units::time(chapter.document.made), chapter.document.note.clone(), mark.to_owned()]
+    };
+    let rows: Vec<Vec<String>> = desk.operator.chapters().iter().map(row).collect();
+    session.out.lines(&units::table(&["LAYOUT", "MADE", "WHAT", ""], &rows, &[]))?;
+    Ok(0)
+}
+
+fn find<'a>(operator: &'a Operator, name: &str) -> Result<&'a Chapter, Error> {
+    let found = operator.chapters().iter().find(|chapter| {
+        name_of(chapter) == name || hex::encode(chapter.layout.hash()) == name || chapter.document.version.to_string() == name
+    });
+    found.ok_or_else(|| Error::usage(format!("no layout is called {name:?}")).hint("see `afar layout history`"))
+}
+
+/// What an older layout said, as a child of the newest: who has left since stays away, and nobody disappears.
+async fn rollback(session: &Session, to: &str, options: &Options) -> Result<u8, Error> {
+    let mut desk = sit_down(options).await?;
+    let old = find(&desk.operator, to)?.document.clone();
+    let newest = desk.operator.change(format!("back to version {}", old.version))?;
+    let document = restored(&old, newest);
+    Ok(carry_out(session, &mut desk, document, options).await?.0)
+}
+
+fn restored(old: &Document, mut next: Document) -> Document {
+    for site in &mut next.sites {
+        if let Some(was) = old.sites.iter().find(|was| was.name == site.name) {
+            if was.coordinates != site.coordinates || was.uncertainty != site.uncertainty {
+                next.moved.push(site.name.clone());
+            }
+            *site = was.clone();
+        }
+    }
+    for node in &mut next.nodes {
+        match old.nodes.iter().find(|was| was.name == node.name) {
+            Some(was) if node.duty.is_member() => *node = was.clone(),
+            // Who joined since leaves the way that everybody does.
+            None if node.duty == Duty::Active => node.duty = Duty::Draining,
+            _ => {}
+        }
+    }
+    next.promises.clone_from(&old.promises);
+    next
+}
+
+async fn merge(session: &Session, kept: &str, options: &Options) -> Result<u8, Error> {
+    let mut desk = sit_down(options).await?;
+    let heads: Vec<Chapter> = desk.operator.heads().into_iter().cloned().collect();
+    let kept = find(&desk.operator, kept)?.clone();
+    if heads.len() < 2 || !heads.iter().any(|head| head.layout.hash() == kept.layout.hash()) {
+        return Err(Error::usage(format!("{} is not one of two newest layouts", name_of(&kept))).hint("see `afar layout history`"));
+    }
+    let mut document = Document::child_of(&kept, crate::cluster::operator::now(), format!("keep {}", name_of(&kept)));
+    document.version = heads.iter().map(|head| head.document.version).max().unwrap_or(document.version) + 1;
+    document.parents = heads.iter().map(|head| *head.layout.hash()).collect();
+    for other in heads.iter().filter(|head| head.layout.hash() != kept.layout.hash()) {
+        join(&mut document, &other.document);
+    }
+    Ok(carry_out(session, &mut desk, document, options).await?.0)
+}
+
+/// Whom only the other side knows is not forgotten, and whoever is lost to either side is lost.
+fn join(document: &mut Document, other: &Document) {
+    document.withdraw_as(other);
+    for site in &other.sites {
+        match document.sites.iter_mut().find(|known| known.name == site.name) {
+            Some(known) => {
+                if known.coordinates != site.coordinates || known.uncertainty < site.uncertainty {
+                    document.moved.push(site.name.clone());
+                }
+                known.duty = known.duty.max(site.duty);
+            }
+            None => document.sites.push(site.clone()),
+        }
+    }
+    for node in &other.nodes {
+        match document.nodes.iter_mut().find(|known| known.name == node.name) {
+            Some(known) if known.duty.is_member() => known.duty = known.duty.max(node.duty),
+            Some(_) => {}
+            None => document.nodes.push(node.clone()),
+        }
+    }
+}
+
+async fn release(session: &Session, hashes: &[String], options: &Options) -> Result<u8, Error> {
+    let mut desk = sit_down(options).await?;
+    let mut document = desk.operator.change("release the latch")?;
+    let latched = document::latched(desk.operator.chapters().iter());
+    for text in hashes {
+        let full = desk
+            .operator
+            .chapters()
+            .iter()
+            .map(|chapter| *chapter.layout.hash())
+            .filter(|hash| hex::encode(hash).starts_with(text.as_str()));
+        let found: Vec<[u8; 32]> = full.collect();
+        let hint = || match latched.as_slice() {
+            [] => "the latch is open: there is nothing to release".to_owned(),
+            closed => format!(
+                "closed it, and not released yet: {}",
+                closed.iter().map(|hash| ShortHash(hash).to_string()).collect::<Vec<_>>().join(" ")
+            ),
+        };
+        match found.as_slice() {
+            [hash] if latched.contains(hash) => document.releases.push(*hash),
+            [_] => return Err(Error::usage(format!("layout {text} closed no latch, or is released already")).hint(hint())),
+            _ => return Err(Error::usage(format!("{text:?} names {} layouts", found.len())).hint(hint())),
+        }
+    }
+    Ok(carry_out(session, &mut desk, document, options).await?.0)
+}

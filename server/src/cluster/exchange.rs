@@ -1,0 +1,284 @@
+//! How layouts travel, and when older ones are closed.
+//!
+//! A node that hears in a heartbeat of a layout that it does not know fetches the chain; one whose peer lags behind, or does
+//! not know it at all yet, offers its own. What arrives is verified like anything from outside.
+//!
+//! Older layouts are closed in two steps (rule 21). *Drained*: no request is under way at any member that reads or writes by
+//! older layouts only; from then on writes go by the current one alone. *Synced*: since then every member has compared itself
+//! with every other and has everything that the current layout assigns to it; from then on reads ask by it alone, too.
+use super::{peers::ChannelKind, trust::Trust};
+use crate::{limits, node::Node};
+use afar_model::{
+    document::{Chain, Chapter, Document, LayoutHash, Refused, ShortHash},
+    layout::{Duty, NodeIndex},
+    placement::{Geography, Placement},
+};
+use afar_proto::{convert, v1, v1::layouts_client::LayoutsClient};
+use bytes::Bytes;
+use std::{sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+/// Bytes of a chain in one message.
+const PART_BYTES: usize = 256 << 10;
+/// Layouts that may be open at once; each costs every write and read.
+const OPEN_MAX: usize = 3;
+
+/// Cuts a chain into messages; the first carries `head`.
+pub fn parts(chain: Bytes, head: v1::LayoutPart) -> Vec<v1::LayoutPart> {
+    let mut parts: Vec<v1::LayoutPart> = (0..chain.len().max(1))
+        .step_by(PART_BYTES)
+        .map(|at| v1::LayoutPart { data: chain.slice(at..(at + PART_BYTES).min(chain.len())), ..v1::LayoutPart::default() })
+        .collect();
+    if let Some(first) = parts.first_mut() {
+        let data = std::mem::take(&mut first.data);
+        *first = v1::LayoutPart { data, ..head };
+    }
+    parts
+}
+
+/// The buckets that exist here, for whoever plans.
+pub fn placed_buckets(node: &Node) -> Vec<v1::PlacedBucket> {
+    let present = node.buckets.present();
+    let placed = |bucket: &Arc<crate::objects::buckets::Bucket>| v1::PlacedBucket {
+        id: convert::bytes(bucket.id.as_bytes()),
+        name: bucket.name.clone(),
+        policy: bucket.policy().to_bytes().into(),
+    };
+    // The one without a name and an id is the policy of buckets to come.
+    let default = v1::PlacedBucket { policy: node.default_policy().to_bytes().into(), ..v1::PlacedBucket::default() };
+    present.buckets.values().map(placed).chain([default]).collect()
+}
+
+/// Takes a chain, or only checks its last document. Answers why not.
+pub async fn take(node: &Arc<Node>, bytes: Vec<u8>, check_only: bool) -> Vec<String> {
+    let taker = Arc::clone(node);
+    let taken = node.lifecycle.blocking("take a layout", move || taker.take_chain(&bytes, check_only)).await;
+    match taken {
+        Some(Ok(changed)) => {
+            if changed {
+                node.layout_changed().await;
+            }
+            Vec::new()
+        }
+        Some(Err(problems)) => {
+            if !check_only {
+                tracing::error!(problems = problems.join("; "), "a layout is refused: this node keeps its last good one");
+            }
+            problems
+        }
+        None => vec!["the node is ending, or has a bug".into()],
+    }
+}
+
+impl Node {
+    /// Answers whether the current layout is another now.
+    fn take_chain(&self, bytes: &[u8], check_only: bool) -> Result<bool, Vec<String>> {
+        let words = |error: Refused| match error {
+            Refused::Wrong(problems) => problems,
+            other => vec![other.to_string()],
+        };
+        let chain = Chain::decode(bytes).map_err(words).inspect_err(|problems| self.layouts.refuse(problems))?;
+        let before = *self.layouts.current().hash();
+        let (last, earlier) = match chain.documents.split_last() {
+            Some(split) => split,
+            None => return Ok(false),
+        };
+        if check_only {
+            // What leads to it may be new here as well.
+            let chapter = self.layouts.check_after(earlier, last).map_err(words)?;
+            let problems = self.objections(&chapter);
+            return if problems.is_empty() { Ok(false) } else { Err(problems) };
+        }
+        for signed in &chain.documents {
+            self.layouts.offer(signed).map_err(words)?;
+        }
+        Ok(*self.layouts.current().hash() != before)
+    }
+
+    /// What speaks against applying a layout that is good in itself: asked before, never after.
+    fn objections(&self, next: &Chapter) -> Vec<String> {
+        let (current, mut problems) = (self.layouts.chapter(), Vec::new());
+        let lost = !next.newly_lost(&[&current]).is_empty()
+            || next.document.nodes.iter().any(|node| {
+                node.duty == Duty::Lost && current.document.nodes.iter().any(|was| was.name == node.name && was.duty.is_member())
+            });
+        if let Some(trouble) = self.layouts.trouble().filter(|_| next.document.parents.len() < 2 && !self.layouts.rivals().is_empty()) {
+            problems.push(trouble);
+        }
+        let open = self.layouts.open().chapters().len();
+        let added = |now: &[[u8; 32]], before: &[[u8; 32]]| now.iter().any(|digest| !before.contains(digest));
+        let withdraws =
+            added(&next.document.revoked, &current.document.revoked) || added(&next.document.distrusted, &current.document.distrusted);
+        // A fire and a thief do not wait for a transition to end.
+        if open >= OPEN_MAX && !lost && !withdraws {
+            problems.push(format!("{open} layouts are in transition already: wait until they are in force everywhere (see `afar status`)"));
+        }
+        problems.extend(self.identity.objection(&Trust::from(&next.document)));
+        let stays = |name: &str| next.document.nodes.iter().any(|node| node.name == name && node.duty.is_member());
+        for view in self.peers.others().filter_map(|peer| self.peers.view(peer)) {
+            // It says which layout it has, and not which are open: it knows of no other than its configuration's.
+            if view.layout_known && view.open_layouts.is_empty() && stays(&view.node) {
+                problems.push(format!("{} runs a version that knows no layouts but its configuration's: upgrade it first", view.node));
+            }
+        }
+        let latched = self.layouts.latched();
+        for hash in next.document.releases.iter().filter(|hash| !latched.contains(hash)) {
+            problems.push(format!("it releases layout {}, which closed no latch, or is released already", ShortHash(hash)));
+        }
+        let leaves = |name: &str| current.document.nodes.iter().any(|was| was.name == name && was.duty.is_member());
+        let removed = next.document.nodes.iter().filter(|node| node.duty == Duty::Removed && leaves(&node.name)).collect::<Vec<_>>();
+        if open > 1 && !removed.is_empty() {
+            problems.push("nodes are being drained still: remove them when the present layout is in force everywhere".into());
+        }
+        if removed.iter().any(|node| node.name == self.config.node) {
+            match self.surplus() {
+                Some(0) => {}
+                Some(left) => {
+                    problems.push(format!("this node still holds {left} records that it has not handed over: wait for its drain"))
+                }
+                None => problems.push("this node does not know yet whether it has handed over everything: wait for its drain".into()),
+            }
+        }
+        let present = self.buckets.present();
+        for bucket in present.buckets.values().filter(|_| !lost) {
+            let policy = next.layout.promise(&bucket.id).unwrap_or(bucket.policy());
+            if let Err(why) = Placement::new(policy, &Geography::claimed(&next.layout)) {
+                problems.push(format!("bucket {:?} could not be kept any more: {why}", bucket.name));
+            }
+        }
+        problems
+    }
+
+    /// A new layout is current here: everything that follows from it is made anew.
+    pub async fn layout_changed(self: &Arc<Self>) {
+        self.follow_trust();
+        self.ledger.layout_changed();
+        for peer in self.peers.layout_changed() {
+            self.lanes.add(&self.peers, peer, &self.transfer, &self.lifecycle);
+            self.start_peer_tasks(peer);
+        }
+        self.reload_settings().await;
+        self.poke();
+    }
+
+    /// Believes whom the current layout says to believe. Connections that rest on what is not believed any more end.
+    pub fn follow_trust(&self) {
+        if let Err(error) = self.identity.follow(|| Trust::from(&self.layouts.chapter().document)) {
+            tracing::error!(%error, "what the layout says of authorities and keys is not followed: what was believed before still is");
+        }
+    }
+
+    /// Notes how far the members are, and closes older layouts when all are there.
+    async fn advance(self: &Arc<Self>) {
+        let layout = self.layouts.current();
+        if layout.duty(self.me) == Duty::Removed || layout.duty(self.me) == Duty::Lost {
+            return;
+        }
+        let others: Vec<NodeIndex> = self.peers.others().collect();
+        let views: Vec<_> = others.iter().map(|other| self.peers.view(*other)).collect();
+        let same = |view: &crate::cluster::peers::PeerView| view.usable && view.layout_hash == layout.hash().as_slice();
+        let all = |flag: &dyn Fn(&crate::cluster::peers::PeerView) -> bool| {
+            views.iter().all(|view| view.as_ref().is_some_and(|view| same(view) && flag(view)))
+        };
+        let drained = self.layouts.is_drained() && all(&|view| view.layout_drained);
+        if drained && self.layouts.note_all_drained() {
+            // What is compared from now on counts.
+            self.poke();
+        }
+        let (current, layouts) = (*layout.hash(), Arc::clone(&self.layouts));
+        let kept: Option<Vec<LayoutHash>> = if drained && self.is_synced() && all(&|view| view.layout_synced) {
+            Some(Vec::new())
+        } else {
+            // Who has the same current layout and has closed older ones knew that everybody could, this node included.
+            self.layouts.closed_by(views.iter().flatten().filter(|view| same(view)).map(|view| &view.open_layouts))
+        };
+        let Some(kept) = kept.filter(|_| self.layouts.open().chapters().len() > 1) else { return };
+        match self.lifecycle.blocking("close layouts", move || layouts.close_others(&current, &kept)).await {
+            Some(Ok(())) => {
+                self.reload_settings().await;
+                self.poke();
+            }
+            Some(Err(error)) => tracing::error!(%error, "older layouts stay open"),
+            None => {}
+        }
+    }
+
+    /// Whether this node has everything that the current layout assigns to it. Never, while a bucket can be placed nowhere:
+    /// nobody would be assigned anything, and nothing would be all of it.
+    pub fn is_synced(&self) -> bool {
+        let others: Vec<NodeIndex> = self.peers.others().collect();
+        let placed = || self.buckets.present().buckets.values().all(|bucket| bucket.now().placement.is_ok());
+        !self.is_catching_up() && self.layouts.is_synced(&others) && placed()
+    }
+}
+
+/// Keeps this node's chain and its peers' together for as long as it runs.
+pub async fn run(node: Arc<Node>, stop: CancellationToken) {
+    let mut changes = node.peers.changes();
+    loop {
+        for peer in node.peers.others() {
+            if stop.run_until_cancelled(meet(&node, peer)).await.is_none() {
+                return;
+            }
+        }
+        node.advance().await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(limits::LAYOUT_EVERY) => {}
+        }
+        // Several changes come together.
+        if stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(50))).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// Fetches from, or offers to, a peer whose current layout is another, or that does not know this node.
+async fn meet(node: &Arc<Node>, peer: NodeIndex) {
+    let Some(view) = node.peers.view(peer) else { return };
+    let ours = *node.layouts.current().hash();
+    // One that has never said anything may answer all the same: it does not know this node, and refuses it.
+    if view.layout_hash == ours.as_slice() || (!view.layout_known && !view.answers) {
+        return;
+    }
+    let theirs: Option<LayoutHash> = view.layout_hash.as_slice().try_into().ok();
+    let Some(channel) = node.peers.channel(peer, ChannelKind::Control) else { return };
+    let client = LayoutsClient::new(channel).max_decoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX);
+    let known = theirs.is_some_and(|theirs| node.layouts.knows(&theirs));
+    let met = if known || theirs.is_none() { offer(node, client).await } else { fetch(node, client).await };
+    if let Err(error) = met {
+        tracing::debug!(peer = view.node, error, "layouts were not exchanged");
+    }
+}
+
+async fn offer(node: &Arc<Node>, mut client: LayoutsClient<Channel>) -> Result<(), String> {
+    let chain = Bytes::from(node.layouts.whole_chain().encode());
+    let offered = futures_util::stream::iter(parts(chain, v1::LayoutPart::default()));
+    let answer = tokio::time::timeout(limits::FETCH_DEADLINE, client.offer(offered)).await.map_err(|_| "no answer in time")?;
+    let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
+    if answer.problems.is_empty() { Ok(()) } else { Err(answer.problems.join("; ")) }
+}
+
+async fn fetch(node: &Arc<Node>, mut client: LayoutsClient<Channel>) -> Result<(), String> {
+    let read = async {
+        let mut stream = client.get(v1::GetLayoutsRequest {}).await.map_err(|status| status.message().to_owned())?.into_inner();
+        let mut bytes = Vec::new();
+        while let Some(part) = stream.message().await.map_err(|status| status.message().to_owned())? {
+            if bytes.len() + part.data.len() > Chain::BYTES_MAX {
+                return Err("the peer's chain is too large".to_owned());
+            }
+            bytes.extend_from_slice(&part.data);
+        }
+        Ok(bytes)
+    };
+    let bytes = tokio::time::timeout(limits::FETCH_DEADLINE, read).await.map_err(|_| "no answer in time")??;
+    let problems = take(node, bytes, false).await;
+    if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
+}
+
+/// What a document changes, in words; for status and history.
+pub fn summary(document: &Document) -> String {
+    if document.note.is_empty() { format!("version {}", document.version) } else { document.note.clone() }
+}

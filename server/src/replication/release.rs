@@ -1,0 +1,160 @@
+//! Letting go of copies that the current layout assigns to others: what was moved away, and what was held for a node that was
+//! away (hinted handoff).
+//!
+//! The only place where a good copy of a live record is removed, so every condition is asked for, late, and together
+//! (rules 10 and 11):
+//! * this node is not assigned the record by the newest layout, and no older one is open anywhere;
+//! * every node of every site answers, none is suspect or catching up, all by the same layout, undisputed, and no latch is
+//!   closed;
+//! * every assigned holder has just read and hashed its copy, under that very layout, and they are far enough apart;
+//! * no other layout takes its place before the removal is durable.
+//!
+//! If one of them is not so, nobody drops anything.
+use super::fetch::{self, Proof};
+use crate::{cluster::peers::PeerState, limits, node::Node, objects::buckets::Bucket};
+use afar_model::{
+    document::LayoutHash,
+    id::BucketId,
+    layout::NodeIndex,
+    placement::Partition,
+    record::{RecordKey, RecordKind},
+};
+use afar_store::{IdRange, NotReady, Removal, VersionCursor, VersionRow};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
+use tokio_util::sync::CancellationToken;
+
+/// A record that is not assigned to this node, and the nodes that it is assigned to.
+type Surplus = (RecordKey, Vec<NodeIndex>);
+
+/// Looks for surplus for as long as the node runs: soon after a layout was closed, and now and then.
+pub async fn run(node: Arc<Node>, stop: CancellationToken) {
+    let mut changes = node.layouts.changes();
+    loop {
+        let left = match stop.run_until_cancelled(round(&node)).await {
+            None => return,
+            Some(left) => left,
+        };
+        let pause = if left == Some(0) { limits::RELEASE_EVERY } else { limits::RELEASE_AGAIN };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+            _ = changes.changed() => node.surplus.store(-1, Ordering::Release),
+        }
+    }
+}
+
+/// One look at everything. Answers how much surplus is left; `None` if that cannot be told.
+async fn round(node: &Arc<Node>) -> Option<u64> {
+    if node.layouts.open().chapters().len() > 1 || node.is_catching_up() {
+        return None;
+    }
+    let layout = *node.layout().hash();
+    let finder = Arc::clone(node);
+    let found = node.lifecycle.blocking("surplus", move || find(&finder)).await?.ok()?;
+    let mut left = found.len() as u64;
+    for batch in found.chunks(limits::PROVE_BATCH) {
+        if let Err(why) = permission(node, &layout) {
+            tracing::debug!(why, left, "copies that are assigned to others stay");
+            break;
+        }
+        left -= release(node, &layout, batch).await;
+    }
+    if *node.layout().hash() == layout {
+        node.surplus.store(i64::try_from(left).unwrap_or(i64::MAX), Ordering::Release);
+    }
+    Some(left)
+}
+
+/// Everything here that the current layout assigns to others. Blocking.
+fn find(node: &Node) -> Result<Vec<Surplus>, NotReady> {
+    let mut found = Vec::new();
+    let mut note = |bucket: &BucketId, key: RecordKey, partition: &dyn Fn(&Bucket) -> Partition| {
+        if let Some(bucket) = node.buckets.get(bucket).filter(|_| found.len() < limits::LEDGER_EXCEPTIONS) {
+            let assigned = bucket.assigned(partition(&bucket));
+            if !assigned.is_empty() && !assigned.contains(&node.me) {
+                found.push((key, assigned));
+            }
+        }
+    };
+    let (partitions, mut after) = (node.layout().partitions(), None);
+    loop {
+        let page = node.store.ids(IdRange::ALL, after.as_ref(), &[RecordKind::Chunk, RecordKind::Manifest], limits::SURVEY_PAGE)?;
+        after = page.last().map(|entry| entry.key);
+        for entry in &page {
+            note(&entry.key.bucket, entry.key, &|_| Partition::of_record(&entry.key.id, partitions));
+        }
+        if page.len() < limits::SURVEY_PAGE {
+            break;
+        }
+    }
+    let mut after: Option<VersionCursor> = None;
+    loop {
+        let rows = node.store.version_ids(after.as_ref(), limits::SURVEY_PAGE)?;
+        after = rows.last().map(VersionRow::cursor);
+        for row in &rows {
+            note(&row.bucket, RecordKey { bucket: row.bucket, id: row.entry.id }, &|bucket| bucket.version_partition(&row.key));
+        }
+        if rows.len() < limits::SURVEY_PAGE {
+            return Ok(found);
+        }
+    }
+}
+
+/// Rule 10: whether anything may be removed now that was good.
+///
+/// # Errors
+/// Why not.
+pub fn permission(node: &Node, layout: &LayoutHash) -> Result<(), String> {
+    if !node.layouts.latched().is_empty() {
+        return Err("a site was lost: the latch is closed".into());
+    }
+    if let Some(trouble) = node.layouts.trouble() {
+        return Err(trouble);
+    }
+    for peer in node.peers.others() {
+        let Some(view) = node.peers.view(peer) else { return Err("a peer is unknown".into()) };
+        let heard = view.last_heard.is_some_and(|heard| node.clock.monotonic().saturating_sub(heard) < limits::PERMISSION_WITHIN);
+        if !view.usable || view.state != PeerState::Up || !heard || view.catching_up {
+            return Err(format!("{}: {}", view.node, node.why_unusable(&[peer])));
+        }
+        if view.layout_hash != layout.as_slice() || view.open_layouts.len() != 1 {
+            return Err(format!("{} is not at the same layout alone", view.node));
+        }
+    }
+    Ok(())
+}
+
+/// Drops those of a batch that all of their assigned holders prove. Answers how many.
+async fn release(node: &Arc<Node>, layout: &LayoutHash, batch: &[Surplus]) -> u64 {
+    let mut by_holders: BTreeMap<&Vec<NodeIndex>, Vec<RecordKey>> = BTreeMap::new();
+    for (key, holders) in batch {
+        by_holders.entry(holders).or_default().push(*key);
+    }
+    let mut dropped = 0;
+    for (holders, keys) in by_holders {
+        let answers = futures_util::future::join_all(holders.iter().map(|n| fetch::prove_under(node, *n, &keys, layout))).await;
+        let proved = |index: usize| answers.iter().all(|answer| answer.get(index) == Some(&Proof::Durable));
+        let safe: Vec<RecordKey> =
+            keys.iter().enumerate().filter(|(index, key)| proved(*index) && far(node, key, holders)).map(|(_, key)| *key).collect();
+        let Some(_permit) = node.layouts.may_drop(layout).filter(|_| permission(node, layout).is_ok() && !safe.is_empty()) else {
+            continue;
+        };
+        match node.store.remove(safe.clone(), Removal::Dropped).await {
+            Ok(()) => dropped += safe.len() as u64,
+            Err(error) => tracing::warn!(%error, "copies that are assigned to others stay"),
+        }
+    }
+    if dropped > 0 {
+        tracing::info!(records = dropped, "dropped copies that their assigned holders have proved to hold");
+    }
+    dropped
+}
+
+/// The predicate, once more, for what would be left.
+fn far(node: &Node, key: &RecordKey, holders: &[NodeIndex]) -> bool {
+    let refuted = node.peers.refuted();
+    node.buckets.get(&key.bucket).is_some_and(|bucket| bucket.reached(&refuted, holders) >= Some(bucket.level()))
+}
