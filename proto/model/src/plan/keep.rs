@@ -133,7 +133,7 @@ pub fn matched(classes: &Classes, sets: &[(Vec<u16>, u32)]) -> Ways {
     ways
 }
 
-/// The fewest copies to move so that no node has more than its slots; only to `targets`, if there are any.
+/// The fewest copies to move so that no node has more than its slots; if there are `targets`, to them but for a few.
 pub fn few_moves(world: &World, classes: &Classes, slots: &[u32], targets: Option<Vec<Vec<u16>>>) -> Option<Ways> {
     let loads = loads(classes, slots.len());
     let fullness = loads.iter().zip(slots).map(|(load, slots)| (f64::from(*load) / f64::from((*slots).max(1))).min(1.0));
@@ -150,11 +150,19 @@ pub fn few_moves(world: &World, classes: &Classes, slots: &[u32], targets: Optio
         Targets { sets, costs }
     });
     keeping.pool = keeping.known_ways();
-    let sizes: Vec<u32> = classes.0.iter().map(|class| class.partitions.len() as u32).collect();
-    let relaxed = keeping.relaxed(slots, &sizes)?;
+    let (mut room, mut sizes) = (slots.to_vec(), classes.0.iter().map(|class| class.partitions.len() as u32).collect::<Vec<u32>>());
+    let mut placed = Vec::new();
+    if keeping.targets.is_some() {
+        // What is not whole, or finds no room in the targets, may go anywhere: that is little.
+        let solution = keeping.solved(&room, &sizes);
+        placed = keeping.take_whole(&solution.amounts, &mut room, &mut sizes);
+        keeping.targets = None;
+    }
     keeping.left = EFFORT;
+    let relaxed = keeping.relaxed(&room, &sizes)?;
+    placed.extend(keeping.round(room, sizes, &relaxed)?);
     let mut ways = Ways::new();
-    for (column, count) in keeping.round(slots.to_vec(), sizes, relaxed)? {
+    for (column, count) in placed.into_iter().filter(|(_, count)| *count > 0) {
         let column = &keeping.pool[column];
         *ways.entry((column.class, column.items.clone())).or_default() += count;
     }
@@ -200,14 +208,19 @@ impl Keeping<'_> {
         to.iter().filter(|node| !from.contains(node)).map(|node| self.arrival[usize::from(*node)]).sum()
     }
 
-    /// The linear program; `None` if there is no room for all.
-    fn relaxed(&mut self, room: &[u32], sizes: &[u32]) -> Option<Solution> {
+    /// The linear program.
+    fn solved(&mut self, room: &[u32], sizes: &[u32]) -> Solution {
         let floats = |numbers: &[u32]| numbers.iter().copied().map(f64::from).collect::<Vec<f64>>();
         let mut pool = std::mem::take(&mut self.pool);
         let solution = solve(&floats(room), &floats(sizes), &mut pool, &mut |worth| self.offers(room, sizes, worth));
         self.pool = pool;
         self.left = self.left.saturating_sub(solution.work + 1);
-        (solution.unplaced < TOLERANCE * 10.0).then_some(solution)
+        solution
+    }
+
+    /// The same; `None` if there is no room for all.
+    fn relaxed(&mut self, room: &[u32], sizes: &[u32]) -> Option<Solution> {
+        Some(self.solved(room, sizes)).filter(|solution| solution.unplaced < TOLERANCE * 10.0)
     }
 
     /// For each class the way that pays most.
@@ -256,17 +269,13 @@ impl Keeping<'_> {
     }
 
     /// Makes a solution whole: columns of the pool, each with a number of partitions.
-    fn round(&mut self, mut room: Vec<u32>, mut sizes: Vec<u32>, solution: Solution) -> Option<Vec<(usize, u32)>> {
-        let mut ways = Vec::new();
-        let mut parts = Vec::new();
-        for (column, amount) in solution.amounts {
-            let whole = self.take(column, (amount + TOLERANCE) as u32, &mut room, &mut sizes);
-            ways.push((column, whole));
-            parts.push((column, amount - f64::from(whole)));
-        }
+    fn round(&mut self, mut room: Vec<u32>, mut sizes: Vec<u32>, solution: &Solution) -> Option<Vec<(usize, u32)>> {
+        let ways = self.take_whole(&solution.amounts, &mut room, &mut sizes);
         if sizes.iter().all(|size| *size == 0) {
             return Some(ways);
         }
+        let parts = solution.amounts.iter().zip(&ways).map(|((column, amount), (_, whole))| (*column, amount - f64::from(*whole)));
+        let mut parts: Vec<(usize, f64)> = parts.collect();
         parts.retain(|(_, part)| *part > TOLERANCE);
         parts.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         let many = parts.get(..parts.len().div_ceil(4)).unwrap_or_default();
@@ -279,11 +288,16 @@ impl Keeping<'_> {
                 continue;
             }
             let Some(relaxed) = self.relaxed(&room, &sizes) else { continue };
-            if let Some(rest) = self.round(room, sizes, relaxed) {
+            if let Some(rest) = self.round(room, sizes, &relaxed) {
                 return Some(ways.into_iter().chain(taken).chain(rest).collect());
             }
         }
         None
+    }
+
+    /// Takes the whole part of each amount.
+    fn take_whole(&self, amounts: &[(usize, f64)], room: &mut [u32], sizes: &mut [u32]) -> Vec<(usize, u32)> {
+        amounts.iter().map(|(column, amount)| (*column, self.take(*column, (amount + TOLERANCE) as u32, room, sizes))).collect()
     }
 
     /// Takes up to `count` partitions of a column's class to its nodes, as far as there is room; says how many.

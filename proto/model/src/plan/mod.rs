@@ -103,12 +103,15 @@ fn keep_most(world: &World, classes: &Classes, best: Unit) -> Option<Ways> {
 fn few_sets(world: &World, classes: &Classes, slots: &[u32]) -> Option<Ways> {
     let most = world.nodes.len() * limits::SETS_PER_NODE_MAX;
     let ways = keep::few_moves(world, classes, slots, None)?;
-    let mut sets = keep::distinct(&ways);
+    let sets = keep::distinct(&ways);
     if sets.len() <= most {
         return Some(ways);
     }
-    sets.truncate(most);
-    keep::few_moves(world, classes, slots, Some(sets))
+    // A few more come back when amounts are made whole.
+    [0, 8, 16, 32].into_iter().find_map(|spare| {
+        let targets = sets.iter().take(most - (most * spare) / 100).cloned().collect();
+        keep::few_moves(world, classes, slots, Some(targets)).filter(|ways| keep::distinct(ways).len() <= most)
+    })
 }
 
 /// The home site's node first, the others in the order of their names.

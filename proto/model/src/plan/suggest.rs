@@ -125,6 +125,18 @@ impl Change {
         }
     }
 
+    /// What it changes.
+    fn kind(&self) -> (u8, String) {
+        match self {
+            Self::MinDistance { .. } => (0, String::new()),
+            Self::Copies { .. } => (1, String::new()),
+            Self::FarCopies { .. } => (2, String::new()),
+            Self::Country(country) => (3, country.clone()),
+            Self::Providers { .. } => (4, String::new()),
+            Self::Site { .. } => (5, String::new()),
+        }
+    }
+
     fn apply(&self, policy: &mut Policy) {
         match self {
             Self::MinDistance { to, .. } => policy.min_distance = *to,
@@ -155,34 +167,46 @@ impl fmt::Display for Suggestion {
     }
 }
 
-/// Which demands of a policy conflict: all of these together cannot be met, and without any one of them the others could. Empty if the
-/// policy can be met, or makes no sense in itself.
+/// Which demands of a policy conflict: all of these together cannot be met, and without any one of them the others could. If there are fewer
+/// sites than copies, their number is said too. Empty if the policy can be met, or makes no sense in itself.
 pub fn conflict(policy: &Policy, geography: &Geography<'_>) -> Vec<Constraint> {
     if policy.check().is_err() || met(policy, geography) {
         return Vec::new();
     }
-    type Relax = fn(&mut Policy);
-    let demands: [(Constraint, Relax); 4] = [
-        (Constraint::Providers(policy.max_copies_per_provider), |policy| policy.max_copies_per_provider = 0),
-        (Constraint::Countries(policy.countries.clone()), |policy| policy.countries.clear()),
-        (Constraint::Copies(policy.copies), |policy| policy.copies = policy.far_copies),
-        (Constraint::Far(policy.far_copies, policy.min_distance), |policy| policy.far_copies = 1),
+    let demands = [
+        Constraint::Providers(policy.max_copies_per_provider),
+        Constraint::Countries(policy.countries.clone()),
+        Constraint::Copies(policy.copies),
+        Constraint::Far(policy.far_copies, policy.min_distance),
     ];
-    let mut relaxed = policy.clone();
-    let mut needed = Vec::new();
-    for (constraint, relax) in demands {
-        let mut without = relaxed.clone();
-        relax(&mut without);
-        if met(&without, geography) {
-            needed.push(constraint);
-        } else {
-            relaxed = without;
+    let mut needed = demands.to_vec();
+    for demand in &demands {
+        let others: Vec<Constraint> = needed.iter().filter(|other| *other != demand).cloned().collect();
+        if !met(&demanding(policy, &others), geography) {
+            needed = others;
         }
     }
-    if needed.is_empty() || !needed.iter().any(|constraint| matches!(constraint, Constraint::Far(..))) {
-        needed.push(Constraint::Sites(populated(geography.layout).len()));
+    let sites = populated(geography.layout).len();
+    if sites < usize::from(policy.copies) {
+        needed.push(Constraint::Sites(sites));
     }
     needed
+}
+
+/// A policy that demands only these things of another.
+fn demanding(policy: &Policy, demands: &[Constraint]) -> Policy {
+    let mut less = Policy { copies: 1, far_copies: 1, max_copies_per_provider: 0, countries: Vec::new(), ..policy.clone() };
+    for demand in demands {
+        match demand {
+            Constraint::Copies(copies) => less.copies = *copies,
+            Constraint::Far(copies, _) => less.far_copies = *copies,
+            Constraint::Countries(countries) => less.countries.clone_from(countries),
+            Constraint::Providers(most) => less.max_copies_per_provider = *most,
+            Constraint::Sites(_) => {}
+        }
+    }
+    less.copies = less.copies.max(less.far_copies);
+    less
 }
 
 /// What would make a policy one that can be met with all its copies, the smallest change first; each is confirmed by the predicate. Empty if
@@ -198,17 +222,17 @@ pub fn suggest(policy: &Policy, geography: &Geography<'_>) -> Vec<Suggestion> {
             found.extend(single_changes(&half, geography).into_iter().map(|second| with(policy, vec![first.clone(), second])));
         }
     }
-    let layouts = new_site(policy, geography);
-    found.extend(layouts.map(|site| with(policy, vec![site])));
+    found.extend(new_site(policy, geography).map(|site| with(policy, vec![site])));
     found.sort_by_cached_key(|suggestion| (suggestion.changes.iter().map(Change::weight).sum::<u64>(), suggestion.to_string()));
-    let mut seen: Vec<Suggestion> = Vec::new();
-    for suggestion in found {
-        let is_new = |other: &Suggestion| other.policy != suggestion.policy || other.changes.len() != suggestion.changes.len();
-        if seen.len() < SUGGESTIONS_MAX && seen.iter().all(is_new) {
-            seen.push(suggestion);
-        }
-    }
-    seen
+    // Of those that change the same things, the smallest.
+    let mut seen: BTreeSet<Vec<(u8, String)>> = BTreeSet::new();
+    found.retain(|suggestion| {
+        let mut kinds: Vec<(u8, String)> = suggestion.changes.iter().map(Change::kind).collect();
+        kinds.sort_unstable();
+        seen.insert(kinds)
+    });
+    found.truncate(SUGGESTIONS_MAX);
+    found
 }
 
 fn with(policy: &Policy, changes: Vec<Change>) -> Suggestion {

@@ -13,6 +13,8 @@ mod placement;
 
 mod plan;
 
+mod advice;
+
 mod coverage;
 
 mod state;

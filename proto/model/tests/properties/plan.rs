@@ -388,6 +388,28 @@ fn rule_22_a_node_without_its_disks_keeps_nothing() {
 }
 
 #[test]
+fn rule_22_extremes_are_planned_like_anything_else() {
+    let layout = examples::three_sites().unwrap();
+    let policy = Policy::default();
+    for (weights, bytes) in
+        [([1, u64::MAX, 1 << 40], 1 << 40), ([u64::MAX; 3], u64::MAX), ([1, 1, 1], 1), ([u64::MAX, 0, 1], 1), ([3, 5, 7], 7)]
+    {
+        let plan = planned(&policy, &layout, &weights, None).unwrap();
+        assert_eq!(usable_capacity(&plan, &weights).bytes, bytes, "{weights:?}");
+        assert_eq!(planned(&policy, &layout, &weights, Some(&plan)), Ok(plan));
+    }
+    // One partition, and the most there can be.
+    for partitions in [1, 1 << 16] {
+        let plan = assign(&policy, &Geography::claimed(&layout), &[2, 2, 3], partitions, None).unwrap();
+        assert_eq!(plan.violations(&policy, &Geography::claimed(&layout), partitions, false), []);
+    }
+    // A previous assignment of another number of partitions says nothing.
+    let other = assign(&policy, &Geography::claimed(&layout), &[2, 2, 3], 16, None).unwrap();
+    let plan = planned(&policy, &layout, &[2, 2, 3], Some(&other));
+    assert_eq!(plan, planned(&policy, &layout, &[2, 2, 3], None));
+}
+
+#[test]
 fn rule_22_distance_restricts_what_fits() {
     // Every partition needs Warsaw, for Strasbourg and Roubaix are near: what Warsaw holds is all that fits.
     let layout = examples::three_sites().unwrap();
