@@ -180,7 +180,8 @@ fn is_host(host: &str) -> bool {
 
 /// Whether this looks like an ISO 3166-1 alpha-2 code.
 pub fn is_country(code: &str) -> bool {
-    code.len() == 2 && code.bytes().all(|c| c.is_ascii_uppercase())
+    // "EU" is reserved for the union, which is no place: as a group it may stand in policies.
+    code.len() == 2 && code != "EU" && code.bytes().all(|c| c.is_ascii_uppercase())
 }
 
 impl Layout {

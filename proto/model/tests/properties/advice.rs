@@ -2,7 +2,7 @@
 use crate::worlds::{layouts, policies};
 use afar_model::{
     assignment::Assignment,
-    layout::{Layout, Node, NodeIndex, Site, SiteIndex, examples},
+    layout::{Layout, NodeIndex, Site, SiteIndex, examples},
     placement::{Geography, Partition, Placement},
     plan::{Change, Constraint, Move, Survivor, Usable, conflict, moves, suggest, survivors, usable_capacity},
     policy::Policy,
@@ -36,8 +36,9 @@ fn with_city(layout: &Layout, change: &Change) -> Layout {
         uncertainty: Metres(0),
         country: country.clone(),
         provider: String::new(),
+        duty: afar_model::layout::Duty::Active,
     });
-    nodes.push(Node { name: name.clone(), site: name, capacity: 1 });
+    nodes.push(afar_model::layout::examples::node(&name, &name));
     Layout::new(1, layout.partitions(), sites, nodes).unwrap()
 }
 
