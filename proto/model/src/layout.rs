@@ -178,9 +178,9 @@ fn is_host(host: &str) -> bool {
     host.len() <= 253 && host.split('.').all(is_label) && !last.bytes().all(|c| c.is_ascii_digit())
 }
 
-/// Whether this looks like an ISO 3166-1 alpha-2 code.
+/// Whether this looks like an ISO 3166-1 alpha-2 code of a country (and is not the name of a group of them, such as EU).
 pub fn is_country(code: &str) -> bool {
-    code.len() == 2 && code.bytes().all(|c| c.is_ascii_uppercase())
+    code.len() == 2 && code.bytes().all(|c| c.is_ascii_uppercase()) && crate::countries::expand(code).is_none()
 }
 
 impl Layout {
