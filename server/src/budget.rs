@@ -10,7 +10,7 @@ use afar_model::{
     limits::{CHUNK_BYTES, RECORD_BYTES_MAX},
 };
 use parking_lot::Mutex;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The partition of a node's transfer budget, in bytes.
@@ -19,8 +19,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// | --- | --- | --- |
 /// | peers' windows | a quarter, at least 64 KiB a connection | what peers have sent and nobody has read yet |
 /// | clients' windows | at most a quarter, at least 64 KiB a connection | the same of clients, at most 1 MiB each |
-/// | clients | half of the rest | chunks of puts in flight and of gets read ahead |
-/// | lanes, answers | a quarter of the rest | records on their way to peers, encoded: for large ones, small ones, and those asked for |
+/// | clients | three eighths of the rest | chunks of puts in flight and of gets read ahead |
+/// | lanes, answers | three eighths of the rest | records on their way to peers, encoded: large ones, small ones, and those asked for |
 /// | arriving, repair | a quarter of the rest | records from peers being hashed and written, and those being copied to mend something |
 ///
 /// They add up to at most the budget, for up to 100 peers and any budget from [`limits::TRANSFER_MIN`]. Beyond 100 peers the
@@ -65,19 +65,19 @@ impl Shares {
         let client_windows = u64::from(client_window) * clients;
         // What a node cannot do without, whatever the windows have left: one record of each kind.
         let rest = rest.saturating_sub(client_windows).max(8 * CHUNK_BYTES as u64);
-        let quarter = rest / 4;
+        let (leaving, arriving) = (rest / 8 * 3, rest / 4);
         Self {
             client_window,
             client_windows,
             peer_window,
             peer_windows,
-            clients: rest - 2 * quarter,
-            lanes: quarter - quarter / 8 - quarter * 3 / 8,
-            small_lanes: quarter / 8,
-            answers: quarter * 3 / 8,
-            arriving: quarter - quarter / 8 - quarter * 3 / 8,
-            small_arriving: quarter / 8,
-            repair: quarter * 3 / 8,
+            clients: rest - leaving - arriving,
+            lanes: leaving - leaving / 8 - leaving / 4,
+            small_lanes: leaving / 8,
+            answers: leaving / 4,
+            arriving: arriving - arriving / 8 - arriving / 8 * 3,
+            small_arriving: arriving / 8,
+            repair: arriving / 8 * 3,
         }
     }
 
@@ -223,12 +223,12 @@ impl Budget {
         &self.shares
     }
 
-    /// A put or get begins: the permit of one chunk, which it keeps, so that it can always go on.
+    /// A put or get begins: a permit that it keeps, so that it can always go on.
     ///
     /// # Errors
-    /// If there is none within [`limits::ADMISSION_WAIT`].
-    pub async fn admit(&self) -> Result<Permit, NoRoom> {
-        let waited = tokio::time::timeout(limits::ADMISSION_WAIT, self.clients.take(CHUNK_BYTES)).await;
+    /// If there is none within this time.
+    pub async fn admit(&self, bytes: usize, within: Duration) -> Result<Permit, NoRoom> {
+        let waited = tokio::time::timeout(within, self.clients.take(bytes)).await;
         waited.ok().flatten().ok_or(NoRoom)
     }
 
@@ -286,7 +286,7 @@ mod tests {
                     let what = format!("{transfer} for {peers} peers and {connections} connections: {shares:?}");
                     assert!(shares.total() <= transfer, "{what}");
                     assert!(shares.total() >= transfer / 2, "most of it is of use: {what}");
-                    assert!(shares.clients >= 4 * CHUNK_BYTES as u64, "{what}");
+                    assert!(shares.clients >= 3 * CHUNK_BYTES as u64, "{what}");
                     assert!(shares.lanes >= CHUNK_BYTES as u64 && shares.arriving >= CHUNK_BYTES as u64, "{what}");
                     let windows = [shares.client_window, shares.peer_window];
                     assert!(windows.iter().all(|window| *window >= limits::WINDOW_MIN), "less is no HTTP/2: {what}");
@@ -300,7 +300,7 @@ mod tests {
     fn rule_29_the_usual_budget_and_what_it_gives() {
         let shares = Shares::of(limits::TRANSFER_DEFAULT, 2, limits::CONNECTIONS_DEFAULT);
         assert_eq!((shares.client_window, shares.client_windows), (1 << 20, 64 * MIB));
-        assert_eq!([shares.clients, shares.lanes, shares.arriving, shares.repair].map(|bytes| bytes / MIB), [64, 16, 16, 12]);
+        assert_eq!([shares.clients, shares.lanes, shares.arriving, shares.repair].map(|bytes| bytes / MIB), [48, 30, 16, 12]);
         assert_eq!(shares.peer_window >> 20, 10);
     }
 

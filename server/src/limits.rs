@@ -245,6 +245,9 @@ pub const UPLOAD_PIECES: usize = 32;
 pub const SYNC_EVERY_CHUNKS: usize = 4096;
 /// How long a put or get waits for its first permit before it is told that the node is busy.
 pub const ADMISSION_WAIT: Duration = Duration::from_secs(10);
+/// The same for a put on a connection that carries another: what waits for admission fills the connection's window, and holds
+/// up those that were admitted.
+pub const ADMISSION_WAIT_SHARED: Duration = Duration::from_millis(250);
 /// Chunks of one get that are read ahead.
 pub const READ_AHEAD: usize = 4;
 /// Whole ids that an ambiguous one is answered with: as many as anybody reads before typing another digit.

@@ -117,7 +117,7 @@ pub struct Put {
     pieces: JoinSet<Placed>,
     /// Whether a chunk in flight is covered by the base permit, so that there is no room for another.
     full_up: bool,
-    _base: Permit,
+    base: Permit,
 }
 
 impl std::fmt::Debug for Put {
@@ -202,7 +202,7 @@ impl Put {
             failed: BTreeSet::new(),
             pieces: JoinSet::new(),
             full_up: false,
-            _base: base,
+            base,
         })
     }
 
@@ -430,6 +430,12 @@ impl Put {
         let whole = self.first.take();
         if let Some(data) = &whole {
             self.hasher.update(data);
+        }
+        if self.chunks.is_empty() {
+            // All of it is here: what it need not hold while it is being stored is for others.
+            let held = self.base.num_permits();
+            let needed = whole.as_ref().map_or(0, Bytes::len).max(limits::PERMIT_MIN as usize);
+            drop(self.base.split(held.saturating_sub(needed)));
         }
         let actual = ObjectId::from_bytes(*self.hasher.finalize().as_bytes());
         if (actual, self.size) != (object, size) {

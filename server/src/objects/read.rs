@@ -18,12 +18,13 @@ use crate::{
 use afar_model::{
     id::{BucketId, ObjectId, RecordId},
     layout::NodeIndex,
+    limits::{CHUNK_BYTES, INLINE_BYTES_MAX},
     placement::Partition,
     record::{ChunkRef, Content, Data, DecodedVersion, Manifest, RecordKey, RecordKind, Right},
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream::FuturesOrdered};
-use std::{ops::ControlFlow, sync::Arc};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -99,17 +100,33 @@ pub async fn find(node: &Arc<Node>, caller: &Caller, bucket: &str, wanted: Wante
     }
 }
 
-/// The permit with which a get begins.
+/// Finds an object that the caller may read, with the permit to read it: a chunk's, or less for what is inside its version.
 ///
 /// # Errors
-/// If the node is busy.
-pub async fn admit(node: &Node) -> Result<Permit, ObjectError> {
+/// As for [`find`], and if the node is busy.
+pub async fn open(node: &Arc<Node>, caller: &Caller, bucket: &str, wanted: Wanted) -> Result<(Found, Permit), ObjectError> {
+    let small = admit(node, INLINE_BYTES_MAX, limits::ADMISSION_WAIT).await?;
+    let found = find(node, caller, bucket, wanted).await?;
+    if matches!(found.decoded.version.content, Content::Object { data: Data::Inline, .. }) {
+        return Ok((found, small));
+    }
+    // Given back first: who waits for more while it holds some may wait for others who do the same.
+    drop(small);
+    let permit = admit(node, CHUNK_BYTES, limits::ADMISSION_WAIT).await?;
+    Ok((found, permit))
+}
+
+/// The permit with which a get or a put begins.
+///
+/// # Errors
+/// If the node is busy, and stays so for this long.
+pub async fn admit(node: &Node, bytes: usize, within: Duration) -> Result<Permit, ObjectError> {
     let busy = |NoRoom| ObjectError::Busy("the node's transfer budget is in use by other transfers".into());
-    node.transfer.admit().await.map_err(busy)
+    node.transfer.admit(bytes, within).await.map_err(busy)
 }
 
 /// The bytes from `offset`, `length` of them at most: whole chunks, so that whoever gets them can verify them. The
-/// first error ends the stream. `permit`: of [`admit`], or `None` if the caller holds one chunk's for as long as it reads.
+/// first error ends the stream. `permit`: of [`open`], or `None` if the caller holds one chunk's for as long as it reads.
 ///
 /// # Errors
 /// If the range begins after the object's end.

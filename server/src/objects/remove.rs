@@ -8,10 +8,11 @@ use super::{
     read::{self, Wanted},
     versions::{self, Listed},
 };
-use crate::{cluster::keyring::Caller, node::Node};
+use crate::{cluster::keyring::Caller, limits, node::Node};
 use afar_model::{
     hlc::Stamp,
     id::{ObjectId, UploadId},
+    limits::CHUNK_BYTES,
     policy::Durability,
     record::{Content, RecordKey, RecordKind, Right, Version},
 };
@@ -87,7 +88,7 @@ pub async fn copy(
     let found = read::find(node, caller, &from.0, from.1).await?;
     let metadata = metadata.unwrap_or_else(|| found.decoded.version.metadata.clone());
     let intent = Intent { bucket: to.0, key: to.1, upload, metadata, size: Some(found.size), retry: true };
-    let base = read::admit(node).await?;
+    let base = read::admit(node, CHUNK_BYTES, limits::ADMISSION_WAIT).await?;
     let mut put = Put::begin(node, caller, intent, base).await?;
     // What is read is at once put, under the put's own permit.
     let mut bites = Box::pin(read::bytes(node, &found, 0, None, None)?);

@@ -27,7 +27,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -58,6 +61,29 @@ pub struct ConnectionInfo {
     /// Cancelled to close the connection, with everything on it. HTTP/2 keeps what it has taken over to send until the other
     /// end takes it, and there is no other way to have it back from one that never does.
     pub close: CancellationToken,
+    /// Puts that it carries.
+    pub puts: Arc<AtomicUsize>,
+}
+
+/// A put on its connection, until dropped.
+#[derive(Debug)]
+pub struct CarriedPut {
+    /// Those that the connection carried already.
+    pub others: usize,
+    puts: Arc<AtomicUsize>,
+}
+
+impl ConnectionInfo {
+    /// Notes that the connection carries one more put.
+    pub fn carry_put(self) -> CarriedPut {
+        CarriedPut { others: self.puts.fetch_add(1, Ordering::AcqRel), puts: self.puts }
+    }
+}
+
+impl Drop for CarriedPut {
+    fn drop(&mut self) {
+        self.puts.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// What the listener needs to know.
@@ -243,7 +269,7 @@ impl Hall {
             stream,
             anew,
             closed: Box::pin(close.clone().cancelled_owned()),
-            info: ConnectionInfo { remote: Some(remote), node, certified: name.is_some(), close },
+            info: ConnectionInfo { remote: Some(remote), node, certified: name.is_some(), close, puts: Arc::default() },
             silence: Some(Box::pin(tokio::time::sleep(limits::FIRST_BYTE))),
             held,
             _place: place,

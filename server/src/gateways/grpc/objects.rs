@@ -21,6 +21,7 @@ use crate::{
 };
 use afar_model::{
     id::{ObjectId, ParseIdPrefixError, RecordId, UploadId},
+    limits::CHUNK_BYTES,
     placement::{Geography, sites_of},
     record::{ChunkRef, RecordKey, VersionEntry},
 };
@@ -85,9 +86,10 @@ type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 impl Objects for ObjectsService {
     async fn put(&self, request: Request<Streaming<v1::PutRequest>>) -> Result<Response<v1::PutReply>, Status> {
         let caller = self.caller(&request)?;
-        let flow = flow(&request);
+        let (flow, connection) = (flow(&request), request.extensions().get::<ConnectionInfo>().cloned());
         // In a task of its own: a client that goes away must not tear a version that is being committed.
-        let task = receive(Arc::clone(&self.node), caller, Incoming::new(request.into_inner(), flow, self.node.config.slow_after));
+        let task =
+            receive(Arc::clone(&self.node), caller, connection, Incoming::new(request.into_inner(), flow, self.node.config.slow_after));
         let receipt = run(&self.node, "put", task).await?;
         Ok(Response::new(receipt.into()))
     }
@@ -99,8 +101,7 @@ impl Objects for ObjectsService {
         let (flow, connection) = (flow(&request), request.extensions().get::<ConnectionInfo>().cloned());
         let request = request.into_inner();
         let wanted = wanted(request.key, request.version.as_deref(), request.object.as_deref()).map_err(|error| invalid(&error))?;
-        let permit = read::admit(&self.node).await?;
-        let found = read::find(&self.node, &caller, &request.bucket, wanted).await?;
+        let (found, permit) = read::open(&self.node, &caller, &request.bucket, wanted).await?;
         let bites = read::bytes(&self.node, &found, request.offset, request.length, Some(permit))?;
         let mut info = Some(info(&found));
         // The description travels with the first piece, so that a small object is one message.
@@ -271,10 +272,18 @@ async fn run<T: Send + 'static>(
     Ok(ended?)
 }
 
-async fn receive(node: Arc<Node>, caller: Caller, mut requests: Incoming) -> Result<Receipt, ObjectError> {
+async fn receive(
+    node: Arc<Node>,
+    caller: Caller,
+    connection: Option<ConnectionInfo>,
+    mut requests: Incoming,
+) -> Result<Receipt, ObjectError> {
     let invalid = |error: InvalidMessage| ObjectError::Invalid(error.to_string());
     // Before the first byte is taken (rule 29): what comes in the meantime waits in HTTP/2's window.
-    let base = read::admit(&node).await?;
+    let carried = connection.map(|connection| connection.carry_put());
+    let shared = carried.as_ref().is_some_and(|carried| carried.others > 0);
+    let within = if shared { limits::ADMISSION_WAIT_SHARED } else { limits::ADMISSION_WAIT };
+    let base = read::admit(&node, CHUNK_BYTES, within).await?;
     let mut message = requests.next().await?.ok_or_else(|| ObjectError::Invalid("the put is empty".into()))?;
     let header = message.header.take().ok_or_else(|| ObjectError::Invalid("a put begins with a header".into()))?;
     let intent = Intent {
