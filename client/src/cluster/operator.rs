@@ -239,6 +239,7 @@ impl Operator {
     /// If nobody answers, or nobody's newest layout names the key.
     pub async fn learn_from(folder: &Path, client: &Client, key: &PublicKey) -> Result<Self, Error> {
         let answers = futures_util::future::join_all(client.doors().iter().map(ask_one)).await;
+        let answers = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
         let (mut best, mut heard): (Option<Self>, usize) = (None, 0);
         for said in answers.into_iter().flatten() {
             heard += 1;
@@ -418,6 +419,7 @@ impl Operator {
     async fn ask(&self, client: &Client) -> Result<Vec<Said>, Error> {
         let doors = self.doors(client, &self.head()?.layout)?;
         let answers = futures_util::future::join_all(doors.iter().map(ask_one)).await;
+        let answers = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
         let mut said: Vec<Said> = Vec::new();
         for answer in answers.into_iter().flatten() {
             if !said.iter().any(|known| known.node == answer.node) {
@@ -660,9 +662,15 @@ async fn offer(door: &Door, chain: &Chain, check_only: bool) -> Result<Reply, Er
     Ok(Reply { node: reply.node, problems: reply.problems })
 }
 
-async fn ask_one(door: &Door) -> Option<Said> {
+/// `None` if it does not answer, or answers nonsense.
+///
+/// # Errors
+/// If it refuses the key: that is no outage, and nothing should be signed on the strength of it.
+async fn ask_one(door: &Door) -> Result<Option<Said>, Error> {
+    let mut refused = None;
     let read = async {
-        let mut parts = door.layouts().get(v1::GetLayoutsRequest {}).await.ok()?.into_inner();
+        let asked = door.layouts().get(v1::GetLayoutsRequest {}).await;
+        let mut parts = asked.map_err(|status| refused = Some(door.error(&status))).ok()?.into_inner();
         let (mut bytes, mut head) = (Vec::new(), None);
         while let Some(part) = parts.next().await {
             let part = part.ok()?;
@@ -688,7 +696,11 @@ async fn ask_one(door: &Door) -> Option<Said> {
             chain: Chain::decode(&bytes).ok()?,
         })
     };
-    tokio::time::timeout(limits::LAYOUT_TIMEOUT, read).await.ok().flatten()
+    let said = tokio::time::timeout(limits::LAYOUT_TIMEOUT, read).await.ok().flatten();
+    match refused.filter(|error| matches!(error.kind(), Kind::Authentication | Kind::Denied)) {
+        Some(error) => Err(error),
+        None => Ok(said),
+    }
 }
 
 /// How a layout is named: its version and the beginning of its hash.

@@ -639,7 +639,7 @@ mod tests {
         assert!(refusal(|document| drop(document.sites.pop())).contains("missing"));
         assert!(refusal(|document| document.nodes[0].duty = Duty::Removed).contains("drain it"));
         assert!(refusal(|document| document.nodes[0].site = "warsaw".into()).contains("cannot move"));
-        assert!(refusal(|document| document.version = 1).contains("does not follow"));
+        assert!(refusal(|document| document.version = 1).contains("follows its parents"));
         assert!(refusal(|document| document.partitions = 8).contains("for the cluster's life"));
         assert!(refusal(|document| document.cluster = "other".into()).contains("cluster"));
         assert!(refusal(|document| document.custodians.clear()).contains("custodian"));

@@ -246,8 +246,15 @@ async fn meet(node: &Arc<Node>, peer: NodeIndex) {
     let theirs: Option<LayoutHash> = view.layout_hash.as_slice().try_into().ok();
     let Some(channel) = node.peers.channel(peer, ChannelKind::Control) else { return };
     let client = LayoutsClient::new(channel).max_decoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX);
-    let known = theirs.is_some_and(|theirs| node.layouts.knows(&theirs));
-    let met = if known || theirs.is_none() { offer(node, client).await } else { fetch(node, client).await };
+    let met = match theirs {
+        Some(theirs) if node.layouts.knows(&theirs) => offer(node, client).await,
+        Some(_) => fetch(node, client).await,
+        // It says nothing, but refuses this node: it does not know it yet, or any more.
+        None => match fetch(node, client.clone()).await {
+            Ok(()) => offer(node, client).await,
+            failed => failed,
+        },
+    };
     if let Err(error) = met {
         tracing::debug!(peer = view.node, error, "layouts were not exchanged");
     }

@@ -34,9 +34,8 @@ pub async fn create_bucket(
     check_bucket_name(name)?;
     let policy = policy.unwrap_or_else(|| node.default_policy());
     let refuted = node.peers.refuted();
-    for layout in node.layouts.open().layouts() {
-        Placement::new(&policy, &Geography { layout, refuted: &refuted }).map_err(|why| ObjectError::Infeasible(why.to_string()))?;
-    }
+    let layout = node.layout();
+    Placement::new(&policy, &Geography { layout: &layout, refuted: &refuted }).map_err(|why| ObjectError::Infeasible(why.to_string()))?;
     if node.buckets.find(name).is_some() {
         return Err(ObjectError::Exists(format!("bucket {name:?} exists already")));
     }

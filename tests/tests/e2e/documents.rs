@@ -117,7 +117,7 @@ fn signatures_that_do_not_count(forge: &Forge) -> Vec<Bad> {
         ("by a stranger", forge.with(stranger.sign(&forge.next())), "not signed by a custodian"),
         ("by a stranger who names himself", forge.with(stranger.sign(&presumptuous)), "not signed by a custodian"),
         ("by a stranger in a custodian's name", forge.with(borrowed), "not signed by a custodian"),
-        ("changed after it was signed", forge.with(tampered), "the layout"),
+        ("changed after it was signed", forge.with(tampered), "layout"),
     ]
 }
 
