@@ -627,7 +627,7 @@ mod tests {
         for length in [0, 7, 9, 10, 40, signed.body.len() - 1] {
             assert!(Document::decode(&signed.body[..length]).is_err(), "{length}");
         }
-        let mut future = signed.body;
+        let mut future = signed.body.clone();
         future[8] = 9;
         assert_eq!(Document::decode(&future), Err(Refused::Future(9)));
         assert_eq!(Document::decode(&vec![0; limits::LAYOUT_BYTES_MAX + 1]), Err(Refused::TooLarge(limits::LAYOUT_BYTES_MAX + 1)));
@@ -639,7 +639,7 @@ mod tests {
         assert!(refusal(|document| drop(document.sites.pop())).contains("missing"));
         assert!(refusal(|document| document.nodes[0].duty = Duty::Removed).contains("drain it"));
         assert!(refusal(|document| document.nodes[0].site = "warsaw".into()).contains("cannot move"));
-        assert!(refusal(|document| document.version = 1).contains("follows its parents"));
+        assert!(refusal(|document| document.version = 1).contains("its version is 1"));
         assert!(refusal(|document| document.partitions = 8).contains("for the cluster's life"));
         assert!(refusal(|document| document.cluster = "other".into()).contains("cluster"));
         assert!(refusal(|document| document.custodians.clear()).contains("custodian"));

@@ -178,9 +178,10 @@ fn is_host(host: &str) -> bool {
     host.len() <= 253 && host.split('.').all(is_label) && !last.bytes().all(|c| c.is_ascii_digit())
 }
 
-/// Whether this looks like an ISO 3166-1 alpha-2 code of a country (and is not the name of a group of them, such as EU).
+/// Whether this looks like an ISO 3166-1 alpha-2 code.
 pub fn is_country(code: &str) -> bool {
-    code.len() == 2 && code.bytes().all(|c| c.is_ascii_uppercase()) && crate::countries::expand(code).is_none()
+    // "EU" is reserved for the union, which is no place: as a group it may stand in policies.
+    code.len() == 2 && code != "EU" && code.bytes().all(|c| c.is_ascii_uppercase())
 }
 
 impl Layout {

@@ -2,7 +2,7 @@
 use crate::worlds::{layouts, policies};
 use afar_model::{
     assignment::Assignment,
-    layout::{Layout, NodeIndex, SiteIndex, examples},
+    layout::{Layout, NodeIndex, Site, SiteIndex, examples},
     placement::{Geography, Partition, Placement},
     plan::{Change, Constraint, Move, Survivor, Usable, conflict, moves, suggest, survivors, usable_capacity},
     policy::Policy,
@@ -30,8 +30,15 @@ fn with_city(layout: &Layout, change: &Change) -> Layout {
     let Change::Site { city, country, coordinates } = change else { return layout.clone() };
     let name = city.to_lowercase().replace(' ', "-");
     let (mut sites, mut nodes) = (layout.sites().to_vec(), layout.nodes().to_vec());
-    sites.push(examples::site(&name, country, coordinates.latitude(), coordinates.longitude()).unwrap());
-    nodes.push(examples::node(&name, &name));
+    sites.push(Site {
+        name: name.clone(),
+        coordinates: *coordinates,
+        uncertainty: Metres(0),
+        country: country.clone(),
+        provider: String::new(),
+        duty: afar_model::layout::Duty::Active,
+    });
+    nodes.push(afar_model::layout::examples::node(&name, &name));
     Layout::new(1, layout.partitions(), sites, nodes).unwrap()
 }
 

@@ -243,11 +243,9 @@ fn ten_layouts() -> Vec<(&'static str, Policy, Layout)> {
             .collect();
         let mut capacities = tib.iter().cycle();
         let nodes = sites.iter().zip(nodes_at.iter().cycle()).flat_map(|(site, count)| (0..*count).map(move |n| (site.name.clone(), n)));
-        let node = |(site, n): (String, usize)| Node {
-            capacity: capacities.next().unwrap() << 40,
-            ..examples::node(&format!("{site}-{n}"), &site)
-        };
-        let nodes = nodes.map(node).collect();
+        let nodes = nodes
+            .map(|(site, n)| Node { capacity: capacities.next().unwrap() << 40, ..examples::node(&format!("{site}-{n}"), &site) })
+            .collect();
         Layout::new(1, 8192, sites, nodes).unwrap()
     };
     let policy = |copies, far_copies, km| Policy { copies, far_copies, min_distance: Metres::from_km(km), ..Policy::default() };
