@@ -38,7 +38,7 @@ fn with_city(layout: &Layout, change: &Change) -> Layout {
         provider: String::new(),
         duty: afar_model::layout::Duty::Active,
     });
-    nodes.push(afar_model::layout::examples::node(&name, &name));
+    nodes.push(examples::node(&name, &name));
     Layout::new(1, layout.partitions(), sites, nodes).unwrap()
 }
 
