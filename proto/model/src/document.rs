@@ -627,7 +627,7 @@ mod tests {
         for length in [0, 7, 9, 10, 40, signed.body.len() - 1] {
             assert!(Document::decode(&signed.body[..length]).is_err(), "{length}");
         }
-        let mut future = signed.body.clone();
+        let mut future = signed.body;
         future[8] = 9;
         assert_eq!(Document::decode(&future), Err(Refused::Future(9)));
         assert_eq!(Document::decode(&vec![0; limits::LAYOUT_BYTES_MAX + 1]), Err(Refused::TooLarge(limits::LAYOUT_BYTES_MAX + 1)));

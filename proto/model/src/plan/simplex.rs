@@ -168,7 +168,8 @@ impl Simplex<'_> {
     }
 
     fn prices(&self, worth: &[f64]) -> Vec<f64> {
-        worth[..self.items].iter().map(|value| (-value).max(0.0)).collect()
+        // The sum makes of a negative zero a positive one: the order of prices must not depend on how `max` was compiled.
+        worth[..self.items].iter().map(|value| (-value).max(0.0) + 0.0).collect()
     }
 
     fn classes(&self, worth: &[f64]) -> Vec<f64> {
