@@ -697,7 +697,7 @@ async fn ask_one(door: &Door) -> Result<Option<Said>, Error> {
         })
     };
     let said = tokio::time::timeout(limits::LAYOUT_TIMEOUT, read).await.ok().flatten();
-    match refused.filter(|error| matches!(error.kind(), Kind::Authentication | Kind::Denied)) {
+    match refused.filter(|error: &Error| !error.is_connection() && matches!(error.kind(), Kind::Authentication | Kind::Denied)) {
         Some(error) => Err(error),
         None => Ok(said),
     }

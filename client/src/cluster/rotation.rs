@@ -208,7 +208,7 @@ mod tests {
         assert_eq!((authorities.certificate().unwrap(), authorities.former().unwrap()), (old.clone(), Vec::new()), "nothing yet");
         authorities.promote().unwrap();
         assert_eq!(authorities.present().unwrap().pair.certificate, next.pair.certificate);
-        assert_eq!(authorities.former().unwrap(), [old.clone()]);
+        assert_eq!(authorities.former().unwrap(), std::slice::from_ref(&old));
         assert_eq!(first(&fs::read_to_string(folder.path().join("ca/old-1.ca.crt")).unwrap(), "old").unwrap(), old);
         let key = folder.path().join("ca/old-1.ca.key");
         assert_eq!(fs::metadata(key).unwrap().permissions().mode() & 0o777, 0o600);

@@ -1,7 +1,7 @@
 //! Whose certificates are believed at this moment, and which connections rest on it.
 //!
 //! Authorities come from the node's files and, at run time, from signed settings, which may also withdraw one (so that a
-//! cluster can change its authority without a day of darkness) and revoke a single node's key. A [`Judge`] is one such
+//! cluster can change its authority without a day of darkness) and revoke a single node's key. A `Judge` is one such
 //! opinion, fixed; whoever changes the opinion makes a new judge. A connection that was let in under an earlier one is
 //! [`Held`]: it ends when the new judge would refuse it, and the peer has to shake hands again.
 use crate::limits;

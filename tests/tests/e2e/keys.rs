@@ -112,7 +112,7 @@ fn a_bucket_is_kept_otherwise_from_now_on_and_back() {
     });
     until_in_force(&cluster, 2);
     cluster.wait_state("safe");
-    assert_eq!(operate(&admin, root, &set).expect(0).text().contains("already"), true, "nothing is signed for nothing");
+    assert!(operate(&admin, root, &set).expect(0).text().contains("already"), "nothing is signed for nothing");
     // And back.
     operate(&admin, root, &["bucket", "set", "box", "--copies", "2"]).expect(0);
     until_in_force(&cluster, 3);

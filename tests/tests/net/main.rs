@@ -1,6 +1,6 @@
 //! Clusters of machines with addresses of their own, cut and changed while they serve: `make test-net`, which needs root for network
 //! namespaces. After each: everything acknowledged is there and verifies, and in the end everything is safe.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 mod world;
 
 use afar_tests::{limits::SETTLE_MAX, wait::until};
