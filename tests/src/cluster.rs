@@ -299,7 +299,7 @@ impl Cluster {
         let running = self.running();
         until("every node is up", SETTLE_MAX, || {
             let status = self.status();
-            let up = |name: &&&str| node_state(&status, name).as_deref() == Some("up");
+            let up = |name: &&&str| node_state(&status, name).as_deref().is_some_and(|state| state == "up" || state == "draining");
             if running.iter().filter(up).count() == running.len() && peers_agree(&status, &running) {
                 Ok(())
             } else {
