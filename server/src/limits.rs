@@ -180,6 +180,9 @@ pub const LANE_OPEN: Duration = Duration::from_secs(5);
 pub const LANE_SILENCE: Duration = Duration::from_secs(15);
 /// Hashing more than this moves to a thread for blocking work: 64 KiB take some 15 µs, about what the move costs.
 pub const HASH_INLINE_BYTES: usize = 64 << 10;
+/// Records up to this long are read and hashed without another thread if they are in memory: an inline object with its
+/// description; 20 µs, where changing threads twice costs as much.
+pub const READ_INLINE_BYTES: usize = HASH_INLINE_BYTES + (8 << 10);
 /// Unsynced requests that one stream remembers: an upload syncs at least every [`SYNC_EVERY_CHUNKS`].
 pub const LANE_WRITTEN: usize = 4 * SYNC_EVERY_CHUNKS;
 /// Answers that wait for a stream's window.

@@ -52,6 +52,9 @@ pub fn with_deadline<T>(message: T, deadline: Duration) -> Request<T> {
 
 /// The record here: verified, `None` if it is not here or not good.
 pub async fn read_here(node: &Arc<Node>, key: RecordKey) -> Result<Option<Record>, ReadError> {
+    if let Some(found) = node.store.get_cached(&key, limits::READ_INLINE_BYTES) {
+        return Ok(Some(found.record));
+    }
     let reader = Arc::clone(node);
     let read = tokio::task::spawn_blocking(move || reader.store.get(&key)).await;
     let read = read.unwrap_or_else(|error| Err(ReadError::Disk { key, why: error.to_string() }));

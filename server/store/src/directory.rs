@@ -497,6 +497,23 @@ impl Directory {
         Err(disk("its segment is gone".to_owned()))
     }
 
+    /// As [`Directory::get`], without waiting for a disk: for async code. `None` says nothing: it may be on disk, elsewhere,
+    /// longer than `bytes_max`, or not be what it should; then [`Directory::get`] finds out.
+    pub fn get_cached(&self, key: &RecordKey, bytes_max: usize) -> Option<(UnixMillis, Record)> {
+        let row = keys::primary(key);
+        let found = match self.kv.over(&row) {
+            Some(over) => over,
+            // What the index lacks is in footers, which are read from disk.
+            None if self.behind.read().is_some() => None,
+            None => self.kv.index().get(&row).ok()?,
+        };
+        let place = found.and_then(|value| keys::parse_place(&value)).filter(|place| place.length as usize <= bytes_max)?;
+        let file = self.handles.get(&place.segment)?;
+        let (header, record) = segment::read_cached(&*file, self.salt, key, &place).ok()?;
+        self.note_verified(key, place);
+        Some((header.received, record))
+    }
+
     /// Two records may have been swapped in place, or the index may lie: the segment itself decides.
     fn look_again(&self, key: &RecordKey, place: &Place, why: String) -> Result<Option<(UnixMillis, Record)>, ReadError> {
         let elsewhere = self.find_by_scan(key, place);

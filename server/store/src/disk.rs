@@ -3,11 +3,14 @@
 //! Everything else goes through [`Disk`] and [`DiskFile`], so that the crash tests can put a disk underneath that drops,
 //! tears and reorders whatever was not synced. Nothing here retries a sync: after a failed `fdatasync` the kernel may have
 //! thrown the dirty pages away and called them clean, so a second one that succeeds means nothing.
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::{
+    fs::{Advice, FallocateFlags},
+    io::ReadWriteFlags,
+};
 use std::{
     fmt,
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, IoSlice, Write as _},
+    io::{self, IoSlice, IoSliceMut, Write as _},
     num::NonZeroU64,
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
@@ -54,6 +57,23 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the system says.
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Reads at an offset onto the end of a buffer, into the room that it has left, which need not be cleared for that; 0 at
+    /// the end. May be short.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn read_onto(&self, onto: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+        let length = onto.len();
+        onto.resize(onto.capacity(), 0);
+        let read = self.read_at(onto.get_mut(length..).unwrap_or_default(), offset);
+        onto.truncate(length + *read.as_ref().unwrap_or(&0));
+        read
+    }
+    /// As [`DiskFile::read_at`], of what is in memory already: never waits for a device. May be short for that reason, too.
+    ///
+    /// # Errors
+    /// `WouldBlock` if nothing of it is in memory, `Unsupported` where that cannot be told, or as the system says.
+    fn read_cached_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Makes content and length durable.
     ///
     /// # Errors
@@ -180,6 +200,12 @@ impl DiskFile for FaultyFile {
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
         self.file.read_at(into, offset)
     }
+    fn read_onto(&self, onto: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+        self.file.read_onto(onto, offset)
+    }
+    fn read_cached_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_cached_at(into, offset)
+    }
     fn sync(&self) -> io::Result<()> {
         while self.faults.hold.as_deref().is_some_and(Path::exists) {
             std::thread::sleep(HOLD_LOOK_EVERY);
@@ -245,7 +271,18 @@ impl Disk for FaultyDisk {
 pub struct RealDisk;
 
 #[derive(Debug)]
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    /// On tmpfs: there is no device beneath.
+    in_memory: bool,
+}
+
+impl RealFile {
+    fn new(file: File) -> Self {
+        let in_memory = rustix::fs::fstatfs(&file).is_ok_and(|stat| stat.f_type as u64 == TMPFS_MAGIC);
+        Self { file, in_memory }
+    }
+}
 
 #[derive(Debug)]
 struct RealLock {
@@ -256,37 +293,52 @@ impl Lock for RealLock {}
 
 impl DiskFile for RealFile {
     fn write_at(&self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        Ok(rustix::io::pwritev(&self.0, pieces, offset)?)
+        Ok(rustix::io::pwritev(&self.file, pieces, offset)?)
     }
 
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(into, offset)
+        self.file.read_at(into, offset)
+    }
+
+    fn read_onto(&self, onto: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::pread(&self.file, rustix::buffer::spare_capacity(onto), offset)?)
+    }
+
+    fn read_cached_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.in_memory {
+            return self.file.read_at(into, offset);
+        }
+        Ok(rustix::io::preadv2(&self.file, &mut [IoSliceMut::new(into)], offset, ReadWriteFlags::NOWAIT)?)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn set_length(&self, length: u64) -> io::Result<()> {
-        self.0.set_len(length)
+        self.file.set_len(length)
     }
 
     fn stat(&self) -> io::Result<FileStat> {
-        self.0.metadata().map(|metadata| FileStat { inode: metadata.ino(), length: metadata.len() })
+        self.file.metadata().map(|metadata| FileStat { inode: metadata.ino(), length: metadata.len() })
     }
 
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
-        Ok(rustix::fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, offset, length)?)
+        if self.in_memory {
+            // It would clear the very pages that are written next, and a page that is missing shows when writing as well.
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Ok(rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, length)?)
     }
 
     fn forget(&self, offset: u64, length: u64) {
         // Linux starts writeback of dirty pages in the range before it drops the clean ones.
-        let _ = rustix::fs::fadvise(&self.0, offset, NonZeroU64::new(length), Advice::DontNeed);
+        let _ = rustix::fs::fadvise(&self.file, offset, NonZeroU64::new(length), Advice::DontNeed);
     }
 
     fn can_forget(&self) -> bool {
         // tmpfs has no device to read from; everything else that Linux offers here does.
-        rustix::fs::fstatfs(&self.0).is_ok_and(|stat| stat.f_type as u64 != TMPFS_MAGIC)
+        !self.in_memory
     }
 }
 
@@ -295,11 +347,11 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 impl Disk for RealDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-        Ok(Arc::new(RealFile(file)))
+        Ok(Arc::new(RealFile::new(file)))
     }
 
     fn open(&self, path: &Path, write: bool) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(RealFile(OpenOptions::new().read(true).write(write).open(path)?)))
+        Ok(Arc::new(RealFile::new(OpenOptions::new().read(true).write(write).open(path)?)))
     }
 
     fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
@@ -360,6 +412,25 @@ pub fn read_exact(file: &dyn DiskFile, into: &mut [u8], offset: u64) -> io::Resu
         }
     }
     Ok(())
+}
+
+/// Reads so many bytes from an offset.
+///
+/// # Errors
+/// `UnexpectedEof` if the file ends before, or as the system says.
+pub fn read_whole(file: &dyn DiskFile, length: usize, offset: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let at = offset + bytes.len() as u64;
+        match file.read_onto(&mut bytes, at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(length); // what was allocated may be more than was asked for
+    Ok(bytes)
 }
 
 /// Writes all pieces at an offset; they are consumed in the course of it.

@@ -171,6 +171,23 @@ impl From<FormatError> for PlaceError {
 /// If it is not there whole.
 pub fn read_record(file: &dyn DiskFile, salt: u32, key: &RecordKey, place: &Place) -> Result<(RecordHeader, Record), PlaceError> {
     let (header, body) = read_raw(file, salt, place.offset, place.length)?;
+    verify(header, body, key, place)
+}
+
+/// As [`read_record`], if all of it is in memory; else `WouldBlock`.
+///
+/// # Errors
+/// If it is not there whole, or not in memory whole.
+pub fn read_cached(file: &dyn DiskFile, salt: u32, key: &RecordKey, place: &Place) -> Result<(RecordHeader, Record), PlaceError> {
+    let mut bytes = BytesMut::zeroed(RECORD_HEADER + place.length as usize);
+    if file.read_cached_at(&mut bytes, place.offset)? < bytes.len() {
+        return Err(PlaceError::Io(io::ErrorKind::WouldBlock.into()));
+    }
+    let header = RecordHeader::decode(&bytes, Some(salt))?;
+    verify(header, bytes.freeze().slice(RECORD_HEADER..), key, place)
+}
+
+fn verify(header: RecordHeader, body: Bytes, key: &RecordKey, place: &Place) -> Result<(RecordHeader, Record), PlaceError> {
     if header.key != *key || header.kind != Kind::Public(place.kind) || header.length != place.length {
         return Err(PlaceError::Bad("another record is there".to_owned()));
     }
@@ -186,10 +203,9 @@ pub fn read_raw(file: &dyn DiskFile, salt: u32, offset: u64, length: u32) -> Res
     if length as usize > limits::BODY_BYTES_MAX {
         return Err(PlaceError::Bad(format!("a body of {length} bytes")));
     }
-    let mut bytes = BytesMut::zeroed(RECORD_HEADER + length as usize);
-    disk::read_exact(file, &mut bytes, offset)?;
+    let bytes = disk::read_whole(file, RECORD_HEADER + length as usize, offset)?;
     let header = RecordHeader::decode(&bytes, Some(salt))?;
-    Ok((header, bytes.freeze().slice(RECORD_HEADER..)))
+    Ok((header, Bytes::from(bytes).slice(RECORD_HEADER..)))
 }
 
 /// Reads a sealed segment's trailer; `None` if it is not sealed.

@@ -375,6 +375,10 @@ impl DiskFile for SimFile {
         })
     }
 
+    fn read_cached_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_at(into, offset)
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.change(|state| {
             state.syncs += 1;

@@ -244,6 +244,13 @@ impl Store {
         failed.map_or(Ok(None), Err)
     }
 
+    /// As [`Store::get`], without waiting for a disk: for async code, so that what is in memory costs no other thread.
+    /// `None` says nothing, not even that it is not here: then [`Store::get`] finds out.
+    pub fn get_cached(&self, key: &RecordKey, bytes_max: usize) -> Option<Found> {
+        let found = self.inner.directories.iter().find_map(|directory| directory.get_cached(key, bytes_max));
+        found.map(|(received, record)| Found { record, received })
+    }
+
     /// Whether a verified copy is here (rule 6): verified within `max_age` and its file unchanged since, else re-hashed
     /// now. Blocking.
     ///

@@ -107,6 +107,21 @@ fn what_was_written_is_found_after_an_abrupt_end_of_the_process() {
 }
 
 #[test]
+fn what_lies_in_memory_is_read_from_there_if_the_file_system_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let records: Vec<Record> = (0..200).map(|n| chunk(n, 2000)).collect();
+    commit(&store, records.clone());
+    for record in &records {
+        assert_here(&store, record);
+        // Nothing certain can be said of the page cache but that what comes from it is right.
+        if let Some(found) = store.get_cached(&record.key(), 2000) {
+            assert_eq!(&found.record, record);
+        }
+    }
+}
+
+#[test]
 fn many_writers_share_syncs_and_lose_nothing() {
     let root = tempfile::tempdir().unwrap();
     let store = open(root.path());

@@ -535,12 +535,38 @@ fn no_flipped_bit_anywhere_in_a_segment_yields_wrong_bytes() {
                     Ok(None) => assert!(!opened.losses.is_empty() || !sealed, "byte {byte}: silently gone"),
                     Err(_) => {}
                 }
+                if let Some(found) = store.get_cached(&record.key(), usize::MAX) {
+                    assert_eq!(&found.record, record, "byte {byte}, read from memory");
+                }
             }
             if let Ok(Some(found)) = store.get(&removed.key()) {
                 assert_eq!(found.record, removed, "byte {byte}");
             }
         }
     }
+}
+
+#[test]
+fn what_is_in_memory_is_read_without_waiting_and_verified_all_the_same() {
+    let machine = Machine::new(2);
+    let store = machine.open();
+    let records = [chunk(1, 3000), chunk(2, 3000), version("a", 1)];
+    commit(&store, records.to_vec());
+    for record in &records {
+        assert_here(&store, record); // opens its file
+        assert_eq!(&store.get_cached(&record.key(), 3000).unwrap().record, record);
+    }
+    assert_eq!(store.get_cached(&records[0].key(), 2999), None, "longer than asked for");
+    assert_eq!(store.get_cached(&chunk(3, 10).key(), 3000), None);
+    for byte in [0, 1500, 2999] {
+        flip(&machine, &records[0], byte);
+        assert_eq!(store.get_cached(&records[0].key(), 3000), None, "a rotten copy was served");
+        flip(&machine, &records[0], byte);
+    }
+    flip(&machine, &records[0], 7);
+    assert!(matches!(store.get(&records[0].key()), Err(ReadError::Corrupt { .. })));
+    wait(store.remove(vec![records[1].key()], Removal::Swept)).unwrap();
+    assert_eq!(store.get_cached(&records[1].key(), 3000), None, "it was removed");
 }
 
 #[test]
