@@ -142,8 +142,9 @@ impl World {
         wired.expect("a machine with a wire");
         let folder = self.folder.path().join(name);
         let at = format!("{address}:7700");
+        // Known before anything can fail, so that it is undone.
+        self.machines.insert(name.to_owned(), Machine { namespace, address, folder: folder.clone(), process: None });
         self.user.ok(&["node", "add", name, "--site", site, "--at", &at, "--capacity", "1GiB", "-o", &folder.display().to_string(), "-y"]);
-        self.machines.insert(name.to_owned(), Machine { namespace, address, folder, process: None });
         self.start(name);
     }
 
