@@ -104,6 +104,8 @@ pub const POKE_PAUSE: Duration = Duration::from_millis(20);
 pub const MISSED_MAX: u32 = 3;
 /// Refused connections in a row after which a peer is down: nobody listens there, so waiting longer tells nothing.
 pub const REFUSED_MAX: u32 = 2;
+/// A write that lacks only a suspect waits so long for the verdict: two heartbeats' time, and no person's patience.
+pub const SUSPECT_WAIT: Duration = Duration::from_secs(3);
 /// A peer's clock counts for the median if it was heard within this time.
 pub const CLOCK_HEARD_WITHIN: Duration = Duration::from_secs(15);
 /// A kernel clock's state is looked up this often at most.

@@ -36,9 +36,12 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::error::Elapsed,
+};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Status, transport::Channel};
+use tonic::{Code, Request, Response, Status, transport::Channel};
 
 pub use crate::cluster::pulse::PeerState;
 
@@ -254,6 +257,15 @@ struct Ours {
     open: Vec<[u8; 32]>,
     /// The current layout waits for this peer: it is neither removed nor lost.
     awaited: bool,
+}
+
+impl Slot {
+    /// Whether a request failed because the connection that carried it has ended, and no attempt to make a new one failed:
+    /// what the other side says has no source here.
+    fn connection_ended(&self, status: &Status) -> bool {
+        let timeout = matches!(status.code(), Code::DeadlineExceeded) || status.message().contains("Timeout expired");
+        !timeout && std::error::Error::source(status).is_some() && self.connector.last_failure().is_none()
+    }
 }
 
 impl Record {
@@ -497,6 +509,11 @@ impl Peers {
         node == self.own.node || self.slot(node).is_some_and(|slot| slot.usable.load(Ordering::Acquire))
     }
 
+    /// Whether a node missed its last heartbeats, but not so many that it is down: nothing is known of it at this moment.
+    pub fn is_suspect(&self, node: NodeIndex) -> bool {
+        self.slot(node).is_some_and(|slot| slot.record.lock().state() == PeerState::Suspect)
+    }
+
     /// What is known of a peer; `None` for this node itself or an index of another layout.
     pub fn view(&self, node: NodeIndex) -> Option<PeerView> {
         let slot = self.slot(node)?;
@@ -678,18 +695,19 @@ impl Peers {
     }
 
     async fn say_hello(&self, node: NodeIndex, slot: &Slot) {
-        let mut request = Request::new(v1::HelloRequest { from: Some(self.self_state()) });
-        request.set_timeout(limits::HELLO_DEADLINE);
-        let mut client = PeerClient::new(slot.control.clone());
-        let (asked, asked_wall) = (self.clock.monotonic(), self.clock.now());
-        let answer = tokio::time::timeout(limits::HELLO_DEADLINE, client.hello(request)).await;
-        let round_trip = self.clock.monotonic().saturating_sub(asked);
-        let midpoint = UnixMillis(asked_wall.0.saturating_add(u64::try_from(round_trip.as_millis() / 2).unwrap_or_default()));
+        let (mut answer, mut measured) = self.ask_hello(slot).await;
+        if let Ok(Err(status)) = &answer
+            && slot.connection_ended(status)
+        {
+            // It says nothing of the peer: certificates may have been renewed. A new connection tells.
+            (answer, measured) = self.ask_hello(slot).await;
+        }
+        let round_trip = measured.round_trip;
         match answer {
             Ok(Ok(reply)) => {
                 let said = reply.into_inner().from.unwrap_or_default();
                 // Refusals are kept in the record, and logged there once.
-                let _ = self.hear(node, said, Some(Measured { round_trip, midpoint }));
+                let _ = self.hear(node, said, Some(measured));
             }
             Ok(Err(status)) if matches!(status.code(), Code::PermissionDenied | Code::FailedPrecondition) => {
                 if [memory::WENT_BACKWARDS, memory::OUT_OF_SERVICE].iter().any(|words| status.message().contains(words)) {
@@ -704,6 +722,18 @@ impl Peers {
             Ok(Err(status)) => self.miss(node, slot, status.message()),
             Err(_) => self.miss(node, slot, "no answer in time"),
         }
+    }
+
+    /// One heartbeat: what came of it, and how long that took.
+    async fn ask_hello(&self, slot: &Slot) -> (Result<Result<Response<v1::HelloReply>, Status>, Elapsed>, Measured) {
+        let mut request = Request::new(v1::HelloRequest { from: Some(self.self_state()) });
+        request.set_timeout(limits::HELLO_DEADLINE);
+        let mut client = PeerClient::new(slot.control.clone());
+        let (asked, asked_wall) = (self.clock.monotonic(), self.clock.now());
+        let answer = tokio::time::timeout(limits::HELLO_DEADLINE, client.hello(request)).await;
+        let round_trip = self.clock.monotonic().saturating_sub(asked);
+        let half = u64::try_from(round_trip.as_millis() / 2).unwrap_or_default();
+        (answer, Measured { round_trip, midpoint: UnixMillis(asked_wall.0.saturating_add(half)) })
     }
 
     fn miss(&self, node: NodeIndex, slot: &Slot, why: &str) {

@@ -65,6 +65,23 @@ pub fn targets(node: &Node, bucket: &Bucket, partition: Partition, excluded: &BT
     if far || (bucket.queues() && may_queue()) { Ok(chosen) } else { Err(refusal(node, bucket, &refuted, excluded)) }
 }
 
+/// Whether there are targets now. Of a suspect nobody knows whether it is there, so it is no reason to refuse before its next
+/// heartbeats have told, which is waited for a little.
+///
+/// # Errors
+/// As [`targets`].
+pub async fn feasible(node: &Node, bucket: &Bucket, partition: Partition) -> Result<(), ObjectError> {
+    let mut changes = node.peers.changes();
+    let until = tokio::time::Instant::now() + limits::SUSPECT_WAIT;
+    loop {
+        let chosen = targets(node, bucket, partition, &BTreeSet::new());
+        let told = chosen.is_ok() || !bucket.eligible().iter().any(|eligible| node.peers.is_suspect(*eligible));
+        if told || !matches!(tokio::time::timeout_at(until, changes.changed()).await, Ok(Ok(()))) {
+            return chosen.map(|_| ());
+        }
+    }
+}
+
 /// Every site, why it is no help, and the distances between those that would be (product contract).
 fn refusal(node: &Node, bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteIndex)>, excluded: &BTreeSet<NodeIndex>) -> ObjectError {
     let layout = &bucket.now().layout;

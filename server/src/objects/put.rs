@@ -178,7 +178,7 @@ impl Put {
             return Err(ObjectError::unavailable(format!("this node refuses writes: {trouble}")));
         }
         // Refused before the first byte if no copy can be far away now.
-        commit::targets(node, &bucket, bucket.version_partition(&intent.key), &BTreeSet::new())?;
+        commit::feasible(node, &bucket, bucket.version_partition(&intent.key)).await?;
         let existing = if may_overwrite { None } else { versions::current(node, &bucket, &intent.key).await? };
         if let (Some((_, size)), Some(announced)) = (existing.and_then(|existing| existing.entry.object), intent.size)
             && size != announced

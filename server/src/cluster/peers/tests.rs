@@ -311,6 +311,23 @@ async fn a_renewed_certificate_is_shown_both_ways_from_the_next_connection_on() 
 }
 
 #[tokio::test]
+async fn a_connection_that_ends_under_a_heartbeat_makes_nobody_suspect() {
+    let mut world = World::new().await;
+    let one = world.start(0, 1, 1, 0).await;
+    let two = world.start(1, 2, 2, 0).await;
+    one.works_with(1).await;
+    let slot = one.peers.slot(NodeIndex(1)).unwrap();
+    for round in 0..50 {
+        let end = async { assert!(one.identity.drop_connections_of("roubaix") > 0, "round {round}") };
+        tokio::join!(one.peers.say_hello(NodeIndex(1), &slot), end);
+        assert!(one.peers.usable(NodeIndex(1)), "round {round}: {}", one.peers.view(NodeIndex(1)).unwrap().trouble);
+    }
+    for chassis in [one, two] {
+        chassis.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_cluster_changes_its_authority_without_a_restart() {
     let mut world = World::new().await;
     let one = world.start(0, 1, 1, 0).await;
