@@ -3,31 +3,39 @@
 //! Each peer has a control channel for small things and [`limits::BULK_LANES`] for bulk, so that a heartbeat never waits
 //! behind megabytes. They connect when used. A heartbeat every two seconds measures the round trip (physics judges claimed
 //! distances by its minimum), compares clocks, layouts and identities, and carries what each node has pending.
+mod hello;
+mod judge;
+mod record;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+pub use self::{hello::HelloRefused, judge::PairPhysics, record::PeerView};
+pub use crate::cluster::pulse::PeerState;
+
+use self::record::{Ours, Record};
 use crate::{
     clock::Clock,
     cluster::{
-        connect::{Address, ConnectError, Connector, jitter},
+        connect::{Address, ConnectError, Connector},
         identity::Identity,
         layouts::{Layouts, awaited},
-        membership::{self, Membership},
-        memory::{self, Accepted, Claim, LogEnd, Memory, Refusal, Remembered},
-        pulse::{Miss, Pulse},
-        skew::{self, PeerClock},
+        membership::Membership,
+        memory::{self, Memory},
     },
     lifecycle::Lifecycle,
     limits,
 };
 use afar_model::{
-    geo::{self, Physics},
-    id::{BootId, DirectoryId, Incarnation},
-    layout::{Layout, NodeIndex, SiteIndex},
-    units::{Metres, UnixMillis},
+    id::{BootId, Incarnation},
+    layout::{NodeIndex, SiteIndex},
+    units::UnixMillis,
 };
 use afar_proto::v1::{self, peer_client::PeerClient};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fmt,
     path::PathBuf,
     sync::{
@@ -36,14 +44,9 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{
-    sync::{Notify, watch},
-    time::error::Elapsed,
-};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, transport::Channel};
-
-pub use crate::cluster::pulse::PeerState;
+use tonic::transport::Channel;
 
 /// Which of a peer's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -52,130 +55,6 @@ pub enum ChannelKind {
     Control,
     /// One of [`limits::BULK_LANES`]; any number will do, it is taken modulo that.
     Bulk(usize),
-}
-
-/// What is known of a peer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PeerView {
-    /// Its name.
-    pub node: String,
-    /// Whether it is there: as this node's heartbeats and the cluster's opinion together say ([`membership::combine`]).
-    pub state: PeerState,
-    /// Up by this node's own heartbeats, of the same layout, and not refused: records may be sent to it.
-    pub usable: bool,
-    /// It does not have everything yet that is assigned to it: its answers prove no absence (rule 3).
-    pub catching_up: bool,
-    /// Its disks.
-    pub incarnation: Option<Incarnation>,
-    /// How often its disks were replaced by others while this node watched.
-    pub incarnation_changes: u64,
-    /// Its run.
-    pub boot: Option<BootId>,
-    /// When it was last heard, by [`Clock::monotonic`]; `None`: not in this run.
-    pub last_heard: Option<Duration>,
-    /// When it was last heard by the wall clock, in an earlier run if need be.
-    pub last_heard_wall: Option<UnixMillis>,
-    /// The least round trip measured in this run.
-    pub least_round_trip: Option<Duration>,
-    /// By how many milliseconds its wall clock leads ours.
-    pub clock_offset_ms: i64,
-    /// Whether its kernel calls its clock synchronised.
-    pub clock_synchronised: Option<bool>,
-    /// Records that it has acknowledged and that are not yet far (rule 8).
-    pub pending_records: u64,
-    /// Their bytes.
-    pub pending_bytes: u64,
-    /// Since when the oldest waits.
-    pub oldest_pending: Option<UnixMillis>,
-    /// It takes no writes.
-    pub read_only: bool,
-    /// It is shutting down.
-    pub draining: bool,
-    /// Records that are known to be bad there.
-    pub bad_records: u64,
-    /// Age of its least recent verification, as it says (rule 25).
-    pub oldest_unverified: Duration,
-    /// Its open layouts and ours have one in common.
-    pub layout_agrees: bool,
-    /// The hash of its current layout.
-    pub layout_hash: Vec<u8>,
-    /// Hashes of its open layouts, oldest first.
-    pub open_layouts: Vec<[u8; 32]>,
-    /// It has said which layout it has.
-    pub layout_known: bool,
-    /// Its address answers, be it with a refusal.
-    pub answers: bool,
-    /// It writes by its current layout only (rule 21).
-    pub layout_drained: bool,
-    /// It has everything that its current layout assigns to it.
-    pub layout_synced: bool,
-    /// Records that it still has to fetch, and their bytes, as it says.
-    pub rebalance: (u64, u64),
-    /// Records that it holds beyond what it is assigned.
-    pub surplus: u64,
-    /// Its layout's version.
-    pub layout_version: u64,
-    /// Its program.
-    pub program_version: String,
-    /// How far its logs reach.
-    pub positions: BTreeMap<DirectoryId, LogEnd>,
-    /// Size of its disks in bytes.
-    pub capacity_bytes: u64,
-    /// Bytes in use there.
-    pub used_bytes: u64,
-    /// Why it is not usable, in words; empty if it is.
-    pub trouble: String,
-}
-
-/// What measured round trips say of a pair of sites.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PairPhysics {
-    /// The site of lower index.
-    pub a: SiteIndex,
-    /// The other.
-    pub b: SiteIndex,
-    /// What the layout claims.
-    pub claimed: Metres,
-    /// The least time in which light could have gone from one to the other and back, as measured; over this node if it is
-    /// at neither. `None`: not measured yet.
-    pub round_trip: Option<Duration>,
-    /// The verdict; without a measurement nothing speaks against the claim.
-    pub verdict: Physics,
-}
-
-/// A heartbeat that is not answered.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum HelloRefused {
-    /// The certificate names this node itself.
-    #[error("this node has the same name: two instances of one name must not run at once")]
-    OurName,
-    /// The certificate names one node, the message another, or the message makes no sense.
-    #[error("the heartbeat makes no sense: {0}")]
-    Malformed(String),
-    /// Too old or too new.
-    #[error("protocol {theirs}, this node speaks {ours}: neighbouring versions work together, upgrade the older node")]
-    Protocol {
-        /// The caller's.
-        theirs: u32,
-        /// Ours.
-        ours: u32,
-    },
-    /// The layout has taken it out of service. It has not heard of that, or does not mind.
-    #[error("this node is {}: the layout says so, and nothing that it says counts any more", memory::OUT_OF_SERVICE)]
-    OutOfService,
-    /// Not believed (rule 19).
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-}
-
-impl From<HelloRefused> for Status {
-    fn from(refused: HelloRefused) -> Self {
-        let code = match refused {
-            HelloRefused::Malformed(_) => Code::InvalidArgument,
-            _ => Code::PermissionDenied,
-        };
-        Self::new(code, refused.to_string())
-    }
 }
 
 /// Who this node is to its peers.
@@ -229,96 +108,6 @@ struct Slot {
     record: Mutex<Record>,
     /// Asks for a heartbeat at once: a connection or a request has failed, or the peer was heard.
     poke: Arc<Notify>,
-}
-
-#[derive(Debug, Default)]
-struct Record {
-    pulse: Pulse,
-    remembered: Remembered,
-    said: Option<v1::NodeState>,
-    heard: Option<Duration>,
-    clock_offset_ms: i64,
-    incarnation_changes: u64,
-    catching_up: bool,
-    /// Why it answers and is still not worked with.
-    unfit: Option<String>,
-    /// The last answer to our own heartbeat was a refusal: its heartbeats to us do not undo that.
-    refuses_us: bool,
-    /// Why the last heartbeat failed.
-    missed: Option<String>,
-}
-
-/// What a change of must be told to those who choose among peers.
-#[derive(PartialEq)]
-struct Telling(PeerState, bool, bool, bool, Option<BootId>, Option<(bytes::Bytes, bool, bool)>);
-
-/// What of our own layouts decides whether a peer can be worked with.
-struct Ours {
-    open: Vec<[u8; 32]>,
-    /// The current layout waits for this peer: it is neither removed nor lost.
-    awaited: bool,
-}
-
-impl Slot {
-    /// Whether a request failed because the connection that carried it has ended, and no attempt to make a new one failed:
-    /// what the other side says has no source here.
-    fn connection_ended(&self, status: &Status) -> bool {
-        let timeout = matches!(status.code(), Code::DeadlineExceeded) || status.message().contains("Timeout expired");
-        !timeout && std::error::Error::source(status).is_some() && self.connector.last_failure().is_none()
-    }
-}
-
-impl Record {
-    fn state(&self) -> PeerState {
-        match self.pulse.state() {
-            PeerState::Down => PeerState::Down,
-            _ if self.unfit.is_some() => PeerState::Refused,
-            state => state,
-        }
-    }
-
-    /// Two nodes work together if a layout is open at both: what one writes by it, the other finds by it (rule 21).
-    fn agrees(&self, ours: &Ours) -> bool {
-        let Some(said) = &self.said else { return false };
-        let open = |hash: &[u8]| ours.open.iter().any(|ours| ours.as_slice() == hash);
-        ours.awaited && (open(&said.layout_digest) || said.open_layouts.iter().any(|hash| open(hash)))
-    }
-
-    fn usable(&self, ours: &Ours) -> bool {
-        self.state() == PeerState::Up && self.agrees(ours)
-    }
-
-    fn telling(&self, ours: &Ours) -> Telling {
-        let said = self.said.as_ref();
-        let read_only = said.is_some_and(|said| said.read_only || said.draining);
-        let flags = said.map(|said| (said.layout_digest.clone(), said.layout_drained, said.layout_synced));
-        Telling(self.state(), self.usable(ours), self.catching_up, read_only, self.remembered.last().map(|claim| claim.boot), flags)
-    }
-
-    fn trouble(&self, ours: &Ours) -> String {
-        if let Some(unfit) = &self.unfit {
-            return unfit.clone();
-        }
-        if self.pulse.state() != PeerState::Up {
-            return self.missed.clone().unwrap_or_else(|| "not heard yet".into());
-        }
-        if !ours.awaited {
-            return "the layout says that it is out of service".into();
-        }
-        if self.agrees(ours) {
-            String::new()
-        } else {
-            "its layout and this node's have nothing in common: one of them is out of date, or of another cluster".into()
-        }
-    }
-}
-
-/// A heartbeat that was answered.
-#[derive(Debug, Clone, Copy)]
-struct Measured {
-    round_trip: Duration,
-    /// Our wall clock half-way between question and answer.
-    midpoint: UnixMillis,
 }
 
 /// What is needed to know the peers.
@@ -518,51 +307,8 @@ impl Peers {
     pub fn view(&self, node: NodeIndex) -> Option<PeerView> {
         let slot = self.slot(node)?;
         let ours = self.ours(node);
-        let record = slot.record.lock();
-        let said = record.said.as_ref();
-        let count = |field: fn(&v1::NodeState) -> u64| said.map_or(0, field);
-        let flag = |field: fn(&v1::NodeState) -> bool| said.is_some_and(field);
-        let last = record.remembered.last();
         let opinion = self.membership.get().map(|membership| membership.view(&slot.name)).unwrap_or_default();
-        let (state, trouble) = membership::combine(record.state(), record.trouble(&ours), &opinion);
-        Some(PeerView {
-            node: slot.name.clone(),
-            state,
-            usable: record.usable(&ours),
-            catching_up: record.catching_up,
-            incarnation: last.map(|claim| claim.incarnation),
-            incarnation_changes: record.incarnation_changes,
-            boot: last.map(|claim| claim.boot),
-            last_heard: record.heard,
-            last_heard_wall: record.remembered.last_heard,
-            least_round_trip: record.pulse.least_round_trip(),
-            clock_offset_ms: record.clock_offset_ms,
-            clock_synchronised: said.and_then(|said| said.clock_synchronised),
-            pending_records: count(|said| said.pending_records),
-            pending_bytes: count(|said| said.pending_bytes),
-            oldest_pending: said.map(|said| said.oldest_pending).filter(|oldest| *oldest > 0).map(UnixMillis),
-            read_only: flag(|said| said.read_only),
-            draining: flag(|said| said.draining),
-            bad_records: count(|said| said.bad_records),
-            oldest_unverified: Duration::from_secs(count(|said| said.oldest_unverified_seconds)),
-            layout_agrees: record.agrees(&ours),
-            layout_hash: said.map(|said| said.layout_digest.to_vec()).unwrap_or_default(),
-            open_layouts: said
-                .map(|said| said.open_layouts.iter().filter_map(|hash| hash.as_ref().try_into().ok()).collect())
-                .unwrap_or_default(),
-            layout_known: said.is_some(),
-            answers: record.pulse.state() == PeerState::Up || record.unfit.is_some(),
-            layout_drained: flag(|said| said.layout_drained),
-            layout_synced: flag(|said| said.layout_synced),
-            rebalance: (count(|said| said.to_fetch_records), count(|said| said.to_fetch_bytes)),
-            surplus: count(|said| said.surplus_records),
-            layout_version: count(|said| said.layout_version),
-            program_version: said.map(|said| said.program_version.clone()).unwrap_or_default(),
-            positions: last.map(|claim| claim.positions.clone()).unwrap_or_default(),
-            capacity_bytes: count(|said| said.capacity_bytes),
-            used_bytes: count(|said| said.used_bytes),
-            trouble,
-        })
+        Some(slot.record.lock().view(&slot.name, &ours, &opinion))
     }
 
     /// Connects to a peer once, beside its channels, and hangs up: how long TCP and TLS took. `None` as for [`Peers::view`].
@@ -589,14 +335,6 @@ impl Peers {
         self.refuted.load_full()
     }
 
-    /// What measured round trips say of every pair of sites that have nodes.
-    pub fn physics(&self) -> Vec<PairPhysics> {
-        let layout = self.layouts.current();
-        let round_trips: Vec<(SiteIndex, Duration)> =
-            layout.members().filter_map(|node| Some((layout.site_of(node)?, self.round_trip(node)?))).collect();
-        judge_pairs(&layout, &round_trips)
-    }
-
     /// Whether a peer remembers more of this node's log than there is: an old copy was restored, and its answers prove nothing.
     pub fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Acquire)
@@ -620,47 +358,6 @@ impl Peers {
         }
     }
 
-    /// Answers a heartbeat. `from` is who the caller's certificate names.
-    ///
-    /// # Errors
-    /// If the caller is not who it should be, or cannot be worked with.
-    pub fn answer_hello(&self, said: v1::NodeState, from: NodeIndex) -> Result<v1::NodeState, HelloRefused> {
-        if !awaited(&self.layouts.current(), from) {
-            return Err(HelloRefused::OutOfService);
-        }
-        if from == self.own.node {
-            tracing::error!("another process runs under this node's name: stop one of the two");
-            return Err(HelloRefused::OurName);
-        }
-        self.hear(from, said, None)?;
-        Ok(self.self_state())
-    }
-
-    /// What this node says of itself.
-    pub fn self_state(&self) -> v1::NodeState {
-        let (layout, open) = (self.layouts.current(), self.layouts.open());
-        let mut state = v1::NodeState {
-            node: layout.node_name(self.own.node).to_owned(),
-            incarnation: afar_proto::convert::bytes(self.own.incarnation.as_bytes()),
-            boot: afar_proto::convert::bytes(self.own.boot.as_bytes()),
-            program_version: env!("CARGO_PKG_VERSION").into(),
-            protocol: afar_proto::PROTOCOL,
-            layout_digest: afar_proto::convert::bytes(layout.hash()),
-            layout_version: layout.version(),
-            open_layouts: open.hashes().map(|hash| afar_proto::convert::bytes(hash)).collect(),
-            layout_drained: self.layouts.is_drained(),
-            clock_synchronised: self.clock.kernel_synchronised(),
-            draining: self.lifecycle.is_draining(),
-            endpoint: layout.node(self.own.node).map(|node| node.endpoint.clone()).unwrap_or_default(),
-            ..v1::NodeState::default()
-        };
-        if let Some(extras) = self.extras.get() {
-            extras(&mut state);
-        }
-        state.now = self.clock.now().0;
-        state
-    }
-
     fn slot(&self, node: NodeIndex) -> Option<Arc<Slot>> {
         self.slots.load().get(usize::from(node.0)).cloned().flatten()
     }
@@ -670,134 +367,6 @@ impl Peers {
             return Some(Duration::ZERO);
         }
         self.slot(node)?.record.lock().pulse.least_round_trip()
-    }
-
-    async fn heartbeat(&self, node: NodeIndex, stop: CancellationToken) {
-        let Some(slot) = self.slot(node) else { return };
-        // Ends when the node has left, or is called elsewhere: then another task does.
-        while self.slot(node).is_some_and(|now| Arc::ptr_eq(&now, &slot)) && awaited(&self.layouts.current(), node) {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = self.say_hello(node, &slot) => {}
-            }
-            let pause = jitter(slot.record.lock().pulse.pause());
-            let poked = async {
-                // Several connections end at once; and one that ends as soon as it is made must not keep us busy.
-                tokio::time::sleep(limits::POKE_PAUSE).await;
-                slot.poke.notified().await;
-            };
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
-                () = poked => {}
-            }
-        }
-    }
-
-    async fn say_hello(&self, node: NodeIndex, slot: &Slot) {
-        let (mut answer, mut measured) = self.ask_hello(slot).await;
-        if let Ok(Err(status)) = &answer
-            && slot.connection_ended(status)
-        {
-            // It says nothing of the peer: certificates may have been renewed. A new connection tells.
-            (answer, measured) = self.ask_hello(slot).await;
-        }
-        let round_trip = measured.round_trip;
-        match answer {
-            Ok(Ok(reply)) => {
-                let said = reply.into_inner().from.unwrap_or_default();
-                // Refusals are kept in the record, and logged there once.
-                let _ = self.hear(node, said, Some(measured));
-            }
-            Ok(Err(status)) if matches!(status.code(), Code::PermissionDenied | Code::FailedPrecondition) => {
-                if [memory::WENT_BACKWARDS, memory::OUT_OF_SERVICE].iter().any(|words| status.message().contains(words)) {
-                    self.stale.store(true, Ordering::Release);
-                }
-                self.change(node, slot, |record| {
-                    record.pulse.answered(round_trip);
-                    record.refuses_us = true;
-                    record.unfit = Some(format!("it refuses this node: {}", status.message()));
-                });
-            }
-            Ok(Err(status)) => self.miss(node, slot, status.message()),
-            Err(_) => self.miss(node, slot, "no answer in time"),
-        }
-    }
-
-    /// One heartbeat: what came of it, and how long that took.
-    async fn ask_hello(&self, slot: &Slot) -> (Result<Result<Response<v1::HelloReply>, Status>, Elapsed>, Measured) {
-        let mut request = Request::new(v1::HelloRequest { from: Some(self.self_state()) });
-        request.set_timeout(limits::HELLO_DEADLINE);
-        let mut client = PeerClient::new(slot.control.clone());
-        let (asked, asked_wall) = (self.clock.monotonic(), self.clock.now());
-        let answer = tokio::time::timeout(limits::HELLO_DEADLINE, client.hello(request)).await;
-        let round_trip = self.clock.monotonic().saturating_sub(asked);
-        let half = u64::try_from(round_trip.as_millis() / 2).unwrap_or_default();
-        (answer, Measured { round_trip, midpoint: UnixMillis(asked_wall.0.saturating_add(half)) })
-    }
-
-    fn miss(&self, node: NodeIndex, slot: &Slot, why: &str) {
-        let failure = slot.connector.last_failure();
-        let miss = match failure {
-            Some(ConnectError::Refused { .. }) => Miss::ConnectionRefused,
-            _ => Miss::Silent,
-        };
-        self.change(node, slot, |record| {
-            record.pulse.missed(miss);
-            record.missed = Some(failure.map_or_else(|| why.to_owned(), |failure| failure.to_string()));
-        });
-    }
-
-    fn hear(&self, node: NodeIndex, said: v1::NodeState, measured: Option<Measured>) -> Result<(), HelloRefused> {
-        let slot = self.slot(node).ok_or_else(|| HelloRefused::Malformed("not a node of this layout".into()))?;
-        let checked = check(&said, &slot.name);
-        let heard = self.change(node, &slot, |record| {
-            if let Some(measured) = measured {
-                record.pulse.answered(measured.round_trip);
-                record.clock_offset_ms = said.now.cast_signed().saturating_sub(measured.midpoint.0.cast_signed());
-                record.missed = None;
-            }
-            let now = self.clock.monotonic();
-            let accepted = checked.and_then(|claim| Ok(record.remembered.hear(claim, now)?));
-            match &accepted {
-                Ok(accepted) => {
-                    record.refuses_us &= measured.is_none();
-                    if !record.refuses_us {
-                        record.unfit = None;
-                    }
-                    record.heard = Some(now);
-                    record.remembered.last_heard = Some(self.clock.now());
-                    record.catching_up = said.catching_up || *accepted == Accepted::NewIncarnation;
-                    record.incarnation_changes += u64::from(*accepted == Accepted::NewIncarnation);
-                    record.said = Some(said);
-                }
-                Err(refused) => record.unfit = Some(refused.to_string()),
-            }
-            accepted
-        });
-        if measured.is_none() && slot.record.lock().pulse.state() != PeerState::Up {
-            // It reaches us: find out at once whether we reach it.
-            slot.poke.notify_one();
-        }
-        match heard? {
-            Accepted::Same => {}
-            accepted => self.note(&slot.name, accepted),
-        }
-        Ok(())
-    }
-
-    fn note(&self, peer: &str, accepted: Accepted) {
-        match accepted {
-            Accepted::NewIncarnation => {
-                tracing::warn!(
-                    peer,
-                    event = "incarnation_changed",
-                    "the peer has other disks under the same name: a replacement, catching up"
-                );
-            }
-            _ => tracing::info!(peer, event = "peer_started", "a new run of the peer"),
-        }
-        self.remember.notify_one();
     }
 
     /// Changes what is known of a peer, and tells whom it concerns.
@@ -824,40 +393,6 @@ impl Peers {
             self.changes.send_modify(|count| *count = count.wrapping_add(1));
         }
         result
-    }
-
-    fn judge_distances(&self) {
-        let refuted: BTreeSet<(SiteIndex, SiteIndex)> =
-            self.physics().iter().filter(|pair| pair.verdict == Physics::Refuted).map(|pair| (pair.a, pair.b)).collect();
-        if refuted != **self.refuted.load() {
-            let layout = self.layouts.current();
-            for (a, b) in refuted.difference(&self.refuted.load()) {
-                let (a, b) = (layout.site_name(*a), layout.site_name(*b));
-                tracing::warn!(a, b, "a measured round trip is shorter than light needs for the distance that the layout claims");
-            }
-            self.refuted.store(Arc::new(refuted));
-            self.changes.send_modify(|count| *count = count.wrapping_add(1));
-        }
-    }
-
-    fn judge_clock(&self) {
-        let now = self.clock.monotonic();
-        let clocks: Vec<PeerClock> = (self.slots.load().iter().flatten())
-            .filter_map(|slot| {
-                let record = slot.record.lock();
-                let lately = record.heard.is_some_and(|heard| now.saturating_sub(heard) < limits::CLOCK_HEARD_WITHIN);
-                let said = record.said.as_ref().filter(|_| lately && record.state() == PeerState::Up)?;
-                Some(PeerClock { offset_ms: record.clock_offset_ms, synchronised: said.clock_synchronised })
-            })
-            .collect();
-        let trouble = skew::trouble(skew::judge(self.clock.kernel_synchronised(), &clocks));
-        if trouble.is_some() != self.clock_trouble.load().is_some() {
-            match &trouble {
-                Some(trouble) => tracing::error!(trouble, "writes are refused"),
-                None => tracing::info!("the clock is in step again: writes are taken"),
-            }
-        }
-        self.clock_trouble.store(trouble.map(Arc::new));
     }
 
     async fn keep_memory(&self, stop: CancellationToken) {
@@ -894,44 +429,3 @@ impl Peers {
         memory
     }
 }
-
-/// What a peer claims to be, checked.
-fn check(said: &v1::NodeState, name: &str) -> Result<Claim, HelloRefused> {
-    let malformed = |why: String| HelloRefused::Malformed(why);
-    if said.protocol.abs_diff(afar_proto::PROTOCOL) > 1 {
-        return Err(HelloRefused::Protocol { theirs: said.protocol, ours: afar_proto::PROTOCOL });
-    }
-    if said.node != name {
-        return Err(malformed(format!("it comes from {name} and says it is {:?}", said.node.chars().take(64).collect::<String>())));
-    }
-    if said.positions.len() > limits::POSITIONS_MAX {
-        return Err(malformed(format!("{} log positions", said.positions.len())));
-    }
-    let incarnation = afar_proto::convert::id("incarnation", &said.incarnation).map_err(|error| malformed(error.to_string()))?;
-    let boot = afar_proto::convert::id("boot", &said.boot).map_err(|error| malformed(error.to_string()))?;
-    let place = |position: &v1::LogPosition| {
-        let directory =
-            afar_proto::convert::id("positions.directory", &position.directory).map_err(|error| malformed(error.to_string()))?;
-        Ok((directory, (position.segment, position.offset)))
-    };
-    Ok(Claim { incarnation, boot, positions: said.positions.iter().map(place).collect::<Result<_, HelloRefused>>()? })
-}
-
-/// Judges every pair of sites by round trips from this node to nodes at them. News cannot go from one to the other faster
-/// than over this node, so the sum of both round trips bounds the pair's own.
-fn judge_pairs(layout: &Layout, round_trips: &[(SiteIndex, Duration)]) -> Vec<PairPhysics> {
-    let least = |site: SiteIndex| round_trips.iter().filter(|(at, _)| *at == site).map(|(_, time)| *time).min();
-    let sites: Vec<SiteIndex> = layout.site_indexes().filter(|site| layout.nodes_at(*site).next().is_some()).collect();
-    let pairs = sites.iter().enumerate().flat_map(|(index, a)| sites.iter().skip(index + 1).map(move |b| (*a, *b)));
-    let judged = pairs.map(|(a, b)| {
-        let claimed = layout.distance(a, b);
-        let round_trip = least(a).zip(least(b)).map(|(to_a, to_b)| to_a + to_b);
-        let verdict = round_trip.map_or(Physics::Possible, |time| geo::judge(claimed, time));
-        PairPhysics { a, b, claimed, round_trip, verdict }
-    });
-    judged.collect()
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests;

@@ -1,5 +1,5 @@
 //! Two and three chassis in one process that find each other over loopback, with certificates, and those who must not.
-use super::*;
+use super::{hello::check, judge::judge_pairs, *};
 use crate::{
     cluster::{
         identity::{Expected, Reloaded, TlsFiles},
@@ -10,11 +10,12 @@ use crate::{
 };
 use afar_model::{
     document::Chapter,
+    geo::Physics,
     layout::{Layout, examples},
 };
 use std::{pin::Pin, time::Instant};
 use tokio::net::TcpListener;
-use tonic::{Response, Streaming, service::Routes};
+use tonic::{Code, Request, Response, Status, Streaming, service::Routes};
 
 /// A state is waited for at most this long; it takes milliseconds.
 const BOUND: Duration = Duration::from_secs(30);
