@@ -147,7 +147,8 @@ impl Node {
     /// version before it leaves them.
     pub fn is_catching_up(&self) -> bool {
         let lost = self.store.lost_versions();
-        if lost > self.reliance.noted.fetch_max(lost, Ordering::AcqRel) {
+        let unnoted = lost > self.reliance.noted.fetch_max(lost, Ordering::AcqRel);
+        if unnoted || self.peers.was_superseded() {
             self.note_loss();
         }
         // Refused by a peer that remembers more of our log than there is: whatever was forgotten, absence here proves nothing.
@@ -160,7 +161,7 @@ impl Node {
         self.reliance.compared.lock().clear();
         self.layouts.note_loss();
         let first = !self.reliance.behind.swap(true, Ordering::AcqRel);
-        if first && let Err(error) = files::replace(&self.reliance.marker, b"a version was found bad here\n", 0o644) {
+        if first && let Err(error) = files::replace(&self.reliance.marker, b"this node has lost something that it acknowledged\n", 0o644) {
             tracing::error!(%error, "cannot remember that this node is behind");
         }
         self.begin_alone();

@@ -20,6 +20,9 @@ use std::{
 /// Words of [`Refusal::Backwards`], by which the refused node knows what it is accused of.
 pub const WENT_BACKWARDS: &str = "log went backwards";
 
+/// Words of [`Refusal::Superseded`], by which the refused node knows that it has missed something.
+pub const SUPERSEDED: &str = "other disks have answered to this node's name";
+
 /// Words by which a node learns that the others' layout has taken it out of service.
 pub const OUT_OF_SERVICE: &str = "out of service";
 
@@ -64,6 +67,10 @@ pub enum Refusal {
         /// How far it reaches.
         now: LogEnd,
     },
+    /// Disks that return, or that nobody here has met, and that call themselves complete: what others acknowledged under this
+    /// name meanwhile is not on them (rule 3).
+    #[error("{SUPERSEDED}: it has to compare itself with the others before its word counts, and does so by itself")]
+    Superseded,
 }
 
 /// What a claim that was accepted changed.
@@ -104,12 +111,12 @@ impl Remembered {
         (!over).then_some(&refused.why)
     }
 
-    /// Hears a peer speak of itself. `now` is monotonic.
+    /// Hears a peer speak of itself. `behind`: it says that it is catching up. `now` is monotonic.
     ///
     /// # Errors
     /// Why it is not believed.
-    pub fn hear(&mut self, claim: Claim, now: Duration) -> Result<Accepted, Refusal> {
-        let accepted = self.judge(&claim).inspect_err(|why| {
+    pub fn hear(&mut self, claim: Claim, behind: bool, now: Duration) -> Result<Accepted, Refusal> {
+        let accepted = self.judge(&claim, behind).inspect_err(|why| {
             self.refused = Some(Refused { why: why.clone(), boot: claim.boot, at: now });
         })?;
         self.accept(claim, accepted);
@@ -122,7 +129,7 @@ impl Remembered {
         }
     }
 
-    fn judge(&self, claim: &Claim) -> Result<Accepted, Refusal> {
+    fn judge(&self, claim: &Claim, behind: bool) -> Result<Accepted, Refusal> {
         let Some(last) = &self.last else { return Ok(Accepted::First) };
         // A log that went backwards grows again: that does not bring back what it forgot.
         if let Some(Refused { why: why @ Refusal::Backwards { .. }, boot, .. }) = &self.refused
@@ -137,7 +144,7 @@ impl Remembered {
             return Err(Refusal::TwoInstances { older: claim.boot, newer: last.boot });
         }
         if claim.incarnation != last.incarnation {
-            return Ok(Accepted::NewIncarnation);
+            return if behind { Ok(Accepted::NewIncarnation) } else { Err(Refusal::Superseded) };
         }
         // A directory that is no longer named has failed, which the peer reports itself.
         let backwards = last.positions.iter().find_map(|(directory, before)| {
@@ -316,41 +323,55 @@ mod tests {
     #[test]
     fn rule_19_a_restart_that_remembers_is_accepted() {
         let mut peer = Remembered::default();
-        assert_eq!(peer.hear(claim(1, 1, (3, 50)), NOW), Ok(Accepted::First));
-        assert_eq!(peer.hear(claim(1, 1, (3, 40)), NOW), Ok(Accepted::Same), "overtaken by a later message");
-        assert_eq!(peer.hear(claim(1, 2, (3, 50)), NOW), Ok(Accepted::NewBoot));
-        assert_eq!(peer.hear(claim(1, 3, (4, 0)), NOW), Ok(Accepted::NewBoot));
+        assert_eq!(peer.hear(claim(1, 1, (3, 50)), false, NOW), Ok(Accepted::First));
+        assert_eq!(peer.hear(claim(1, 1, (3, 40)), false, NOW), Ok(Accepted::Same), "overtaken by a later message");
+        assert_eq!(peer.hear(claim(1, 2, (3, 50)), false, NOW), Ok(Accepted::NewBoot));
+        assert_eq!(peer.hear(claim(1, 3, (4, 0)), false, NOW), Ok(Accepted::NewBoot));
     }
 
     #[test]
     fn rule_19_a_log_that_went_backwards_is_refused_until_the_node_joins_anew() {
         let mut peer = Remembered::default();
-        peer.hear(claim(1, 1, (3, 50)), NOW).unwrap();
+        peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
         let refusal = Refusal::Backwards { directory: DISK, before: (3, 50), now: (3, 49) };
-        assert_eq!(peer.hear(claim(1, 2, (3, 49)), NOW), Err(refusal.clone()));
+        assert_eq!(peer.hear(claim(1, 2, (3, 49)), false, NOW), Err(refusal.clone()));
         assert_eq!(peer.refusal(NOW * 1000), Some(&refusal), "time does not heal it");
-        assert_eq!(peer.hear(claim(1, 2, (9, 0)), NOW), Err(refusal.clone()), "nor does new data");
+        assert_eq!(peer.hear(claim(1, 2, (9, 0)), false, NOW), Err(refusal.clone()), "nor does new data");
         assert!(refusal.to_string().contains("empty its directories"));
-        assert_eq!(peer.hear(claim(2, 3, (0, 0)), NOW), Ok(Accepted::NewIncarnation));
+        assert_eq!(peer.hear(claim(2, 3, (0, 0)), true, NOW), Ok(Accepted::NewIncarnation));
         assert_eq!(peer.refusal(NOW), None);
     }
 
     #[test]
     fn rule_19_two_live_instances_of_one_name_are_refused() {
         let mut peer = Remembered::default();
-        peer.hear(claim(1, 1, (1, 0)), NOW).unwrap();
-        peer.hear(claim(1, 2, (1, 0)), NOW).unwrap();
-        assert!(matches!(peer.hear(claim(1, 1, (1, 0)), NOW), Err(Refusal::TwoInstances { .. })));
-        assert!(peer.hear(claim(1, 2, (1, 0)), NOW).is_err(), "nor is the other believed");
-        assert_eq!(peer.hear(claim(1, 2, (1, 0)), NOW + limits::TWO_INSTANCES), Ok(Accepted::Same), "the other one has ended");
+        peer.hear(claim(1, 1, (1, 0)), false, NOW).unwrap();
+        peer.hear(claim(1, 2, (1, 0)), false, NOW).unwrap();
+        assert!(matches!(peer.hear(claim(1, 1, (1, 0)), false, NOW), Err(Refusal::TwoInstances { .. })));
+        assert!(peer.hear(claim(1, 2, (1, 0)), false, NOW).is_err(), "nor is the other believed");
+        assert_eq!(peer.hear(claim(1, 2, (1, 0)), false, NOW + limits::TWO_INSTANCES), Ok(Accepted::Same), "the other one has ended");
+    }
+
+    #[test]
+    fn rule_3_other_disks_under_a_known_name_are_believed_only_while_they_catch_up() {
+        let mut peer = Remembered::default();
+        peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        assert_eq!(peer.hear(claim(2, 2, (0, 0)), true, NOW), Ok(Accepted::NewIncarnation));
+        assert_eq!(peer.hear(claim(2, 2, (1, 0)), false, NOW), Ok(Accepted::Same), "it has caught up");
+        // The disks that were replaced come back, and do not know that they were.
+        assert_eq!(peer.hear(claim(1, 3, (3, 50)), false, NOW), Err(Refusal::Superseded));
+        assert_eq!(peer.refusal(NOW), Some(&Refusal::Superseded));
+        assert_eq!(peer.hear(claim(1, 3, (3, 50)), true, NOW), Ok(Accepted::NewIncarnation), "they were told");
+        assert_eq!(peer.refusal(NOW), None);
+        assert_eq!(peer.hear(claim(1, 3, (3, 60)), false, NOW), Ok(Accepted::Same));
     }
 
     #[test]
     fn rule_19_a_directory_that_failed_is_no_step_backwards() {
         let mut peer = Remembered::default();
-        peer.hear(claim(1, 1, (3, 50)), NOW).unwrap();
+        peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
         let without = Claim { positions: BTreeMap::new(), ..claim(1, 2, (0, 0)) };
-        assert_eq!(peer.hear(without, NOW), Ok(Accepted::NewBoot));
+        assert_eq!(peer.hear(without, false, NOW), Ok(Accepted::NewBoot));
     }
 
     #[test]
@@ -358,8 +379,8 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         assert_eq!(load(state.path()).unwrap(), Memory::new());
         let mut peer = Remembered { last_heard: Some(UnixMillis(7)), ..Remembered::default() };
-        peer.hear(claim(1, 1, (3, 50)), NOW).unwrap();
-        peer.hear(claim(1, 2, (3, 60)), NOW).unwrap();
+        peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        peer.hear(claim(1, 2, (3, 60)), false, NOW).unwrap();
         let memory = Memory::from([("warsaw".to_owned(), peer)]);
         save(state.path(), &memory).unwrap();
         assert_eq!(load(state.path()).unwrap(), memory);

@@ -90,6 +90,7 @@ pub struct Peers {
     changes: watch::Sender<u64>,
     remember: Notify,
     stale: AtomicBool,
+    superseded: AtomicBool,
 }
 
 impl fmt::Debug for Peers {
@@ -164,6 +165,7 @@ impl Peers {
             changes: watch::Sender::new(0),
             remember: Notify::new(),
             stale: AtomicBool::new(false),
+            superseded: AtomicBool::new(false),
         };
         peers.renew()?;
         Ok(Arc::new(peers))
@@ -338,6 +340,12 @@ impl Peers {
     /// Whether a peer remembers more of this node's log than there is: an old copy was restored, and its answers prove nothing.
     pub fn is_stale(&self) -> bool {
         self.stale.load(Ordering::Acquire)
+    }
+
+    /// Whether a peer has said, since this was last asked, that it met other disks under this node's name: what they
+    /// acknowledged is not here.
+    pub fn was_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Acquire) && self.superseded.swap(false, Ordering::AcqRel)
     }
 
     /// Changes whenever a peer's state, usability, run, or what it says about catching up or taking writes does; and when a

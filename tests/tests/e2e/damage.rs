@@ -245,6 +245,61 @@ fn rule_19_a_known_directory_that_is_missing_is_a_failed_disk() {
     });
 }
 
+/// Moves what a node holds and remembers elsewhere, or back.
+fn shelve(cluster: &Cluster, from: &str, to: &str) {
+    let folder = cluster.node("warsaw").folder();
+    for name in ["data", "state"] {
+        fs::rename(folder.join(format!("{name}{from}")), folder.join(format!("{name}{to}"))).unwrap();
+    }
+}
+
+#[test]
+fn rule_3_disks_that_come_back_after_others_took_their_place_prove_no_absence() {
+    let mut cluster = Cluster::three();
+    cluster.bucket("back", &[]);
+    let mut chance = data::chance(data::seed());
+    let before = Known::put(&cluster.afar(), &mut chance, "back/before", 100_000);
+    cluster.wait_state("safe");
+    cluster.node_mut("warsaw").stop();
+    shelve(&cluster, "", ".old");
+    cluster.node_mut("warsaw").start();
+    cluster.wait_formed();
+    cluster.wait_state("safe");
+    // Acknowledged by Warsaw's new disks, for it is the only far site.
+    let mut later: Vec<Known> =
+        (0..8).map(|n| Known::put(&cluster.afar_at(&["strasbourg"]), &mut chance, &format!("back/{n}"), 3_000)).collect();
+    for name in ["strasbourg", "warsaw"] {
+        cluster.node_mut(name).stop();
+    }
+    shelve(&cluster, "", ".new");
+    shelve(&cluster, ".old", "");
+    cluster.node_mut("warsaw").start();
+    let (roubaix, warsaw) = (cluster.afar_at(&["roubaix"]), cluster.afar_at(&["warsaw"]));
+    until("the others have noticed", SETTLE_MAX, || {
+        let log = cluster.node("warsaw").log();
+        if log.contains("other disks have answered to this node's name") { Ok(()) } else { Err(cluster.node("warsaw").log_end()) }
+    });
+    // They work together all the same.
+    let content = data::bytes(&mut chance, 3_000);
+    until("Roubaix and Warsaw take writes", SETTLE_MAX, || {
+        let ran = roubaix.run_with_input(&["put", "--json", "-", "back/after"], &content);
+        if ran.code == 0 { Ok(()) } else { Err(ran.to_string()) }
+    });
+    for known in &later {
+        // Strasbourg may hold them, with the disks that Warsaw had: without it nobody knows.
+        for door in [&roubaix, &warsaw] {
+            let ran = door.run(&["cat", &known.at]);
+            assert!(ran.code == 14 || ran.code == 0 && ran.stdout == known.content, "{ran}");
+        }
+    }
+    cluster.node_mut("strasbourg").start();
+    cluster.wait_state("safe");
+    later.extend([before, Known { at: "back/after".into(), content }]);
+    for known in &later {
+        known.must_be_at(&warsaw);
+    }
+}
+
 #[test]
 fn rule_19_two_processes_never_share_a_directory() {
     let cluster = Cluster::two();

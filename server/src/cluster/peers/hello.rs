@@ -154,6 +154,9 @@ impl Peers {
                 if [memory::WENT_BACKWARDS, memory::OUT_OF_SERVICE].iter().any(|words| status.message().contains(words)) {
                     self.stale.store(true, Ordering::Release);
                 }
+                if status.message().contains(memory::SUPERSEDED) && !self.superseded.swap(true, Ordering::AcqRel) {
+                    tracing::warn!(peer = slot.name, "{}: what they took is fetched before this node's word counts", memory::SUPERSEDED);
+                }
                 self.change(node, slot, |record| {
                     record.pulse.answered(round_trip);
                     record.refuses_us = true;
@@ -199,7 +202,7 @@ impl Peers {
                 record.missed = None;
             }
             let now = self.clock.monotonic();
-            let accepted = checked.and_then(|claim| Ok(record.remembered.hear(claim, now)?));
+            let accepted = checked.and_then(|claim| Ok(record.remembered.hear(claim, said.catching_up, now)?));
             match &accepted {
                 Ok(accepted) => {
                     record.refuses_us &= measured.is_none();

@@ -143,6 +143,8 @@ impl World {
         };
         let service = v1::peer_server::PeerServer::new(OnlyHello(Arc::clone(&peers)));
         door.serve(listener, Routes::default(), Routes::new(service));
+        // Other disks than the node's first know that they lack something.
+        peers.set_self_state(move |state| state.catching_up = u16::from(disks) != index + 1);
         peers.start();
         Chassis { peers, lifecycle, state, folder, identity }
     }
