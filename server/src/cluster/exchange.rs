@@ -182,7 +182,7 @@ impl Node {
             views.iter().all(|view| view.as_ref().is_some_and(|view| same(view) && flag(view)))
         };
         let drained = self.layouts.is_drained() && all(&|view| view.layout_drained);
-        if drained && self.layouts.note_all_drained() {
+        if drained && self.layouts.note_all_drained(layout.hash()) {
             // What is compared from now on counts.
             self.poke();
         }

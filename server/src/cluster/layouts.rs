@@ -350,18 +350,19 @@ impl Layouts {
 
     fn replace(&self, chapters: Vec<Arc<Chapter>>) {
         let Some(newest) = chapters.last().cloned() else { return };
+        // Held throughout: nobody may see the new layout and what was noted of the one before.
+        let mut progress = self.progress.lock();
         let changed = newest.layout.hash() != self.current().hash();
         let all_drained = !changed && self.open.load().all_drained.load(Ordering::Acquire);
         let before = self.open.swap(Arc::new(Open::new(chapters, all_drained)));
         self.current.store(Arc::clone(&newest.layout));
         if changed {
             self.applied.store(newest.document.made.0, Ordering::Release);
-            let mut progress = self.progress.lock();
             progress.former.retain(|token| token.strong_count() > 0);
             progress.former.push(Arc::downgrade(&before.token));
             (progress.all_drained, progress.compared) = (None, BTreeSet::new());
         }
-        drop(before);
+        drop((before, progress));
         self.changes.send_modify(|count| *count += 1);
     }
 
@@ -477,11 +478,11 @@ impl Layouts {
         others.is_empty() || progress.all_drained.is_some() && others.iter().all(|other| progress.compared.contains(other))
     }
 
-    /// Every member was heard to write by the current layout. Answers whether that is news: once true it stays so, for what
-    /// begins later begins by the current layout.
-    pub fn note_all_drained(&self) -> bool {
+    /// Every member was heard to write by this layout, which counts if it is still the current one. Answers whether that is
+    /// news: once true it stays so, for what begins later begins by the current layout.
+    pub fn note_all_drained(&self, layout: &LayoutHash) -> bool {
         let mut progress = self.progress.lock();
-        let news = progress.all_drained.is_none();
+        let news = progress.all_drained.is_none() && self.current().hash() == layout;
         if news {
             progress.all_drained = Some(Instant::now());
             self.open.load().all_drained.store(true, Ordering::Release);
@@ -761,7 +762,8 @@ mod tests {
         let (current, others) = (*layouts.current().hash(), [NodeIndex(1), NodeIndex(2)]);
         layouts.note_compared(NodeIndex(1), Instant::now(), &current);
         let too_early = Instant::now();
-        assert!(layouts.note_all_drained() && !layouts.note_all_drained());
+        assert!(!layouts.note_all_drained(&[0; 32]), "they write by another layout, which has been replaced");
+        assert!(layouts.note_all_drained(&current) && !layouts.note_all_drained(&current));
         layouts.note_compared(NodeIndex(1), too_early, &current);
         layouts.note_compared(NodeIndex(2), Instant::now(), &current);
         layouts.note_compared(NodeIndex(1), Instant::now(), &[0; 32]);

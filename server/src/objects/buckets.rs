@@ -175,20 +175,18 @@ impl Bucket {
         nodes
     }
 
-    fn asked(&self, view: &View) -> Vec<NodeIndex> {
-        view.eligible().into_iter().filter(|node| !self.is_lost(*node)).collect()
-    }
-
-    /// Whether these answers settle what is and what is not, under every open layout (rules 3 and 21).
+    /// Whether these answers settle what is and what is not, under every open layout (rules 3 and 21). Who has been lost since
+    /// may have acknowledged with any of those who are silent now, so under older layouts it counts, as one who never answers:
+    /// until those are closed, when everybody else has everything.
     pub fn covers(&self, answered: &[NodeIndex]) -> bool {
-        self.views().all(|view| coverage::covers(&view.policy, &view.layout, &self.asked(view), answered))
+        self.views().all(|view| coverage::covers(&view.policy, &view.layout, &view.eligible(), answered))
     }
 
     /// The fewest of these (nearest first) whose answers cover.
     pub fn to_ask(&self, nearest_first: &[NodeIndex]) -> Option<Vec<NodeIndex>> {
         let mut asked: Vec<NodeIndex> = Vec::new();
         for view in self.views() {
-            for node in coverage::to_ask(&view.policy, &view.layout, &self.asked(view), nearest_first)? {
+            for node in coverage::to_ask(&view.policy, &view.layout, &view.eligible(), nearest_first)? {
                 if !asked.contains(&node) {
                     asked.push(node);
                 }

@@ -136,6 +136,8 @@ impl std::fmt::Debug for Commit<'_> {
 #[derive(Default)]
 struct Round {
     durable: Vec<NodeIndex>,
+    /// Whose word counts on whether there is a newer version.
+    answered: Vec<NodeIndex>,
     newest: Stamp,
     existing: Option<VersionEntry>,
     deduplicated: bool,
@@ -156,7 +158,8 @@ impl Commit<'_> {
         let mut anywhere = false;
         let mut last_failure = String::new();
         let mut full: Option<String> = None;
-        let mut known: Vec<NodeIndex> = Vec::new();
+        // Of the round before: who holds this version already, and whose word counts.
+        let (mut known, mut heard): (Vec<NodeIndex>, Vec<NodeIndex>) = Default::default();
         let mut superseded: Vec<(Stamp, RecordId, Vec<NodeIndex>)> = Vec::new();
         for _ in 0..limits::COMMIT_ROUNDS {
             let chosen = targets(node, self.bucket, partition, &self.excluded).map_err(|error| match full.take() {
@@ -166,7 +169,7 @@ impl Commit<'_> {
             })?;
             let record = Record::new(RecordKind::Version, self.bucket.id, (self.body)(stamp));
             let own: Vec<RecordId> = superseded.iter().map(|(_, id, _)| *id).chain([record.id()]).collect();
-            let mut round = self.send(node, &record, &chosen, known.clone(), &own).await?;
+            let mut round = self.send(node, &record, &chosen, (known.clone(), heard.clone()), &own).await?;
             anywhere |= !round.durable.is_empty();
             if let Some(existing) = round.existing.take() {
                 // Whoever had not heard of the earlier attempt has stored this one: it must not shadow what came between.
@@ -179,6 +182,7 @@ impl Commit<'_> {
                 superseded.push((stamp, record.id(), chosen.nodes.clone()));
                 stamp = node.tick().max(Stamp::from_u64(round.newest.as_u64().saturating_add(1)));
                 known.clear();
+                heard.clear();
                 continue;
             }
             if self.is_met(node, &round.durable, &chosen) {
@@ -198,6 +202,7 @@ impl Commit<'_> {
             }
             full = full.or_else(|| round.failures.iter().find(|failure| failure.is_full()).map(ToString::to_string));
             last_failure = join(&round.failures);
+            heard = round.answered.into_iter().filter(|node| round.durable.contains(node)).collect();
             known = round.durable;
         }
         Err(self.after(anywhere, ObjectError::unavailable("too many attempts"), &last_failure))
@@ -225,7 +230,7 @@ impl Commit<'_> {
         node: &Arc<Node>,
         record: &Record,
         chosen: &Targets,
-        known: Vec<NodeIndex>,
+        (known, heard): (Vec<NodeIndex>, Vec<NodeIndex>),
         own: &[RecordId],
     ) -> Result<Round, ObjectError> {
         let partition = self.bucket.version_partition(self.key);
@@ -252,10 +257,9 @@ impl Commit<'_> {
                 self.ask(node, witness, &mut tasks);
             }
         }
-        let mut round = Round { durable: known.clone(), deduplicated: true, ..Round::default() };
-        let mut answered = known;
+        let mut round = Round { durable: known, answered: heard, deduplicated: true, ..Round::default() };
         loop {
-            let complete = queued || self.bucket.covers(&answered);
+            let complete = queued || self.bucket.covers(&round.answered);
             let durable = self.is_met(node, &round.durable, chosen);
             if complete && durable {
                 // The copies beyond the level go on in the background; what fails is found by anti-entropy.
@@ -263,7 +267,7 @@ impl Commit<'_> {
                 return Ok(round);
             }
             match tasks.join_next().await {
-                Some(Ok((from, answer))) => self.take(from, answer, &mut round, &mut answered, own),
+                Some(Ok((from, answer))) => self.take(from, answer, &mut round, own),
                 Some(Err(_)) => {}
                 None if complete || !durable => return Ok(round),
                 None => {
@@ -271,7 +275,8 @@ impl Commit<'_> {
                     let others: Vec<NodeIndex> = eligible.iter().copied().filter(|n| !asked.contains(n) && node.answers(*n)).collect();
                     if others.is_empty() {
                         let layout = node.layout();
-                        let silent: Vec<&str> = eligible.iter().filter(|n| !answered.contains(n)).map(|n| layout.node_name(*n)).collect();
+                        let silent: Vec<&str> =
+                            eligible.iter().filter(|n| !round.answered.contains(n)).map(|n| layout.node_name(*n)).collect();
                         let why = format!("too few nodes answer to know whether a newer version exists (silent: {})", silent.join(", "));
                         return Err(ObjectError::maybe(why));
                     }
@@ -289,10 +294,12 @@ impl Commit<'_> {
         tasks.spawn(async move { (witness, Answer::Witnessed(versions::ask(&asker, witness, &bucket, &key).await)) });
     }
 
-    fn take(&mut self, from: NodeIndex, answer: Answer, round: &mut Round, answered: &mut Vec<NodeIndex>, own: &[RecordId]) {
+    fn take(&mut self, from: NodeIndex, answer: Answer, round: &mut Round, own: &[RecordId]) {
         match answer {
             Answer::Copied(Ok(Some(copied))) => {
-                answered.push(from);
+                if !copied.catching_up {
+                    round.answered.push(from);
+                }
                 if copied.durable {
                     round.durable.push(from);
                 }
@@ -308,7 +315,7 @@ impl Commit<'_> {
                 round.failures.push(failure);
             }
             Answer::Witnessed(Some(entries)) => {
-                answered.push(from);
+                round.answered.push(from);
                 round.newest = round.newest.max(entries.first().map(|entry| entry.stamp).unwrap_or_default());
                 let earlier = entries.into_iter().find(|entry| entry.upload == self.upload && !own.contains(&entry.id));
                 round.existing = round.existing.take().or(earlier);

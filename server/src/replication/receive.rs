@@ -263,6 +263,7 @@ fn numbers(versions: &[u64]) -> String {
 struct Arrived {
     record: Record,
     newest_stamp: Stamp,
+    catching_up: bool,
     same_upload: Option<VersionEntry>,
     same_name: Option<BucketId>,
 }
@@ -273,7 +274,7 @@ impl Arrived {
     }
 
     fn of(node: &Node, record: Record, purpose: Purpose, supersedes: &[RecordId]) -> Result<Self, Failure> {
-        let mut arrived = Self { record, newest_stamp: Stamp::ZERO, same_upload: None, same_name: None };
+        let mut arrived = Self { record, newest_stamp: Stamp::ZERO, catching_up: false, same_upload: None, same_name: None };
         arrived.may_be_here(node, purpose)?;
         match arrived.record.kind() {
             RecordKind::Version if purpose != Purpose::Repair => arrived.look_up_key(node, supersedes)?,
@@ -309,6 +310,7 @@ impl Arrived {
             .store
             .versions(&version.bucket, &version.key, limits::VERSIONS_PER_KEY)
             .map_err(|error| Failure::new("not_ready", error))?;
+        self.catching_up = node.is_catching_up();
         self.newest_stamp = entries.first().map_or(version.stamp, |newest| newest.stamp.max(version.stamp));
         let earlier =
             |entry: &VersionEntry| entry.upload == version.upload && entry.id != self.record.id() && !supersedes.contains(&entry.id);
@@ -332,7 +334,8 @@ impl Arrived {
     }
 
     fn copied(self, durable: bool, deduplicated: bool) -> Copied {
-        Copied { durable, deduplicated, newest_stamp: self.newest_stamp, same_upload: self.same_upload, same_name: self.same_name }
+        let Self { newest_stamp, catching_up, same_upload, same_name, .. } = self;
+        Copied { durable, deduplicated, newest_stamp, catching_up, same_upload, same_name }
     }
 }
 
@@ -344,6 +347,7 @@ fn stored_record(id: Option<RecordId>, outcome: Result<Copied, Failure>) -> v1::
             durable: copied.durable,
             deduplicated: copied.deduplicated,
             newest_stamp: copied.newest_stamp.as_u64(),
+            catching_up: copied.catching_up,
             same_upload: copied.same_upload.as_ref().map(v1::VersionEntry::from),
             same_name: copied.same_name.map(|bucket| convert::bytes(bucket.as_bytes())),
             refused: None,

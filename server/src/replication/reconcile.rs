@@ -21,7 +21,7 @@ use afar_model::{
 use afar_proto::{convert, limits::PAGE_MAX, v1};
 use afar_store::{AppendClass, IdEntry, IdRange, VersionCursor, VersionRow};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -318,6 +318,7 @@ impl Round<'_> {
     async fn versions(&mut self) -> Result<bool, String> {
         let mut after: Option<VersionCursor> = None;
         let mut complete = true;
+        let behind = self.node.is_catching_up() && self.expected.is_none();
         loop {
             let (theirs, more) = self.their_versions(after.as_ref()).await?;
             let end = if more { theirs.last().map(VersionRow::cursor) } else { None };
@@ -326,9 +327,12 @@ impl Round<'_> {
                 rows.iter().map(|row| (name(row), row.entry.clone())).collect()
             };
             let (our_map, their_map) = (by_key(&ours), by_key(&theirs));
-            let (mut wanted, mut settled) = (Vec::new(), Vec::new());
+            let (mut wanted, mut settled, mut elsewhere) = (Vec::new(), Vec::new(), Vec::new());
             for row in &theirs {
                 let held = our_map.get(&name(row));
+                if held.is_none() && behind && self.may_have_stood_in(row) {
+                    elsewhere.push(row.clone());
+                }
                 if held.is_none() && self.version_assigned(self.node.me, row, false) {
                     wanted.push((name(row), 1024));
                 } else if held.is_some() && !self.version_assigned(self.peer, row, false) {
@@ -343,6 +347,9 @@ impl Round<'_> {
                     self.missing(name(row));
                 }
             }
+            let (only_here, unknown) = self.of_absent_holders(&elsewhere).await;
+            complete &= !unknown;
+            wanted.extend(only_here.into_iter().map(|key| (key, 1024)));
             complete &= self.pull(&wanted).await?;
             self.node.store.settle(settled);
             match end {
@@ -359,6 +366,43 @@ impl Round<'_> {
             let assigned = if by_any { bucket.assigned_by_any(partition) } else { bucket.assigned(partition) };
             assigned.contains(&node)
         })
+    }
+
+    /// Whether this node may have acknowledged a version that others are assigned, because one of them could not be reached.
+    fn may_have_stood_in(&mut self, row: &VersionRow) -> bool {
+        let eligible = self.node.buckets.get(&row.bucket).is_some_and(|bucket| bucket.eligible().contains(&self.node.me));
+        eligible && !self.version_assigned(self.node.me, row, false)
+    }
+
+    /// Of versions that this node is not assigned: those that one of their assigned holders lacks. What this node held when it
+    /// stood in for that one is among them, and without it this node's word would prove an absence falsely (rule 3). And
+    /// whether there are some of which that cannot be told now.
+    async fn of_absent_holders(&self, rows: &[VersionRow]) -> (Vec<RecordKey>, bool) {
+        let mut by_holders: BTreeMap<Vec<NodeIndex>, Vec<RecordKey>> = BTreeMap::new();
+        let (mut lacking, mut unknown) = (Vec::new(), false);
+        for row in rows {
+            let Some(bucket) = self.node.buckets.get(&row.bucket) else { continue };
+            let mut holders = bucket.assigned(bucket.version_partition(&row.key));
+            if holders.is_empty() {
+                // The bucket can be placed nowhere at present, so its versions may be anywhere.
+                lacking.push(name(row));
+                continue;
+            }
+            holders.retain(|holder| *holder != self.peer);
+            by_holders.entry(holders).or_default().push(name(row));
+        }
+        for (holders, keys) in by_holders {
+            for batch in keys.chunks(limits::PROVE_BATCH) {
+                for (key, proved) in batch.iter().zip(fetch::prove_all(self.node, &holders, batch).await) {
+                    if !proved.absent.is_empty() {
+                        lacking.push(*key);
+                    } else {
+                        unknown |= proved.holders.len() < holders.len();
+                    }
+                }
+            }
+        }
+        (lacking, unknown)
     }
 
     async fn their_versions(&self, after: Option<&VersionCursor>) -> Result<(Vec<VersionRow>, bool), String> {

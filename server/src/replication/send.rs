@@ -62,6 +62,8 @@ pub struct Copied {
     pub deduplicated: bool,
     /// For a version: the newest stamp that the holder knows for the key.
     pub newest_stamp: Stamp,
+    /// For a version: the holder is catching up, so that others may know a newer one.
+    pub catching_up: bool,
     /// For a version: another version of the same put.
     pub same_upload: Option<VersionEntry>,
     /// For a new bucket: another bucket of the same name.
@@ -145,6 +147,7 @@ fn checked(stored: &v1::StoredRecord, record: &Record) -> Result<Copied, LaneErr
         durable: stored.durable,
         deduplicated: stored.deduplicated,
         newest_stamp: Stamp::from_u64(stored.newest_stamp),
+        catching_up: stored.catching_up,
         same_upload,
         same_name: stored.same_name.as_ref().and_then(|id| convert::id("same_name", id).ok()),
     })

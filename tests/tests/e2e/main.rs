@@ -16,6 +16,8 @@ mod crashes;
 
 mod partitions;
 
+mod outages;
+
 mod prepared;
 
 mod lanes;
