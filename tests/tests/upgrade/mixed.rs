@@ -1,7 +1,7 @@
 //! A cluster that the earlier version made, and what must hold in it whoever runs what.
 use afar_model::record::RecordKey;
 use afar_tests::{
-    cluster::{Cluster, MADRID, STRASBOURG, Setup, WARSAW},
+    cluster::{Cluster, MADRID, Place, STRASBOURG, Setup, WARSAW},
     command::{Afar, Ran},
     data,
     limits::SETTLE_MAX,
@@ -15,8 +15,8 @@ use serde_json::Value;
 
 /// Fewer partitions than usual: an unoptimised planner is slow.
 const PARTITIONS: u32 = 256;
-/// In the order in which they are replaced. Each is far from the others: while one is replaced, the other two take writes.
-pub const NODES: [&str; 3] = ["strasbourg", "warsaw", "madrid"];
+/// Each is far from the others: while one is replaced, the other two take writes.
+pub const THREE: [Place; 3] = [STRASBOURG, WARSAW, MADRID];
 
 /// An object of whoever put it, and by which version.
 struct Put {
@@ -34,12 +34,17 @@ pub struct Mixed {
 }
 
 impl Mixed {
-    /// Three far-apart sites, made by the earlier client, of earlier nodes, with a bucket.
-    pub fn made_before() -> Self {
+    /// Made by the earlier client, of earlier nodes, with a bucket.
+    pub fn made_before(places: &[Place]) -> Self {
         let (before, today) = (Programs::before(), Programs::today());
-        let cluster = Setup::of(&[STRASBOURG, WARSAW, MADRID]).partitions(PARTITIONS).by(&before).start();
+        let cluster = Setup::of(places).partitions(PARTITIONS).by(&before).start();
         cluster.afar().by(&before).ok(&["bucket", "create", "kept"]);
         Self { cluster, before, today, chance: data::chance(data::seed()), objects: Vec::new() }
+    }
+
+    /// The nodes that run, in the order in which they are replaced.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.cluster.running()
     }
 
     /// Ends a node in order and starts it by another version; meanwhile neither client calls the cluster safe.
@@ -89,13 +94,13 @@ impl Mixed {
     #[track_caller]
     pub fn check(&mut self) {
         for client in [self.before.clone(), self.today.clone()] {
-            for node in NODES {
+            for node in self.names() {
                 let at = format!("kept/{}", self.objects.len());
                 self.put(&at, &[node], &client).expect(0);
             }
         }
         for client in [&self.before, &self.today] {
-            for node in NODES {
+            for node in self.names() {
                 let afar = self.cluster.afar_at(&[node]).by(client);
                 for object in &self.objects {
                     let read = afar.ok(&["cat", &object.at]);
@@ -119,16 +124,22 @@ impl Mixed {
 
     /// One that has lost all its copies is started again: nobody calls anything safe before it has them again.
     #[track_caller]
-    pub fn burn(&mut self, name: &str, witness: &Witness, records: &[RecordKey]) {
-        let runtime = wire::runtime();
-        assert!(runtime.block_on(witness.proves(name, records)).is_some_and(|held| !held.is_empty()), "{name} holds something");
+    pub fn burn(&mut self, name: &str, records: &[RecordKey]) {
+        let (witness, runtime) = (Witness::of(&self.cluster, "kept"), wire::runtime());
+        until(&format!("{name} holds something"), SETTLE_MAX, || match runtime.block_on(witness.proves(name, records)) {
+            Some(held) if !held.is_empty() => Ok(()),
+            held => Err(held),
+        });
         self.cluster.node_mut(name).burn();
         self.cluster.node_mut(name).start();
         for client in [&self.before, &self.today] {
             self.wait_safe(client);
-            // What was said a moment ago was true.
-            let (near, complete) = runtime.block_on(witness.not_far(records));
-            assert!(complete && near.is_empty(), "called safe, and {} of {} records are not: {near:?}", near.len(), records.len());
+            // What was said a moment ago was true. The witness may have to connect again, and then it does not know.
+            until("every node was asked", SETTLE_MAX, || {
+                let (near, complete) = runtime.block_on(witness.not_far(records));
+                assert!(near.is_empty(), "called safe, and {} of {} records are not: {near:?}", near.len(), records.len());
+                complete.then_some(()).ok_or("not every node answered")
+            });
         }
         self.cluster.wait_formed();
     }
