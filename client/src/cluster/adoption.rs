@@ -55,8 +55,8 @@ impl Adoption {
                 .hint("put each node's folder there (afard.toml and cluster.secret are needed), as `afar cluster init` did"));
         };
         // A key that is not here any more must not be made anew in its place.
-        let has = |name: &str| folder.join(name).join("custodian.key").exists();
-        if !file.custodians.is_empty() && !(has("layout") && has("recovery")) {
+        let lacks = |name: &str| !folder.join(name).join("custodian.key").exists();
+        if !file.custodians.is_empty() && (lacks("layout") || lacks("recovery")) {
             return Err(Error::usage("the nodes' files name custodians, and this folder lacks keys of theirs")
                 .hint("use the folder that holds it, or make one with a second key: see `afar cluster recover --help`"));
         }
@@ -234,6 +234,17 @@ mod tests {
         assert!(Adoption::read(&root).is_err());
         fs::remove_file(root.join("ca/ca.key")).unwrap();
         assert!(Adoption::read(&root).unwrap_err().message().contains("ca.key"));
+    }
+
+    #[test]
+    fn a_key_that_nodes_know_and_this_folder_lacks_is_not_made_anew() {
+        let (_folder, root) = made_before();
+        Adoption::read(&root).unwrap().write().unwrap();
+        for gone in ["cluster.toml", "recovery/custodian.key"] {
+            fs::remove_file(root.join(gone)).unwrap();
+        }
+        assert!(Adoption::read(&root).unwrap_err().message().contains("lacks keys"));
+        assert!(!root.join("recovery/custodian.key").exists());
     }
 
     #[test]

@@ -721,10 +721,10 @@ mod tests {
         };
         // As an earlier version's configuration has it: nobody changes anything.
         let layouts = with(Vec::new());
-        let second = operator.child(&layouts.chapter(), "second");
-        let refused = layouts.offer(&second).unwrap_err().to_string();
+        let refused = layouts.offer(&operator.child(&layouts.chapter(), "second")).unwrap_err().to_string();
         assert!(refused.contains("custodians in every node's configuration"), "{refused}");
-        assert_eq!(with(vec![operator.public()]).offer(&second), Ok(Offered::Applied));
+        let layouts = with(vec![operator.public()]);
+        assert_eq!(layouts.offer(&operator.child(&layouts.chapter(), "second")), Ok(Offered::Applied));
         for later in [Vec::new(), vec![other.public()]] {
             let layouts = with(later);
             assert_eq!((open(&layouts), layouts.history()[0].document.custodians.clone()), (vec![1, 2], vec![operator.public()]));
