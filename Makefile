@@ -9,7 +9,10 @@ JOBS ?= $(shell nproc)
 CARGO := cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help demo build test tools fmt clippy unit doc layers test-root test-net bench bench-quick deny
+# The last commit whose layouts could not change: what `make test-upgrade` sets beside today's.
+BEFORE ?= 6209b9b
+
+.PHONY: help demo build test tools fmt clippy unit doc layers test-root test-net test-upgrade bench bench-quick deny
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -73,6 +76,21 @@ test-root: ## The tests that need root: a full disk, on a small tmpfs
 test-net: ## The tests that need root for machines of their own: sites cut, joined, drained, burnt, in network namespaces
 	@$(CARGO) build --locked --workspace
 	AFAR_TEST_NET=1 $(CARGO) test --locked -p afar-tests --test net -- --test-threads 2
+
+# The earlier version is built from its own files in a target folder of its own: once, which takes some minutes.
+test-upgrade: ## The tests that need an earlier version: nodes and clients of that and of today's serve one cluster
+	@if ! git cat-file -e '$(BEFORE)^{commit}' 2>/dev/null; then
+	  echo "make: commit $(BEFORE) is not here: this clone is shallow; \`git fetch --unshallow\` brings it" >&2; exit 2
+	fi
+	before=$(CURDIR)/target/before/$(BEFORE)
+	if [ ! -e "$$before/source/Cargo.toml" ]; then
+	  rm -rf "$$before/source"; mkdir -p "$$before/unpacked"
+	  git archive '$(BEFORE)' | tar -x -C "$$before/unpacked"
+	  mv "$$before/unpacked" "$$before/source"
+	fi
+	(cd "$$before/source" && CARGO_TARGET_DIR="$$before" $(CARGO) build --locked -p afar -p afard)
+	$(CARGO) build --locked --workspace
+	AFAR_TEST_BEFORE="$$before/debug" $(CARGO) test --locked -p afar-tests --test upgrade -- --ignored --test-threads 2
 
 bench: build ## The benchmark suite: every figure beside the machine's own floor (some minutes)
 	@$(CARGO) run --release --locked -p afar-tests --bin bench --

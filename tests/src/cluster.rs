@@ -4,7 +4,7 @@ use crate::{
     command::Afar,
     limits::{LOG_LINES, SETTLE_MAX, START_MAX, STOP_MAX},
     network::Network,
-    programs,
+    programs::Programs,
     wait::until,
 };
 use afar::Config;
@@ -47,8 +47,9 @@ pub const MADRID: Place = Place { name: "madrid", latitude: 40.4168, longitude: 
 pub const TWO: [Place; 2] = [STRASBOURG, WARSAW];
 
 /// How a cluster is made.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Setup {
+    programs: Programs,
     places: Vec<Place>,
     edits: Vec<(String, toml::Value)>,
     through_network: bool,
@@ -60,7 +61,15 @@ pub struct Setup {
 impl Setup {
     /// One node at each of these.
     pub fn of(places: &[Place]) -> Self {
-        Self { places: places.to_vec(), ..Self::default() }
+        Self {
+            programs: Programs::today(),
+            places: places.to_vec(),
+            edits: Vec::new(),
+            through_network: false,
+            base: None,
+            host: None,
+            partitions: None,
+        }
     }
 
     /// Sets a value in every node's file: a path such as `limits.segment`.
@@ -81,6 +90,13 @@ impl Setup {
     #[must_use]
     pub const fn partitions(mut self, partitions: u32) -> Self {
         self.partitions = Some(partitions);
+        self
+    }
+
+    /// Made by the client of this version, and of nodes of it.
+    #[must_use]
+    pub fn by(mut self, programs: &Programs) -> Self {
+        self.programs = programs.clone();
         self
     }
 
@@ -119,8 +135,10 @@ impl Setup {
             arguments.extend(["--partitions".into(), partitions.to_string()]);
         }
         let home = folder.path().join("user");
-        Afar::new(&home, []).ok(&arguments);
-        let nodes = self.places.iter().zip(&addresses).map(|(place, address)| Node::new(place.name, place.name, *address, &root)).collect();
+        Afar::new(&home, []).by(&self.programs).ok(&arguments);
+        let mut nodes: Vec<Node> =
+            self.places.iter().zip(&addresses).map(|(place, address)| Node::new(place.name, place.name, *address, &root)).collect();
+        nodes.iter_mut().for_each(|node| node.run_by(&self.programs));
         let network = self.through_network.then(Network::new);
         let mut cluster = Cluster { nodes, network, root, home, folder, edits: self.edits, check_logs: true };
         cluster.write_files();
@@ -444,6 +462,7 @@ impl Drop for Cluster {
 /// One `afard`.
 #[derive(Debug)]
 pub struct Node {
+    programs: Programs,
     name: &'static str,
     site: &'static str,
     address: SocketAddr,
@@ -456,7 +475,8 @@ pub struct Node {
 impl Node {
     fn new(name: &'static str, site: &'static str, address: SocketAddr, root: &Path) -> Self {
         let folder = root.join("nodes").join(name);
-        Self { name, site, address, folder, child: None, environment: Vec::new(), arguments: Vec::new() }
+        let programs = Programs::today();
+        Self { programs, name, site, address, folder, child: None, environment: Vec::new(), arguments: Vec::new() }
     }
 
     /// Its name; the first node of a site has the site's.
@@ -530,6 +550,11 @@ impl Node {
         self.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     }
 
+    /// Which version it runs from its next start on.
+    pub fn run_by(&mut self, programs: &Programs) {
+        self.programs = programs.clone();
+    }
+
     /// Starts it and waits until it serves.
     pub fn start(&mut self) {
         self.spawn();
@@ -544,7 +569,7 @@ impl Node {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let _ = fs::remove_file(self.folder.join("pid"));
         let log = File::options().create(true).append(true).open(self.folder.join("log")).expect("a log");
-        let child = Command::new(programs::afard())
+        let child = Command::new(self.programs.afard())
             .arg("--config")
             .arg(self.folder.join("afard.toml"))
             .args(&self.arguments)

@@ -1,5 +1,5 @@
 //! The command line, as a user runs it: arguments and environment in, exit code and two streams out.
-use crate::{limits::COMMAND_MAX, programs};
+use crate::{limits::COMMAND_MAX, programs::Programs};
 use serde_json::Value;
 use std::{
     ffi::OsStr,
@@ -13,6 +13,7 @@ use std::{
 #[derive(Debug, Clone)]
 pub struct Afar {
     environment: Vec<(String, String)>,
+    programs: Programs,
 }
 
 /// What came of a command.
@@ -33,7 +34,7 @@ impl Afar {
     pub fn new(home: &Path, environment: impl IntoIterator<Item = (String, String)>) -> Self {
         let own = [("HOME", "home"), ("XDG_CONFIG_HOME", "config"), ("XDG_STATE_HOME", "state"), ("XDG_CACHE_HOME", "cache")];
         let own = own.into_iter().map(|(name, folder)| (name.to_owned(), home.join(folder).display().to_string()));
-        Self { environment: own.chain(environment).collect() }
+        Self { environment: own.chain(environment).collect(), programs: Programs::today() }
     }
 
     /// The same with another variable, or another value for one.
@@ -41,7 +42,14 @@ impl Afar {
         let mut environment = self.environment.clone();
         environment.retain(|(present, _)| present != name);
         environment.push((name.to_owned(), value.into()));
-        Self { environment }
+        Self { environment, programs: self.programs.clone() }
+    }
+
+    /// The same, by the client of this version.
+    #[must_use]
+    pub fn by(mut self, programs: &Programs) -> Self {
+        self.programs = programs.clone();
+        self
     }
 
     /// What a command would see.
@@ -50,7 +58,7 @@ impl Afar {
     }
 
     fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
-        let mut command = Command::new(programs::afar());
+        let mut command = Command::new(self.programs.afar());
         command.args(arguments).env_clear().envs(self.environment.iter().cloned());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command

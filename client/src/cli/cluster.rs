@@ -1,7 +1,7 @@
 //! `afar cluster`: the arguments; what is written is in [`crate::cluster`], what changes keys in [`super::rekey`].
 // Doc comments of arguments are their help texts: square brackets are syntax there, not links.
 #![allow(rustdoc::broken_intra_doc_links)]
-use super::{PolicyFlags, Session, policy, rekey, units};
+use super::{PolicyFlags, Session, adopt, policy, rekey, units};
 use crate::{
     cluster::{Blueprint, NodePlan, create},
     error::Error,
@@ -22,6 +22,8 @@ use std::path::PathBuf;
 pub enum Command {
     /// Make a certificate authority and a folder for each node
     Init(Init),
+    /// Give a cluster of an earlier version the keys that sign layouts
+    Adopt(adopt::Adopt),
     /// Replace the keys that a cluster rests on, while it serves
     Rekey(rekey::Rekey),
     /// Make an operator's folder anew, when it was lost or stolen
@@ -57,6 +59,7 @@ pub struct Init {
 pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error> {
     match command {
         Command::Init(arguments) => init(session, arguments),
+        Command::Adopt(arguments) => adopt::run(session, arguments).await,
         Command::Rekey(arguments) => rekey::run(session, arguments).await,
         Command::Recover(arguments) => rekey::recover(session, arguments).await,
     }
@@ -132,7 +135,7 @@ fn node(text: &str) -> Result<NodePlan, String> {
 }
 
 /// `HOST:PORT`, an IPv6 address in brackets.
-pub(super) fn address(text: &str) -> Result<(String, u16), String> {
+pub(crate) fn address(text: &str) -> Result<(String, u16), String> {
     let (host, port) = text.trim().rsplit_once(':').ok_or_else(|| format!("{text:?}: write HOST:PORT"))?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');

@@ -19,7 +19,7 @@ const GROUPS: [(&str, &str); 11] = [
     ("rm cp", "remove (recoverable for a while); copy within the cluster"),
     ("status doctor", "the state of the cluster; every node examines itself"),
     ("bucket key", "make, list and remove buckets and access keys"),
-    ("cluster", "make a new cluster, replace its keys, recover from a burnt laptop"),
+    ("cluster", "make or adopt a cluster, replace its keys, recover a burnt laptop"),
     ("node site", "add, drain, replace and remove nodes; retire and lose sites"),
     ("layout", "what the cluster is, was, and would be: plan, apply, roll back"),
     ("demo", "see it all on this machine: three sites, a fire, nothing lost"),

@@ -10,9 +10,11 @@ pub mod config;
 
 pub mod stop;
 
+mod adopt;
+
 mod bucket;
 
-mod cluster;
+pub(crate) mod cluster;
 mod layout;
 mod node;
 mod operate;

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use std::{
     fs,
     io::{IsTerminal as _, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 /// Options of every command that changes the layout.
@@ -52,22 +52,22 @@ pub struct Desk {
 /// Opens the folder and asks the cluster.
 pub async fn sit_down(options: &Options) -> Result<Desk, Error> {
     let mut operator = Operator::open(&options.dir)?;
-    let client = client(&operator)?;
+    let client = client(&options.dir, &operator.head()?.layout)?;
     let said = operator.refresh(&client).await?;
     Ok(Desk { operator, client, said })
 }
 
 /// A desk at a cluster that nobody has started yet.
 pub fn desk(operator: Operator) -> Result<Desk, Error> {
-    let client = client(&operator)?;
+    let client = client(operator.folder(), &operator.head()?.layout)?;
     Ok(Desk { operator, client, said: Vec::new() })
 }
 
-fn client(operator: &Operator) -> Result<Client, Error> {
-    let layout = &operator.head()?.layout;
+/// With the administrator's key of a folder, for every node of a layout.
+pub fn client(folder: &Path, layout: &Layout) -> Result<Client, Error> {
     let endpoints: Vec<String> = layout.members().filter_map(|node| layout.node(node)).map(|node| node.endpoint.clone()).collect();
-    let key = AdminKey::read(&operator.folder().join("client/admin.key"))?;
-    let ca = operator.folder().join("client/ca.crt");
+    let key = AdminKey::read(&folder.join("client/admin.key"))?;
+    let ca = folder.join("client/ca.crt");
     let ca_pem = fs::read(&ca).map_err(|error| Error::io(ca.display(), &error))?;
     let (access_key_id, secret_access_key) = (key.access_key_id, key.secret_access_key);
     Client::connect(&Config { endpoints, access_key_id, secret_access_key, ca_pem, rounds: limits::ROUNDS })

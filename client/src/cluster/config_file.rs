@@ -1,12 +1,22 @@
 //! A node's `afard.toml`, as the node reads it. Written by hand rather than derived, so that it explains itself to whoever
 //! opens it next.
-use super::init::{Blueprint, NodePlan};
+use super::{
+    durable,
+    init::{Blueprint, NodePlan, public_keys, toml_list},
+};
+use crate::{
+    cli::{config::read_bounded, units},
+    error::Error,
+    limits,
+};
 use afar_model::{
     document::PublicKey,
+    geo::Coordinates,
+    layout::{Duty, Site},
     policy::{DegradedWrites, Durability, Policy, VerifyDistance},
     units::Metres,
 };
-use std::fmt::Write as _;
+use std::{fmt::Write as _, path::Path};
 
 /// How a node's configuration says which layout it begins with.
 #[derive(Debug, Clone, Copy)]
@@ -121,8 +131,7 @@ fn write_layout(out: &mut String, plan: &Blueprint, custodians: &[PublicKey]) ->
         "\n# What the cluster begins with: the same on every node. Later layouts are signed, and nodes keep them themselves.\n[layout]"
     )?;
     writeln!(out, "version = 1\npartitions = {}", plan.partitions)?;
-    writeln!(out, "# Public keys of those who may change it.")?;
-    writeln!(out, "custodians = [{}]", custodians.iter().map(|key| quoted(&hex::encode(key))).collect::<Vec<_>>().join(", "))?;
+    write!(out, "{}", custodian_lines(custodians))?;
     for site in &plan.sites {
         writeln!(out, "\n[[layout.sites]]\nname = {}", quoted(&site.name))?;
         // With a decimal point, for TOML tells integers and floats apart.
@@ -133,9 +142,162 @@ fn write_layout(out: &mut String, plan: &Blueprint, custodians: &[PublicKey]) ->
     for node in &plan.nodes {
         writeln!(out, "\n[[layout.nodes]]\nname = {}\nsite = {}", quoted(&node.name), quoted(&node.site))?;
         writeln!(out, "endpoint = {}", quoted(&node.endpoint()))?;
-        writeln!(out, "capacity = \"{}\"", crate::cli::units::exact_bytes(node.capacity))?;
+        writeln!(out, "capacity = \"{}\"", units::exact_bytes(node.capacity))?;
     }
     Ok(())
+}
+
+/// What a node's file says under `[layout]` of those who may sign later ones.
+pub fn custodian_lines(custodians: &[PublicKey]) -> String {
+    format!("# Public keys of those who may change it.\ncustodians = {}\n", toml_list(custodians))
+}
+
+/// Names custodians in a node's file that names none; everything else in it stays as it is, comments included.
+///
+/// # Errors
+/// If the file has no line `[layout]`, names others, or cannot be written.
+pub fn name_custodians(path: &Path, custodians: &[PublicKey]) -> Result<(), Error> {
+    let by_hand = || {
+        let lines = custodian_lines(custodians);
+        Error::usage(format!("{}: where custodians are to be named is not found", path.display()))
+            .hint(format!("put this under [layout] yourself, and try again:\n{lines}"))
+    };
+    let present = NodeFile::read(path)?.custodians;
+    if present.as_slice() == custodians {
+        return Ok(());
+    }
+    let text = read_bounded(path, limits::CONFIG_BYTES_MAX)?;
+    let header = text.lines().position(|line| line.trim() == "[layout]").filter(|_| present.is_empty()).ok_or_else(by_hand)?;
+    let lines = text.lines().enumerate().flat_map(|(number, line)| {
+        let added = (number == header).then(|| custodian_lines(custodians));
+        [format!("{line}\n"), added.unwrap_or_default()]
+    });
+    durable::write(path, lines.collect::<String>().as_bytes(), durable::PUBLIC).map_err(|error| Error::io(path.display(), &error))?;
+    // What was meant is what a node will read, or nobody is told that it was done.
+    if NodeFile::read(path)?.custodians == custodians { Ok(()) } else { Err(by_hand()) }
+}
+
+/// What an operator's folder must know of a node's file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeFile {
+    /// What the cluster began with, and how buckets are kept unless they say otherwise.
+    pub plan: Blueprint,
+    /// Who may sign later layouts.
+    pub custodians: Vec<PublicKey>,
+}
+
+#[derive(serde::Deserialize)]
+struct FileText {
+    cluster: String,
+    #[serde(default)]
+    policy: toml::Table,
+    layout: LayoutText,
+}
+
+#[derive(serde::Deserialize)]
+struct LayoutText {
+    #[serde(default = "first_version")]
+    version: u64,
+    #[serde(default = "usual_partitions")]
+    partitions: u32,
+    #[serde(default)]
+    custodians: Vec<String>,
+    sites: Vec<SiteText>,
+    nodes: Vec<NodeText>,
+}
+
+const fn first_version() -> u64 {
+    1
+}
+
+const fn usual_partitions() -> u32 {
+    afar_model::limits::PARTITIONS_DEFAULT
+}
+
+#[derive(serde::Deserialize)]
+struct SiteText {
+    name: String,
+    latitude: f64,
+    longitude: f64,
+    #[serde(default)]
+    uncertainty_m: u64,
+    country: String,
+    #[serde(default)]
+    provider: String,
+}
+
+#[derive(serde::Deserialize)]
+struct NodeText {
+    name: String,
+    site: String,
+    endpoint: String,
+    capacity: toml::Value,
+}
+
+impl NodeFile {
+    /// Reads a node's file. What concerns that node alone is not looked at: the node does that.
+    ///
+    /// # Errors
+    /// If it cannot be understood.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let wrong = |why: String| Error::usage(format!("{}: {why}", path.display()));
+        let text = read_bounded(path, limits::CONFIG_BYTES_MAX)?;
+        let file: FileText = toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?;
+        if file.layout.version != 1 {
+            return Err(wrong(format!("[layout] has version {}, and a chain begins with 1", file.layout.version)));
+        }
+        let site = |site: SiteText| {
+            let coordinates = Coordinates::new(site.latitude, site.longitude).map_err(|error| wrong(error.to_string()))?;
+            let SiteText { name, uncertainty_m, country, provider, .. } = site;
+            Ok(Site { name, coordinates, uncertainty: Metres(uncertainty_m), country, provider, duty: Duty::Active })
+        };
+        let node = |node: NodeText| {
+            let (host, port) = address(&node.endpoint).map_err(&wrong)?;
+            let capacity = match &node.capacity {
+                toml::Value::Integer(bytes) => u64::try_from(*bytes).map_err(|_| wrong(format!("node {}: its capacity", node.name)))?,
+                value => units::parse_bytes(value.as_str().unwrap_or_default()).map_err(|error| wrong(error.message().to_owned()))?,
+            };
+            Ok(NodePlan { name: node.name, site: node.site, host, port, capacity })
+        };
+        Ok(Self {
+            custodians: public_keys(&file.layout.custodians).map_err(wrong)?,
+            plan: Blueprint {
+                cluster: file.cluster,
+                sites: file.layout.sites.into_iter().map(site).collect::<Result<_, Error>>()?,
+                nodes: file.layout.nodes.into_iter().map(node).collect::<Result<_, Error>>()?,
+                policy: whole_policy(file.policy).map_err(wrong)?,
+                partitions: file.layout.partitions,
+            },
+        })
+    }
+
+    /// In which part two nodes' files say different things of the cluster.
+    pub fn differs(&self, other: &Self) -> Option<&'static str> {
+        let digest = |file: &Self| file.plan.layout().ok().map(|layout| layout.digest());
+        let parts = [
+            ("cluster", self.plan.cluster == other.plan.cluster),
+            ("[policy]", self.plan.policy == other.plan.policy),
+            ("[layout]", digest(self).is_some() && digest(self) == digest(other)),
+            ("custodians", self.custodians == other.custodians),
+        ];
+        parts.into_iter().find(|(_, same)| !same).map(|(part, _)| part)
+    }
+}
+
+/// `https://HOST[:PORT]`, as a node's file has it.
+fn address(endpoint: &str) -> Result<(String, u16), String> {
+    let rest = endpoint.strip_prefix("https://").ok_or_else(|| format!("endpoint {endpoint:?}: is no https"))?;
+    crate::cli::cluster::address(rest.trim_end_matches('/'))
+}
+
+/// A `[policy]` with what it leaves to the program: a node reads it in the same way.
+fn whole_policy(mut said: toml::Table) -> Result<Policy, String> {
+    let usual: toml::Table = policy(&Blueprint::new("usual")).parse().map_err(|error: toml::de::Error| error.message().to_owned())?;
+    for (name, value) in usual.get("policy").and_then(toml::Value::as_table).into_iter().flatten() {
+        said.entry(name.as_str()).or_insert_with(|| value.clone());
+    }
+    let text: PolicyText = said.try_into().map_err(|error: toml::de::Error| format!("[policy]: {}", error.message()))?;
+    Ok(text.into())
 }
 
 #[cfg(test)]
@@ -159,5 +321,31 @@ mod tests {
         assert_eq!(value["layout"]["nodes"][0]["endpoint"].as_str(), Some("https://[::1]:7700"));
         assert_eq!(value["layout"]["nodes"][0]["capacity"].as_str(), Some("3TiB"));
         assert_eq!(value["policy"]["min_distance_km"].as_integer(), Some(700));
+        let (folder, key) = (tempfile::tempdir().unwrap(), [7; 32]);
+        let path = folder.path().join("afard.toml");
+        std::fs::write(&path, render(&plan, &node, LayoutSource::Inline(&[key]))).unwrap();
+        assert_eq!(NodeFile::read(&path).unwrap(), NodeFile { plan, custodians: vec![key] }, "and is read as it was written");
+    }
+
+    #[test]
+    fn custodians_are_named_where_there_were_none_and_the_rest_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("afard.toml");
+        let text = "cluster = \"c\"\n  [layout] # this line is not taken for the section\n";
+        std::fs::write(&path, text).unwrap();
+        assert!(name_custodians(&path, &[[7; 32]]).is_err());
+        let before = "cluster = \"c\"\n[limits]\nsegment = \"1MiB\" # ours\n[layout]\n# two sites\n";
+        let after = "[[layout.sites]]\nname = \"s\"\nlatitude = 48\nlongitude = 7\ncountry = \"FR\"\n[[layout.nodes]]\nname = \"n\"\n\
+                     site = \"s\"\nendpoint = \"https://[::1]:7700\"\ncapacity = 5\n";
+        std::fs::write(&path, format!("{before}{after}")).unwrap();
+        name_custodians(&path, &[[7; 32]]).unwrap();
+        let written = std::fs::read_to_string(&path).unwrap();
+        let line = custodian_lines(&[[7; 32]]);
+        assert_eq!(written, before.replace("[layout]\n", &format!("[layout]\n{line}")) + after);
+        name_custodians(&path, &[[7; 32]]).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), written, "once is enough");
+        assert!(name_custodians(&path, &[[8; 32]]).is_err(), "others are not replaced");
+        let file = NodeFile::read(&path).unwrap();
+        assert_eq!((file.plan.policy, file.plan.nodes[0].capacity, file.plan.partitions), (Policy::default(), 5, usual_partitions()));
     }
 }

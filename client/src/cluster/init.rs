@@ -300,7 +300,7 @@ fn toml_text(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
-fn toml_list(keys: &[PublicKey]) -> String {
+pub(super) fn toml_list(keys: &[PublicKey]) -> String {
     toml::Value::Array(keys.iter().map(|key| toml::Value::String(hex::encode(key))).collect()).to_string()
 }
 
@@ -321,13 +321,18 @@ pub fn read_about(folder: &Path) -> Result<(Blueprint, Vec<PublicKey>), Error> {
         |why: String| Error::usage(format!("{}: {why}", path.display())).hint("name the folder that `afar cluster init` made with --dir");
     let text = fs::read_to_string(&path).map_err(|error| wrong(error.to_string()))?;
     let about: About = toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?;
-    let key = |text: &String| {
-        let mut key = [0; 32];
-        hex::decode_to_slice(text, &mut key).map_err(|_| wrong(format!("{text:?} is no public key"))).map(|()| key)
-    };
-    let custodians = about.custodians.iter().map(key).collect::<Result<Vec<_>, _>>()?;
+    let custodians = public_keys(&about.custodians).map_err(wrong)?;
     let plan = Blueprint { policy: about.policy.into(), partitions: about.partitions, ..Blueprint::new(&about.cluster) };
     Ok((plan, custodians))
+}
+
+/// Public keys, each 64 hexadecimal digits.
+pub(super) fn public_keys(texts: &[String]) -> Result<Vec<PublicKey>, String> {
+    let key = |text: &String| {
+        let mut key = [0; 32];
+        hex::decode_to_slice(text.trim(), &mut key).map_err(|_| format!("{text:?} is no public key")).map(|()| key)
+    };
+    texts.iter().map(key).collect()
 }
 
 /// The environment of whoever administers the cluster.

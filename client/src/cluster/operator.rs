@@ -142,6 +142,39 @@ pub struct Said {
     chain: Chain,
 }
 
+impl Said {
+    /// What its chain begins with.
+    ///
+    /// # Errors
+    /// If that makes no sense.
+    pub fn genesis(&self) -> Result<Chapter, Error> {
+        self.chain.genesis().map_err(|error| refused(&error))
+    }
+
+    /// Whether it takes what this key signs.
+    pub fn believes(&self, key: &PublicKey) -> bool {
+        let chapters = self.chain.chapters(&verify).unwrap_or_default();
+        let current = chapters.iter().find(|chapter| *chapter.layout.hash() == self.current);
+        current.is_some_and(|chapter| chapter.document.custodians.contains(key))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(node: &str, genesis: Chapter) -> Self {
+        let chain = Chain { genesis: genesis.document.encode(), documents: Vec::new() };
+        let current = *genesis.layout.hash();
+        Self { node: node.to_owned(), current, open: 1, buckets: Vec::new(), default: None, chain }
+    }
+}
+
+/// What those nodes say of layouts that a client knows; who does not answer, or knows nothing of layouts, is left out.
+///
+/// # Errors
+/// If one refuses the key.
+pub async fn ask_known(client: &Client) -> Result<Vec<Said>, Error> {
+    let answers = futures_util::future::join_all(client.doors().iter().map(ask_one)).await;
+    Ok(answers.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+}
+
 /// A change that is ready to be signed, and what it means.
 #[derive(Debug, Clone)]
 pub struct Draft {
@@ -212,7 +245,8 @@ impl Operator {
         let path = folder.join("layout/chain");
         let bytes = fs::read(&path).map_err(|error| {
             Error::usage(format!("{}: {error}", path.display())).hint(
-                "name the folder that `afar cluster init` made with --dir, or run this in it; a cluster without nodes has no layout yet",
+                "name the folder that `afar cluster init` made with --dir, or run this in it; a cluster without nodes has no layout \
+                 yet, and one that an earlier version made must be adopted first (`afar cluster adopt`)",
             )
         })?;
         let chain = Chain::decode(&bytes).map_err(|error| refused(&error))?;
@@ -238,10 +272,8 @@ impl Operator {
     /// # Errors
     /// If nobody answers, or nobody's newest layout names the key.
     pub async fn learn_from(folder: &Path, client: &Client, key: &PublicKey) -> Result<Self, Error> {
-        let answers = futures_util::future::join_all(client.doors().iter().map(ask_one)).await;
-        let answers = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
         let (mut best, mut heard): (Option<Self>, usize) = (None, 0);
-        for said in answers.into_iter().flatten() {
+        for said in ask_known(client).await? {
             heard += 1;
             let Ok(chapters) = said.chain.chapters(&verify) else { continue };
             let operator = Self { folder: folder.to_owned(), chain: said.chain, chapters };

@@ -348,7 +348,8 @@ impl Signed {
 
 fn explain_unsigned(signatures: &[Signature], parents: &[&Chapter]) -> String {
     if parents.iter().any(|parent| parent.document.custodians.is_empty()) {
-        return ": it has none; name one under [layout] custodians in every node's configuration, and restart them".into();
+        return ": it has none; name one under [layout] custodians in every node's configuration, and restart them (`afar cluster adopt`)"
+            .into();
     }
     let short = |key: &PublicKey| key.iter().take(4).map(|byte| format!("{byte:02x}")).collect::<String>();
     match signatures.first() {

@@ -175,6 +175,9 @@ impl Layouts {
             layouts.learn(&signed).map_err(|error| ChainError { path, why: format!("{error}: restore it from another node's copy") })?;
         }
         layouts.reopen()?;
+        // Also for a state that was left by a program that did not say so.
+        let said = layouts.leave_genesis(layouts.open().chapters());
+        said.map_err(|error| ChainError { path: state.to_owned(), why: error.to_string() })?;
         for signed in brought {
             // What the bundle brought may be older than what is here.
             if let Err(error) = layouts.offer(&signed) {
@@ -400,8 +403,18 @@ impl Layouts {
     }
 
     fn write_open(&self, chapters: &[Arc<Chapter>]) -> io::Result<()> {
+        self.leave_genesis(chapters)?;
         let text: String = chapters.iter().map(|chapter| format!("{}\n", hex::encode(chapter.layout.hash()))).collect();
         files::replace(&self.folder.join("open"), text.as_bytes(), 0o644)
+    }
+
+    /// Once a layout that is not the configuration's counts here, an earlier program must not start on this state any more: it
+    /// would follow the configuration. Before, it may: then nothing has changed.
+    fn leave_genesis(&self, chapters: &[Arc<Chapter>]) -> io::Result<()> {
+        match self.folder.parent() {
+            Some(state) if chapters.iter().any(|chapter| !chapter.document.parents.is_empty()) => afar_store::follows_layouts(state),
+            _ => Ok(()),
+        }
     }
 
     /// What is being dropped by the current layout is dropped before another takes its place, or not at all. Blocking.
@@ -577,8 +590,14 @@ fn read_genesis(folder: &Path, configured: Chapter) -> Result<Chapter, ChainErro
             let layout = stored.layout([0; 32]).map_err(|problems| wrong(problems.join("; ")))?;
             if layout.hash() == configured.layout.hash() {
                 // The same sites and nodes; endpoints may have been mended in the file, and custodians named for the first time.
-                let custodians = if stored.custodians.is_empty() { configured.document.custodians.clone() } else { stored.custodians };
-                return Ok(Chapter { document: Document { custodians, ..configured.document }, ..configured });
+                // Those are kept from then on: what they sign must be believed whatever becomes of the file.
+                let adopted = stored.custodians.is_empty() && !configured.document.custodians.is_empty();
+                let custodians = if adopted { configured.document.custodians.clone() } else { stored.custodians };
+                let chapter = Chapter { document: Document { custodians, ..configured.document }, ..configured };
+                if adopted {
+                    files::replace(&path, &chapter.document.encode(), 0o644).map_err(|error| wrong(error.to_string()))?;
+                }
+                return Ok(chapter);
             }
             tracing::warn!("[layout] in the configuration is not what this node began with: the stored chain counts");
             Ok(Chapter { layout: Arc::new(layout), document: stored })
@@ -692,6 +711,53 @@ mod tests {
         let genesis = format!("{}\n", hex::encode(operator.genesis().layout.hash()));
         fs::write(state.path().join("layouts/open"), genesis).unwrap();
         assert_eq!(open(&load(state.path(), &operator)), [1, 2]);
+    }
+
+    #[test]
+    fn custodians_are_named_once_and_kept_whatever_the_configuration_says_later() {
+        let (state, operator, other) = (tempfile::tempdir().unwrap(), Operator::new(), Operator::new());
+        let with = |custodians: Vec<[u8; 32]>| {
+            let genesis = Chapter::genesis("trial", examples::three_sites().unwrap(), custodians);
+            Layouts::load(state.path(), "trial", genesis, Vec::new()).unwrap()
+        };
+        // As an earlier version's configuration has it: nobody changes anything.
+        let layouts = with(Vec::new());
+        let refused = layouts.offer(&operator.child(&layouts.chapter(), "second")).unwrap_err().to_string();
+        assert!(refused.contains("custodians in every node's configuration"), "{refused}");
+        let layouts = with(vec![operator.public()]);
+        assert_eq!(layouts.offer(&operator.child(&layouts.chapter(), "second")), Ok(Offered::Applied));
+        for later in [Vec::new(), vec![other.public()]] {
+            let layouts = with(later);
+            assert_eq!((open(&layouts), layouts.history()[0].document.custodians.clone()), (vec![1, 2], vec![operator.public()]));
+            assert!(matches!(layouts.offer(&other.child(&layouts.chapter(), "not ours")), Err(Refused::Unsigned(_))));
+        }
+    }
+
+    #[test]
+    fn rule_21_a_state_that_has_left_its_configuration_is_not_for_earlier_programs() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let options = |state: &Path| {
+            let now = Arc::new(|| UnixMillis(1));
+            let directories = vec![state.join("data")];
+            afar_store::Options { init_dirs: true, ..afar_store::Options::new("warsaw", directories, state, [7; 32], now) }
+        };
+        afar_store::Store::open(options(state.path())).unwrap().0.close();
+        let format = || fs::read_to_string(state.path().join("directories")).unwrap().lines().next().map(str::to_owned);
+        let layouts = load(state.path(), &operator);
+        assert_eq!(format().as_deref(), Some("afar directories 1"), "nothing has changed yet");
+        layouts.offer(&operator.child(&layouts.chapter(), "second")).unwrap();
+        assert_eq!(format().as_deref(), Some("afar directories 2"));
+        // It stays so, and one that was left by a program that did not say so is mended at the next start.
+        afar_store::Store::open(options(state.path())).unwrap().0.close();
+        assert_eq!(format().as_deref(), Some("afar directories 2"));
+        let unsaid = tempfile::tempdir().unwrap();
+        afar_store::Store::open(options(unsaid.path())).unwrap().0.close();
+        fs::create_dir(unsaid.path().join("layouts")).unwrap();
+        for entry in fs::read_dir(state.path().join("layouts")).unwrap().flatten() {
+            fs::copy(entry.path(), unsaid.path().join("layouts").join(entry.file_name())).unwrap();
+        }
+        load(unsaid.path(), &operator);
+        assert!(fs::read_to_string(unsaid.path().join("directories")).unwrap().starts_with("afar directories 2"));
     }
 
     #[test]

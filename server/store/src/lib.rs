@@ -31,6 +31,7 @@ mod segment;
 mod footer;
 
 mod identity;
+pub use identity::follows_layouts;
 
 mod open;
 

@@ -136,7 +136,8 @@ pub fn open(disk: &Arc<dyn Disk>, factory: &dyn IndexFactory, options: &Options)
         let reasons = outcome.reports.iter().map(|report| format!("{}: {:?}", report.path.display(), report.state)).collect::<Vec<_>>();
         return Err(OpenError::AllFailed(reasons.join("; ")));
     }
-    let remembered = Known { incarnation, directories: remembered };
+    let follows_layouts = known.as_ref().is_some_and(|known| known.follows_layouts);
+    let remembered = Known { incarnation, directories: remembered, follows_layouts };
     if known.as_ref() != Some(&remembered) {
         remembered.write(&**disk, &options.state_dir).map_err(state)?;
     }
