@@ -13,6 +13,7 @@ pub mod stop;
 mod bucket;
 
 mod cluster;
+mod forecast;
 mod layout;
 mod node;
 mod operate;

@@ -43,3 +43,5 @@ mod conflicts;
 mod documents;
 
 mod promises;
+
+mod plans;
