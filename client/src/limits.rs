@@ -56,6 +56,8 @@ pub const JOBS_DEFAULT: usize = 4;
 pub const JOBS_MAX: usize = 64;
 /// A resume note that nobody came back to is forgotten after this: nodes drop the pieces of an unfinished upload after a day.
 pub const RESUME_NOTE_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+/// What a node is assumed to take a second while data move, where its configuration sets no pace: most of a wire of 1 Gbit/s.
+pub const MOVE_ASSUMED: u64 = 100 << 20;
 /// A survey older than this proves nothing about now.
 pub const SURVEY_STALE: Duration = Duration::from_secs(300);
 /// Clocks further apart than this are an alarm, a tenth of it a warning.

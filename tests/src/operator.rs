@@ -54,10 +54,10 @@ impl Operator {
         self.afar.run(&[arguments, &["--dir", &folder, "--json"]].concat())
     }
 
-    /// Runs a command that looks, which must succeed; the last of its JSON.
+    /// Runs a command that looks, which must succeed; its one JSON document.
     #[track_caller]
     pub fn ask(&self, arguments: &[&str]) -> Value {
-        self.run(arguments).expect(0).json_lines().pop().unwrap_or_default()
+        self.run(arguments).expect(0).json()
     }
 
     /// Runs a command that changes the layout, with `--yes`.
@@ -65,10 +65,10 @@ impl Operator {
         self.run(&[arguments, &["--yes"]].concat())
     }
 
-    /// Runs a command that changes the layout, which must succeed; what it says of the change.
+    /// Runs a command that changes the layout, which must succeed; its one JSON document.
     #[track_caller]
     pub fn change(&self, arguments: &[&str]) -> Value {
-        self.try_change(arguments).expect(0).json_lines().into_iter().next().unwrap_or_default()
+        self.try_change(arguments).expect(0).json()
     }
 
     /// Adds a node at a place and starts it.

@@ -70,7 +70,7 @@ async fn set(session: &Session, arguments: Set) -> Result<u8, Error> {
     }
     let mut desk = sit_down(&arguments.options).await?;
     match promise(&desk, &arguments)? {
-        Some((document, way)) => Ok(carry_out_in(session, &mut desk, document, &arguments.options, way).await?.0),
+        Some((document, way)) => carry_out_in(session, &mut desk, document, &arguments.options, way).await?.tell(session),
         None => {
             session.out.either(|| json!({"applied": false}), || format!("{} is kept like that already", arguments.name))?;
             Ok(0)

@@ -99,7 +99,7 @@ async fn show(session: &Session, options: &Options) -> Result<u8, Error> {
 async fn replan(session: &Session, options: &Options) -> Result<u8, Error> {
     let mut desk = sit_down(options).await?;
     let document = desk.operator.change("plan anew")?;
-    Ok(carry_out(session, &mut desk, document, options).await?.0)
+    carry_out(session, &mut desk, document, options).await
 }
 
 async fn history(session: &Session, options: &Options) -> Result<u8, Error> {
@@ -135,7 +135,7 @@ async fn rollback(session: &Session, to: &str, options: &Options) -> Result<u8, 
     let old = find(&desk.operator, to)?.document.clone();
     let newest = desk.operator.change(format!("back to version {}", old.version))?;
     let document = restored(&old, newest);
-    Ok(carry_out(session, &mut desk, document, options).await?.0)
+    carry_out(session, &mut desk, document, options).await
 }
 
 fn restored(old: &Document, mut next: Document) -> Document {
@@ -172,7 +172,7 @@ async fn merge(session: &Session, kept: &str, options: &Options) -> Result<u8, E
     for other in heads.iter().filter(|head| head.layout.hash() != kept.layout.hash()) {
         join(&mut document, &other.document);
     }
-    Ok(carry_out(session, &mut desk, document, options).await?.0)
+    carry_out(session, &mut desk, document, options).await
 }
 
 /// Whom only the other side knows is not forgotten, and whoever is lost to either side is lost.
@@ -223,5 +223,5 @@ async fn release(session: &Session, hashes: &[String], options: &Options) -> Res
             _ => return Err(Error::usage(format!("{text:?} names {} layouts", found.len())).hint(hint())),
         }
     }
-    Ok(carry_out(session, &mut desk, document, options).await?.0)
+    carry_out(session, &mut desk, document, options).await
 }

@@ -15,6 +15,7 @@ mod adopt;
 mod bucket;
 
 pub(crate) mod cluster;
+mod forecast;
 mod layout;
 mod node;
 mod operate;

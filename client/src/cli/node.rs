@@ -3,7 +3,7 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 use super::{
     Session, cluster,
-    operate::{Desk, Options, Way, carry_out, carry_out_in, sit_down},
+    operate::{Options, Outcome, Way, carry_out, carry_out_in, sit_down},
     units,
 };
 use crate::{
@@ -198,11 +198,11 @@ async fn revoke(session: &Session, arguments: &Revoke) -> Result<u8, Error> {
         None if news => Way::in_place(),
         None => return Err(Error::usage(format!("the key of {name} is revoked already")).hint("see `afar layout history`")),
     };
-    let (code, carried) = carry_out_in(session, &mut desk, document, options, way).await?;
-    if carried && !arguments.lost {
+    let outcome = carry_out_in(session, &mut desk, document, options, way).await?;
+    if outcome.applied && !arguments.lost {
         session.out.note(format!("the others refuse {name} until it has a new key: afar node replace {name} -o BUNDLE"));
     }
-    Ok(code)
+    outcome.tell(session)
 }
 
 /// The certificate that is shown at an endpoint, if one of the cluster's authorities made it.
@@ -226,7 +226,7 @@ async fn change(session: &Session, options: &Options, name: &str, note: String, 
     let mut desk = sit_down(options).await?;
     let mut document = desk.operator.change(note)?;
     change(named(&mut document, name)?);
-    Ok(carry_out(session, &mut desk, document, options).await?.0)
+    carry_out(session, &mut desk, document, options).await
 }
 
 fn named<'a>(document: &'a mut Document, name: &str) -> Result<&'a mut Node, Error> {
@@ -246,19 +246,19 @@ async fn add(session: &Session, arguments: Add) -> Result<u8, Error> {
     let node = NodePlan { name, site, host, port, capacity };
     let folder = options.dir.clone();
     let about = read_about(&folder)?;
-    let carried = if folder.join("layout/chain").exists() {
+    let (operator, outcome) = if folder.join("layout/chain").exists() {
         let mut desk = sit_down(&options).await?;
         let mut document = desk.operator.change(format!("add {}", node.name))?;
         place(&mut document.sites, &mut document.nodes, &node, new_site)?;
-        let (code, carried) = carry_out(session, &mut desk, document, &options).await?;
-        if !carried {
-            return Ok(code);
+        let outcome = carry_out_in(session, &mut desk, document, &options, Way::default()).await?;
+        if !outcome.applied {
+            return outcome.tell(session);
         }
-        desk
+        (desk.operator, outcome)
     } else {
-        begin(session, &folder, &about, &node, new_site, &options)?
+        (begin(session, &folder, &about, &node, new_site, &options)?, Outcome::default())
     };
-    finish_bundle(session, &carried.operator, &about, &node, &output)
+    finish_bundle(session, outcome, &operator, &about, &node, &output)
 }
 
 /// The first node of all: its layout is the genesis, which needs no signature.
@@ -269,7 +269,7 @@ fn begin(
     node: &NodePlan,
     new_site: Option<Site>,
     options: &Options,
-) -> Result<Desk, Error> {
+) -> Result<Operator, Error> {
     let (mut sites, mut nodes) = (Vec::new(), Vec::new());
     place(&mut sites, &mut nodes, node, new_site)?;
     let layout = Layout::new(1, about.0.partitions, sites, nodes);
@@ -278,8 +278,7 @@ fn begin(
         return Err(Error::usage("the first node of a cluster moves nothing").hint("run it without --dry-run"));
     }
     session.out.note(format!("the first node: cluster {} begins with it", about.0.cluster));
-    let operator = Operator::begin(folder, &about.0.cluster, layout, about.1.clone())?;
-    super::operate::desk(operator)
+    Operator::begin(folder, &about.0.cluster, layout, about.1.clone())
 }
 
 fn place(sites: &mut Vec<Site>, nodes: &mut Vec<Node>, node: &NodePlan, new_site: Option<Site>) -> Result<(), Error> {
@@ -317,12 +316,13 @@ async fn replace(session: &Session, arguments: &Replace) -> Result<u8, Error> {
     let node = node.ok_or_else(|| Error::usage(format!("the layout names no node {:?} that takes part", arguments.name)))?;
     let address = node.endpoint.trim_start_matches("https://").to_owned();
     let (host, port) = cluster::address(&address).map_err(Error::usage)?;
-    finish_bundle(session, &desk.operator, &about, &plan_of(&node, host, port), &arguments.output)
+    finish_bundle(session, Outcome::default(), &desk.operator, &about, &plan_of(&node, host, port), &arguments.output)
 }
 
 /// Makes a node's folder, and lets the client's environment know its endpoint.
 fn finish_bundle(
     session: &Session,
+    outcome: Outcome,
     operator: &Operator,
     (about, _): &(Blueprint, Vec<[u8; 32]>),
     node: &NodePlan,
@@ -351,9 +351,6 @@ fn finish_bundle(
     crate::cluster::durable::write(&env, client_env(endpoints, &admin, &absolute).as_bytes(), crate::cluster::durable::SECRET)
         .map_err(|error| Error::io(env.display(), &error))?;
     let shown = output.display().to_string();
-    session.out.either(
-        || json!({"node": node.name, "bundle": shown, "endpoint": node.endpoint()}),
-        || format!("made {shown}: copy it to {} and run: afard --config {shown}/afard.toml", node.host),
-    )?;
-    Ok(0)
+    let besides = json!({"node": node.name, "bundle": shown, "endpoint": node.endpoint()});
+    outcome.tell_with(session, besides, || format!("made {shown}: copy it to {} and run: afard --config {shown}/afard.toml", node.host))
 }

@@ -1,24 +1,22 @@
 //! What all commands that change the layout share: the operator's folder, what a change would mean, the question whether to
 //! go on, and the sending.
-use super::{Session, policy, units};
+use super::{
+    Session,
+    forecast::{Forecast, Known},
+    policy, status, units,
+};
 use crate::{
     client::{Client, Config},
     cluster::{
         AdminKey,
-        operator::{Custodian, Draft, Operator, Planned, Repromised, Said, name_of},
+        operator::{Custodian, Draft, Operator, Said, name_of},
     },
     error::{Error, Kind},
     limits,
 };
-use afar_model::{
-    document::Document,
-    layout::{Duty, Layout},
-    placement::Geography,
-    plan::{self, Move},
-    policy::Policy,
-};
+use afar_model::{document::Document, layout::Layout, placement::Geography, plan, policy::Policy};
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::{
     fs,
     io::{IsTerminal as _, Write as _},
@@ -87,52 +85,87 @@ impl Way {
     pub const fn in_place() -> Self {
         Self { only: Some(Vec::new()), by: None }
     }
+
+    fn is_in_place(&self) -> bool {
+        self.only.as_ref().is_some_and(Vec::is_empty)
+    }
 }
 
-/// Plans a change, shows it, asks, and carries it out. Answers the exit code, and whether it was carried out.
-pub async fn carry_out(session: &Session, desk: &mut Desk, document: Document, options: &Options) -> Result<(u8, bool), Error> {
-    carry_out_in(session, desk, document, options, Way::default()).await
+/// What came of a change. With `--json` nothing of it is printed before [`Self::tell`]: one command prints one document.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Outcome {
+    /// What the command exits with.
+    pub code: u8,
+    /// Whether it was carried out, and not only looked at.
+    pub applied: bool,
+    fields: Map<String, Value>,
 }
 
-/// As [`carry_out`], in a certain way.
-pub async fn carry_out_in(
-    session: &Session,
-    desk: &mut Desk,
-    document: Document,
-    options: &Options,
-    way: Way,
-) -> Result<(u8, bool), Error> {
+impl Outcome {
+    /// Ends the command.
+    pub fn tell(self, session: &Session) -> Result<u8, Error> {
+        if session.out.json {
+            session.out.value(&Value::Object(self.fields))?;
+        }
+        Ok(self.code)
+    }
+
+    /// Ends a command that has done something besides.
+    pub fn tell_with(mut self, session: &Session, besides: Value, words: impl FnOnce() -> String) -> Result<u8, Error> {
+        if !session.out.json {
+            session.out.line(words())?;
+        }
+        if let Value::Object(besides) = besides {
+            self.fields.extend(besides);
+        }
+        self.tell(session)
+    }
+}
+
+/// Plans a change, shows it, asks, and carries it out; ends the command.
+pub async fn carry_out(session: &Session, desk: &mut Desk, document: Document, options: &Options) -> Result<u8, Error> {
+    carry_out_in(session, desk, document, options, Way::default()).await?.tell(session)
+}
+
+/// Plans a change, shows it, asks, and carries it out in a certain way.
+pub async fn carry_out_in(session: &Session, desk: &mut Desk, document: Document, options: &Options, way: Way) -> Result<Outcome, Error> {
     let draft = match &way.only {
         None => desk.operator.plan(document, &desk.said)?,
         Some(policies) => desk.operator.plan_only(document, &desk.said, policies)?,
     };
+    let known = if way.is_in_place() { Known::nothing_moves() } else { known(desk).await };
     let out = &session.out;
     if !out.json {
-        out.lines(&words(desk, &draft)?)?;
+        out.lines(&words(desk, &draft, &known)?)?;
     }
+    let fields =
+        |desk: &Desk, applied| -> Result<_, Error> { if out.json { value(desk, &draft, &known, applied) } else { Ok(Map::new()) } };
     if options.dry_run {
-        if out.json {
-            out.value(&value(desk, &draft, None)?)?;
-        }
-        return Ok((u8::from(!draft.infeasible.is_empty()) * 5, false));
+        let code = u8::from(!draft.infeasible.is_empty()) * 5;
+        return Ok(Outcome { code, applied: false, fields: fields(desk, None)? });
     }
     confirm(options, "apply this?")?;
     let custodian = way.by.map_or_else(|| desk.operator.custodian(), Ok)?;
     let signed = custodian.sign(&draft.document);
     let (have, silent) = desk.operator.apply(&desk.client, signed).await?;
     let head = name_of(desk.operator.head()?);
-    out.either(
-        || value(desk, &draft, Some((&have, &silent))).unwrap_or(Value::Null),
-        || {
-            let mut lines = vec![match have.as_slice() {
-                [] => format!("layout {head} is signed and in the folder; no node answers, so nodes learn of it when one does"),
-                nodes => format!("layout {head} is applied: {} have it and tell the others; see `afar status`", nodes.join(", ")),
-            }];
-            lines.extend(silent.iter().filter(|_| !have.is_empty()).map(|why| format!("  not told: {why}")));
-            lines.join("\n")
-        },
-    )?;
-    Ok((0, true))
+    if !out.json {
+        let mut lines = vec![match have.as_slice() {
+            [] => format!("layout {head} is signed and in the folder; no node answers, so nodes learn of it when one does"),
+            nodes => format!("layout {head} is applied: {} have it and tell the others; see `afar status`", nodes.join(", ")),
+        }];
+        lines.extend(silent.iter().filter(|_| !have.is_empty()).map(|why| format!("  not told: {why}")));
+        out.lines(&lines)?;
+    }
+    Ok(Outcome { code: 0, applied: true, fields: fields(desk, Some((&have, &silent)))? })
+}
+
+/// What the cluster says of what it stores.
+async fn known(desk: &Desk) -> Known {
+    // If nobody answered just now, a status would only be waited for.
+    let status = if desk.said.is_empty() { None } else { status::ask(&desk.client).await.ok() };
+    Known::new(&desk.said, status.as_ref())
 }
 
 /// Asks on a terminal; elsewhere only `--yes` goes on.
@@ -154,33 +187,12 @@ pub fn confirm(options: &Options, question: &str) -> Result<(), Error> {
 }
 
 /// What a draft would change and cost, for people.
-fn words(desk: &Desk, draft: &Draft) -> Result<Vec<String>, Error> {
+fn words(desk: &Desk, draft: &Draft, known: &Known) -> Result<Vec<String>, Error> {
     let head = desk.operator.head()?;
     let mut lines = vec![format!("{} -> version {}: {}", name_of(head), draft.document.version, draft.document.note)];
     lines.extend(layout_lines(&draft.layout));
     lines.extend(trust_lines(&head.document, &draft.document));
-    for changed in &draft.changed {
-        lines.push(format!("bucket {}: {}", changed.bucket, policy::words(&changed.before)));
-        lines.push(format!("  becomes: {}", policy::words(&changed.after)));
-        lines.extend(move_lines(draft, &changed_moves(changed)));
-    }
-    let told =
-        |planned: &Planned| !planned.buckets.is_empty() && planned.buckets.iter().all(|b| draft.changed.iter().any(|c| c.bucket == *b));
-    for planned in &draft.plans {
-        let buckets = if planned.buckets.is_empty() { "new buckets".to_owned() } else { planned.buckets.join(", ") };
-        lines.push(format!("policy of {buckets}: {}", policy::words(&planned.policy)));
-        let usable = plan::usable_capacity(&planned.assignment, &weights(&draft.layout));
-        let bottleneck = usable.bottleneck.map_or(String::new(), |node| format!("; {} is full first", draft.layout.node_name(node)));
-        lines.push(format!(
-            "  holds {} of data in {} sets of nodes{bottleneck}",
-            units::bytes(usable.bytes),
-            planned.assignment.sets().len()
-        ));
-        if !told(planned) {
-            lines.extend(move_lines(draft, &moves(planned)));
-        }
-        lines.extend(survivor_lines(draft, planned, stored(&desk.said)));
-    }
+    lines.extend(Forecast::new(draft, known).words());
     for (buckets, policy, why) in &draft.infeasible {
         let who = if buckets.is_empty() { "new buckets".to_owned() } else { format!("buckets {}", buckets.join(", ")) };
         lines.push(format!("{who} could not be kept: {why}"));
@@ -205,53 +217,6 @@ fn trust_lines(before: &Document, after: &Document) -> Vec<String> {
         say("nodes with this key are refused:", new(&after.revoked, &before.revoked)),
     ]
     .concat()
-}
-
-fn changed_moves(changed: &Repromised) -> Vec<Move> {
-    let both = changed.previous.as_ref().zip(changed.assignment.as_ref());
-    both.map(|(previous, next)| plan::moves(previous, next, &|_| 0)).unwrap_or_default()
-}
-
-fn stored(_: &[Said]) -> u64 {
-    0
-}
-
-fn weights(layout: &Layout) -> Vec<u64> {
-    let weight = |node| if layout.duty(node) == Duty::Active { layout.node(node).map_or(0, |node| node.capacity) } else { 0 };
-    layout.node_indexes().map(weight).collect()
-}
-
-fn moves(planned: &Planned) -> Vec<Move> {
-    planned.previous.as_ref().map(|previous| plan::moves(previous, &planned.assignment, &|_| 0)).unwrap_or_default()
-}
-
-fn move_lines(draft: &Draft, moves: &[Move]) -> Vec<String> {
-    let partitions = draft.layout.partitions();
-    let name = |node| draft.layout.node_name(node).to_owned();
-    let line = |m: &Move| {
-        let share = f64::from(m.partitions) * 100.0 / f64::from(partitions.max(1));
-        let from = m.from.map_or_else(|| "a further copy".to_owned(), name);
-        format!("  {from} -> {}: {} of {partitions} partitions ({share:.1} % of the data)", name(m.to), m.partitions)
-    };
-    if moves.is_empty() { vec!["  nothing moves".into()] } else { moves.iter().map(line).collect() }
-}
-
-fn survivor_lines(draft: &Draft, planned: &Planned, stored: u64) -> Vec<String> {
-    let geography = Geography::claimed(&draft.layout);
-    let survivors = plan::survivors(&planned.policy, &geography, &weights(&draft.layout), stored);
-    let used = |survivor: &&plan::Survivor| draft.layout.nodes_at(survivor.site).any(|node| draft.layout.duty(node) == Duty::Active);
-    survivors
-        .iter()
-        .filter(used)
-        .filter(|survivor| !survivor.holds())
-        .map(|survivor| {
-            let site = draft.layout.site_name(survivor.site);
-            match survivor.usable {
-                None => format!("  warning: without {site} no two sites are far enough apart: writes would stop until it is replaced"),
-                Some(_) => format!("  warning: without {site} the others would be {} short", units::bytes(survivor.short)),
-            }
-        })
-        .collect()
 }
 
 /// Sites with their nodes, and how far they are apart.
@@ -294,27 +259,8 @@ pub fn layout_value(layout: &Layout) -> Value {
            "sites": sites.collect::<Vec<_>>(), "nodes": nodes.collect::<Vec<_>>()})
 }
 
-fn value(desk: &Desk, draft: &Draft, applied: Option<(&Vec<String>, &Vec<String>)>) -> Result<Value, Error> {
-    let move_values = |draft: &Draft, moves: Vec<Move>| {
-        let name = |node| draft.layout.node_name(node).to_owned();
-        moves.iter().map(|m| json!({"from": m.from.map(name), "to": name(m.to), "partitions": m.partitions})).collect::<Vec<_>>()
-    };
-    let plans = draft.plans.iter().map(|planned| {
-        let usable = plan::usable_capacity(&planned.assignment, &weights(&draft.layout));
-        let name = |node| draft.layout.node_name(node).to_owned();
-        json!({
-            "policy": policy::json(&planned.policy),
-            "buckets": planned.buckets,
-            "usable_bytes": usable.bytes,
-            "bottleneck": usable.bottleneck.map(name),
-            "sets": planned.assignment.sets().len(),
-            "moves": move_values(draft, moves(planned)),
-        })
-    });
-    let changed = draft.changed.iter().map(|changed| {
-        json!({"bucket": changed.bucket, "before": policy::json(&changed.before), "after": policy::json(&changed.after),
-               "moves": move_values(draft, changed_moves(changed))})
-    });
+fn value(desk: &Desk, draft: &Draft, known: &Known, applied: Option<(&Vec<String>, &Vec<String>)>) -> Result<Map<String, Value>, Error> {
+    let forecast = Forecast::new(draft, known);
     let infeasible = draft.infeasible.iter().map(|(buckets, policy, why)| {
         let help = plan::suggest(policy, &Geography::claimed(&draft.layout));
         json!({"buckets": buckets, "policy": policy::json(policy), "why": why.to_string(),
@@ -322,7 +268,7 @@ fn value(desk: &Desk, draft: &Draft, applied: Option<(&Vec<String>, &Vec<String>
     });
     let head = desk.operator.head()?;
     let parent = desk.operator.chapters().iter().find(|chapter| draft.document.parents.first() == Some(chapter.layout.hash()));
-    Ok(json!({
+    let value = json!({
         "applied": applied.is_some(),
         "nodes": applied.map(|(have, _)| have),
         "not_told": applied.map(|(_, silent)| silent),
@@ -330,9 +276,11 @@ fn value(desk: &Desk, draft: &Draft, applied: Option<(&Vec<String>, &Vec<String>
         "head": name_of(head),
         "note": draft.document.note,
         "layout": layout_value(&draft.layout),
-        "plans": plans.collect::<Vec<_>>(),
+        "plans": forecast.plan_values(),
         "infeasible": infeasible.collect::<Vec<_>>(),
-        "changed": changed.collect::<Vec<_>>(),
+        "changed": forecast.changed_values(),
+        "moving": forecast.moving_value(),
         "trust": parent.map(|parent| trust_lines(&parent.document, &draft.document)),
-    }))
+    });
+    Ok(if let Value::Object(fields) = value { fields } else { Map::new() })
 }

@@ -5,7 +5,7 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 use super::{
     Session, config,
-    operate::{Desk, Options, Way, carry_out_in, confirm, sit_down},
+    operate::{Desk, Options, Outcome, Way, carry_out_in, confirm, sit_down},
 };
 use crate::{
     client::{Client, Config},
@@ -102,22 +102,22 @@ async fn authority(session: &Session, arguments: &Rekey) -> Result<u8, Error> {
     let (about, _) = read_about(&options.dir)?;
     let mut desk = sit_down(options).await?;
     let authorities = Authorities::of(&options.dir, &about.cluster);
-    if !introduce(session, &mut desk, &authorities, options).await? {
-        return Ok(0);
+    let outcome = introduce(session, &mut desk, &authorities, options).await?;
+    if options.dry_run {
+        return outcome.tell(session);
     }
     let bundles = certify(&desk.operator, &authorities, &about.cluster, &output)?;
-    tell_bundles(session, &desk.operator, &bundles)
+    tell_bundles(session, outcome, &desk.operator, &bundles)
 }
 
-/// Has every node trust a new authority, and lets it take the old one's place; goes on with whatever was begun. Answers whether
-/// there is one.
-async fn introduce(session: &Session, desk: &mut Desk, authorities: &Authorities, options: &Options) -> Result<bool, Error> {
+/// Has every node trust a new authority, and lets it take the old one's place; goes on with whatever was begun.
+async fn introduce(session: &Session, desk: &mut Desk, authorities: &Authorities, options: &Options) -> Result<Outcome, Error> {
     if authorities.is_half_promoted() {
         authorities.promote()?;
     }
     if authorities.staged().is_none() && !authorities.former()?.is_empty() {
         session.out.note("an authority is being replaced already: these are new certificates of the one that was made for it");
-        return Ok(true);
+        return Ok(Outcome::default());
     }
     let trusted = |desk: &Desk, next: &Authority| -> Result<bool, Error> {
         let next = handshake::certificates(next.pair.certificate.as_bytes(), "ca/next.crt")?;
@@ -128,18 +128,19 @@ async fn introduce(session: &Session, desk: &mut Desk, authorities: &Authorities
     } else {
         authorities.stage()?
     };
+    let mut outcome = Outcome::default();
     if !trusted(desk, &next)? {
         let mut document = desk.operator.change("a new certificate authority, besides the old one")?;
         for certificate in handshake::certificates(next.pair.certificate.as_bytes(), "ca/next.crt")? {
             document.trust_authority(&certificate);
         }
-        let (_, carried) = carry_out_in(session, desk, document, options, Way::in_place()).await?;
-        if !carried {
-            return Ok(false);
+        outcome = carry_out_in(session, desk, document, options, Way::in_place()).await?;
+        if !outcome.applied {
+            return Ok(outcome);
         }
     }
     authorities.promote()?;
-    Ok(true)
+    Ok(outcome)
 }
 
 fn members(operator: &Operator) -> Result<Vec<Node>, Error> {
@@ -178,24 +179,19 @@ fn certify(operator: &Operator, authorities: &Authorities, cluster: &str, output
     Ok(made)
 }
 
-fn tell_bundles(session: &Session, operator: &Operator, bundles: &BTreeMap<String, PathBuf>) -> Result<u8, Error> {
+fn tell_bundles(session: &Session, outcome: Outcome, operator: &Operator, bundles: &BTreeMap<String, PathBuf>) -> Result<u8, Error> {
     let dir = operator.folder().display().to_string();
     let shown = |path: &PathBuf| path.display().to_string();
-    session.out.either(
-        || {
-            let bundles: BTreeMap<&String, String> = bundles.iter().map(|(name, path)| (name, shown(path))).collect();
-            json!({"bundles": bundles, "client_ca": format!("{dir}/client/ca.crt")})
-        },
-        || {
-            let mut lines = vec!["made a new authority; the old one is trusted, too, until you finish. Next, in this order:".to_owned()];
-            lines.push(format!("  1. give everybody who uses the cluster {dir}/client/ca.crt, which holds both"));
-            lines.push("  2. copy these over the files in the nodes' folders; they are read within seconds, without a restart:".into());
-            lines.extend(bundles.iter().map(|(name, path)| format!("       {}/{{ca.crt,node.crt,node.key}} to {name}", shown(path))));
-            lines.push(format!("  3. afar cluster rekey --finish --dir {dir}"));
-            lines.join("\n")
-        },
-    )?;
-    Ok(0)
+    let paths: BTreeMap<&String, String> = bundles.iter().map(|(name, path)| (name, shown(path))).collect();
+    let besides = json!({"bundles": paths, "client_ca": format!("{dir}/client/ca.crt")});
+    outcome.tell_with(session, besides, || {
+        let mut lines = vec!["made a new authority; the old one is trusted, too, until you finish. Next, in this order:".to_owned()];
+        lines.push(format!("  1. give everybody who uses the cluster {dir}/client/ca.crt, which holds both"));
+        lines.push("  2. copy these over the files in the nodes' folders; they are read within seconds, without a restart:".into());
+        lines.extend(paths.iter().map(|(name, path)| format!("       {path}/{{ca.crt,node.crt,node.key}} to {name}")));
+        lines.push(format!("  3. afar cluster rekey --finish --dir {dir}"));
+        lines.join("\n")
+    })
 }
 
 async fn finish(session: &Session, options: &Options) -> Result<u8, Error> {
@@ -213,6 +209,7 @@ async fn finish(session: &Session, options: &Options) -> Result<u8, Error> {
     if former.is_empty() {
         return Err(Error::usage("no authority is being replaced").hint("begin with `afar cluster rekey --authority -o NEW`"));
     }
+    let mut outcome = Outcome::default();
     let withdrawn = |authority: &Vec<u8>| head.document.distrusted.contains(blake3::hash(authority).as_bytes());
     if !former.iter().all(withdrawn) {
         let late = laggards(&desk, &about.cluster, &present).await?;
@@ -227,18 +224,16 @@ async fn finish(session: &Session, options: &Options) -> Result<u8, Error> {
         for authority in &former {
             document.withdraw_authority(authority);
         }
-        let (code, carried) = carry_out_in(session, &mut desk, document, options, Way::in_place()).await?;
-        if !carried {
-            return Ok(code);
+        outcome = carry_out_in(session, &mut desk, document, options, Way::in_place()).await?;
+        if !outcome.applied {
+            return outcome.tell(session);
         }
     }
     authorities.forget_former()?;
     let path = options.dir.join("client/ca.crt").display().to_string();
-    session.out.either(
-        || json!({"withdrawn": former.len(), "client_ca": path}),
-        || format!("the old authority is withdrawn; {path} holds the new one alone: give it to everybody who uses the cluster"),
-    )?;
-    Ok(0)
+    outcome.tell_with(session, json!({"withdrawn": former.len(), "client_ca": path}), || {
+        format!("the old authority is withdrawn; {path} holds the new one alone: give it to everybody who uses the cluster")
+    })
 }
 
 /// Nodes that do not have the newest layout yet, or do not show a certificate that these authorities have made.
@@ -296,28 +291,25 @@ async fn custodians(session: &Session, arguments: &Rekey) -> Result<u8, Error> {
     let mut document = desk.operator.change("other keys sign layouts")?;
     document.custodians = signers(own, &others)?;
     let after = document.custodians.clone();
-    let (code, carried) = carry_out_in(session, &mut desk, document, options, Way { by: Some(signer), ..Way::in_place() }).await?;
-    if !carried {
-        return Ok(code);
+    let outcome = carry_out_in(session, &mut desk, document, options, Way { by: Some(signer), ..Way::in_place() }).await?;
+    if !outcome.applied {
+        return outcome.tell(session);
     }
     desk.operator.settle_custodian()?;
     write_about(&options.dir, &about, &after)?;
     let dir = options.dir.display().to_string();
-    session.out.either(
-        || json!({"custodians": after.iter().map(hex::encode).collect::<Vec<_>>()}),
-        || {
-            let mut lines = Vec::new();
-            if arguments.custodian {
-                lines.push(format!("{dir}/layout/custodian.key is new; the one before it may not sign any more"));
-            }
-            if arguments.second.as_deref() == Some("new") {
-                lines.push(format!("{dir}/recovery/custodian.key is the second key now: take it elsewhere, and destroy the old one"));
-            }
-            lines.push(format!("copies of the folder {dir} are out of date: make new ones"));
-            lines.join("\n")
-        },
-    )?;
-    Ok(code)
+    let custodians = json!({"custodians": after.iter().map(hex::encode).collect::<Vec<_>>()});
+    outcome.tell_with(session, custodians, || {
+        let mut lines = Vec::new();
+        if arguments.custodian {
+            lines.push(format!("{dir}/layout/custodian.key is new; the one before it may not sign any more"));
+        }
+        if arguments.second.as_deref() == Some("new") {
+            lines.push(format!("{dir}/recovery/custodian.key is the second key now: take it elsewhere, and destroy the old one"));
+        }
+        lines.push(format!("copies of the folder {dir} are out of date: make new ones"));
+        lines.join("\n")
+    })
 }
 
 /// What a folder is made anew of.
@@ -416,17 +408,17 @@ async fn build(session: &Session, desk: &mut Desk, remains: &Remains, about: &Bl
     }
     let custodians = document.custodians.clone();
     let by = Some(remains.custodian.again()?);
-    let (code, _) = carry_out_in(session, desk, document, options, Way { by, ..Way::in_place() }).await?;
+    let outcome = carry_out_in(session, desk, document, options, Way { by, ..Way::in_place() }).await?;
     desk.operator.settle_custodian()?;
     write_about(&options.dir, about, &custodians)?;
     let dir = options.dir.display().to_string();
     session.out.note(format!("made {dir}; the second key stays where it is, and nothing else may sign any more"));
     if remains.ca_key.is_some() {
-        return Ok(code);
+        return outcome.tell(session);
     }
     authorities.promote()?;
     let bundles = certify(&desk.operator, &authorities, &about.cluster, &options.dir.join("nodes"))?;
-    tell_bundles(session, &desk.operator, &bundles)
+    tell_bundles(session, outcome, &desk.operator, &bundles)
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error
         Command::Rebuilt(_) => named(&mut document, &name)?.duty = Duty::Active,
         Command::Set(change) => correct(&mut document, change)?,
     }
-    Ok(carry_out(session, &mut desk, document, &options).await?.0)
+    carry_out(session, &mut desk, document, &options).await
 }
 
 fn named<'a>(document: &'a mut Document, name: &str) -> Result<&'a mut Site, Error> {

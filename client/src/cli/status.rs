@@ -326,6 +326,7 @@ mod tests {
             used_bytes: answered.then_some(3 << 30),
             oldest_unverified_seconds: answered.then_some(90),
             endpoint: format!("https://{name}:7700"),
+            rebalance_pace: None,
             answered,
         };
         let site = |name: &str, country: &str, answered| SiteStatus {
@@ -347,6 +348,7 @@ mod tests {
             objects: Counts { total: 1_204_331, safe: 1_204_331, ..Counts::default() },
             bytes: Counts { total: 8 << 40, safe: 8 << 40, ..Counts::default() },
             versions: Counts::default(),
+            stored: crate::status::merge::Stored::default(),
             buckets: 2,
             replication: Replication::default(),
             sites: vec![site("strasbourg", "FR", true), site("warsaw", "PL", state == State::Safe)],

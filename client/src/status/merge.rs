@@ -124,6 +124,8 @@ pub struct NodeSummary {
     pub oldest_unverified_seconds: Option<u64>,
     /// Where it is reached.
     pub endpoint: String,
+    /// How fast it may fetch what moves, in bytes a second; `None`: as fast as it goes, or it did not answer.
+    pub rebalance_pace: Option<u64>,
     /// Whether it answered us.
     pub answered: bool,
 }
@@ -167,6 +169,9 @@ pub struct ClusterStatus {
     pub versions: Counts,
     /// Buckets that nodes know.
     pub buckets: u64,
+    /// What is stored, older versions included.
+    #[serde(rename = "stored_bytes", serialize_with = "Stored::serialize_total")]
+    pub stored: Stored,
     /// What is on its way.
     pub replication: Replication,
     /// What is on its way because the layout changed.
@@ -175,6 +180,26 @@ pub struct ClusterStatus {
     pub sites: Vec<SiteStatus>,
     /// What was looked at, the worst first.
     pub checks: Vec<CheckResult>,
+}
+
+/// Logical bytes of all versions: what takes room, and what moves.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stored {
+    /// By bucket.
+    pub buckets: BTreeMap<Vec<u8>, u64>,
+    /// Whether that is all: every shard of every bucket was counted to the end.
+    pub complete: bool,
+}
+
+impl Stored {
+    /// In all buckets.
+    pub fn total(&self) -> u64 {
+        self.buckets.values().fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    }
+
+    fn serialize_total<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(self.total())
+    }
 }
 
 /// Whether claimed distances are held against measured round trips in every bucket, as far as the caller knows.
@@ -203,7 +228,7 @@ pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck)
         clock_check(&nodes),
     ];
     checks.push(nodes_check(&sites, answers));
-    checks.push(survivors_check(newest, survey.bytes.total));
+    checks.push(survivors_check(newest, &survey.stored));
     for node in nodes.values() {
         checks.extend(node.checks.iter().map(|check| CheckResult {
             name: check.name.clone(),
@@ -224,6 +249,7 @@ pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck)
         objects: survey.objects,
         bytes: survey.bytes,
         versions: survey.versions,
+        stored: survey.stored,
         buckets: nodes.values().map(|node| node.buckets).max().unwrap_or_default(),
         replication: replication(&nodes, newest),
         rebalance: rebalance(&nodes, newest),
@@ -269,6 +295,7 @@ struct Survey {
     objects: Counts,
     bytes: Counts,
     versions: Counts,
+    stored: Stored,
     check: CheckResult,
 }
 
@@ -290,12 +317,18 @@ fn survey(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus, now:
         }
     }
     let (mut objects, mut bytes, mut versions) = (Counts::default(), Counts::default(), Counts::default());
+    let mut stored = Stored { complete: true, ..Stored::default() };
     for (node, found) in chosen.values() {
         for (sum, counts) in [(&mut objects, &found.objects), (&mut bytes, &found.bytes), (&mut versions, &found.versions)] {
             if let Some(counts) = counts {
                 sum.add(counts);
             }
         }
+        // A node that is older than this count says zero, and the current versions are the least that there is.
+        let least = found.bytes.map_or(0, |bytes| bytes.total).max(found.stored_bytes);
+        let bucket = stored.buckets.entry(found.bucket.to_vec()).or_default();
+        *bucket = bucket.saturating_add(least);
+        stored.complete &= node.survey_complete;
         doubts.extend(doubts_about(node, nodes, newest, now));
     }
     let reported: BTreeSet<&[u8]> = chosen.keys().map(|(bucket, _)| *bucket).collect();
@@ -306,6 +339,7 @@ fn survey(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus, now:
     let all: BTreeSet<(&[u8], u32)> =
         nodes.values().flat_map(|node| &node.surveys).map(|found| (found.bucket.as_ref(), found.shard)).collect();
     let without = all.iter().filter(|shard| !chosen.contains_key(*shard)).count();
+    stored.complete &= without == 0 && reported.len() as u64 >= known;
     if without > 0 {
         doubts.insert(format!("{without} of {} shards have no reporter that answers", all.len()));
     }
@@ -317,7 +351,7 @@ fn survey(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus, now:
     let detail =
         if doubts.is_empty() { "every shard has a complete survey".to_owned() } else { doubts.into_iter().collect::<Vec<_>>().join("; ") };
     let check = check("survey", if proved == State::Safe { "ok" } else { "unknown" }, detail);
-    Survey { state: worst.max(proved), objects, bytes, versions, check }
+    Survey { state: worst.max(proved), objects, bytes, versions, stored, check }
 }
 
 /// Why a node's survey proves nothing about now.
@@ -407,6 +441,7 @@ fn node_summary(node: &v1::NodeInfo, nodes: &BTreeMap<&str, &v1::NodeStatus>) ->
         used_bytes: status.map(|status| status.used_bytes),
         oldest_unverified_seconds: status.map(|status| status.oldest_unverified_seconds),
         endpoint: node.endpoint.clone(),
+        rebalance_pace: status.map(|status| status.fetch_pace_bytes_per_second).filter(|pace| *pace > 0),
         answered: status.is_some(),
     }
 }
@@ -441,7 +476,7 @@ fn replication(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus)
 }
 
 /// Whether what is stored would still fit, far apart, without any one site (for the policy of new buckets).
-fn survivors_check(newest: &v1::NodeStatus, bytes: u64) -> CheckResult {
+fn survivors_check(newest: &v1::NodeStatus, stored: &Stored) -> CheckResult {
     let name = "survivors";
     let policy = newest.default_policy.as_ref().and_then(|policy| Policy::try_from(policy).ok());
     let (Some(policy), Some(layout)) = (policy, layout_of(newest)) else {
@@ -450,7 +485,7 @@ fn survivors_check(newest: &v1::NodeStatus, bytes: u64) -> CheckResult {
     let weight = |node| if layout.duty(node) == Duty::Active { layout.node(node).map_or(0, |node| node.capacity) } else { 0 };
     let weights: Vec<u64> = layout.node_indexes().map(weight).collect();
     let used = |survivor: &Survivor| layout.nodes_at(survivor.site).any(|node| layout.duty(node) == Duty::Active);
-    let survivors = plan::survivors(&policy, &Geography::claimed(&layout), &weights, bytes);
+    let survivors = plan::survivors(&policy, &Geography::claimed(&layout), &weights, stored.total());
     let without: Vec<String> = survivors
         .iter()
         .filter(|survivor| used(survivor) && !survivor.holds())
@@ -459,6 +494,9 @@ fn survivors_check(newest: &v1::NodeStatus, bytes: u64) -> CheckResult {
             Some(_) => format!("without {} there is too little room, by {} bytes", layout.site_name(survivor.site), survivor.short),
         })
         .collect();
+    if without.is_empty() && !stored.complete {
+        return check(name, "unknown", "what is stored has not been counted to the end");
+    }
     if without.is_empty() {
         return check(name, "ok", "the others could hold everything after the loss of any one site");
     }
@@ -629,8 +667,15 @@ mod tests {
     }
 
     fn shards(rank: u32, per_shard: Option<v1::StateCounts>) -> Vec<v1::ShardSurvey> {
-        let one =
-            |shard| v1::ShardSurvey { bucket: vec![7; 32].into(), shard, objects: per_shard, bytes: per_shard, versions: per_shard, rank };
+        let one = |shard| v1::ShardSurvey {
+            bucket: vec![7; 32].into(),
+            shard,
+            objects: per_shard,
+            bytes: per_shard,
+            versions: per_shard,
+            rank,
+            stored_bytes: 0,
+        };
         (0..16).map(one).collect()
     }
 

@@ -94,6 +94,7 @@ impl<'a> Surveyor<'a> {
                 bytes: Some(v1::StateCounts::default()),
                 versions: Some(v1::StateCounts::default()),
                 rank: rank.map_or(NO_REPORTER, |rank| rank as u32),
+                stored_bytes: 0,
             };
             self.shards.insert((bucket.id, shard), survey);
         }
@@ -145,6 +146,7 @@ impl<'a> Surveyor<'a> {
         let shard = afar_model::placement::shard_of(&key, facts.bucket.shards);
         let Some(survey) = self.shards.get_mut(&(bucket, shard)) else { return };
         count(&mut survey.versions, state, 1);
+        survey.stored_bytes = survey.stored_bytes.saturating_add(size);
         if !passed {
             count(&mut survey.objects, state, 1);
             count(&mut survey.bytes, state, size);
@@ -155,8 +157,10 @@ impl<'a> Surveyor<'a> {
         let Some(facts) = self.facts.get(&bucket) else { return };
         let shard = afar_model::placement::shard_of(&key, facts.bucket.shards);
         let Some(survey) = self.shards.get_mut(&(bucket, shard)) else { return };
+        let size = entry.object.map_or(0, |(_, size)| size);
+        survey.stored_bytes = survey.stored_bytes.saturating_add(size);
         count(&mut survey.objects, State::Unknown, 1);
-        count(&mut survey.bytes, State::Unknown, entry.object.map_or(0, |(_, size)| size));
+        count(&mut survey.bytes, State::Unknown, size);
         count(&mut survey.versions, State::Unknown, 1);
         if self.unproved.len() < limits::PREPARED_BATCH {
             self.unproved.push(afar_store::VersionRow { bucket, key, entry: entry.clone() });

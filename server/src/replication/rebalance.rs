@@ -146,6 +146,11 @@ impl Rebalance {
         self.expected.lock().values().copied().max_by_key(|(records, bytes)| (*bytes, *records)).unwrap_or_default()
     }
 
+    /// How fast it may be at that time; `None`: as fast as it goes.
+    pub fn pace(&self, now: UnixMillis) -> Option<u64> {
+        self.pace.at(now)
+    }
+
     /// Bytes a second of late.
     pub fn rate(&self) -> u64 {
         let arrived = self.arrived.lock();

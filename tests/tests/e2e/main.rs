@@ -45,3 +45,5 @@ mod conflicts;
 mod documents;
 
 mod promises;
+
+mod plans;
