@@ -147,6 +147,14 @@ enum At {
     Failed(String),
 }
 
+/// Content of one piece.
+enum Only {
+    /// It fits into the version.
+    Inline(Bytes),
+    /// It is a chunk.
+    Chunk(Record),
+}
+
 struct Placed {
     index: usize,
     length: u32,
@@ -428,16 +436,21 @@ impl Put {
     pub async fn finish(mut self, object: ObjectId, size: u64) -> Result<Receipt, ObjectError> {
         self.follow();
         let whole = self.first.take();
-        if let Some(data) = &whole {
-            self.hasher.update(data);
-        }
         if self.chunks.is_empty() {
             // All of it is here: what it need not hold while it is being stored is for others.
             let held = self.base.num_permits();
             let needed = whole.as_ref().map_or(0, Bytes::len).max(limits::PERMIT_MIN as usize);
             drop(self.base.split(held.saturating_sub(needed)));
         }
-        let actual = ObjectId::from_bytes(*self.hasher.finalize().as_bytes());
+        let whole = match whole {
+            Some(data) => Some(self.only(data).await?),
+            None => None,
+        };
+        let actual = match &whole {
+            Some(Only::Chunk(chunk)) => ObjectId::from_bytes(*chunk.id().as_bytes()),
+            Some(Only::Inline(data)) => ObjectId::of(data),
+            None => ObjectId::from_bytes(*self.hasher.finalize().as_bytes()),
+        };
         if (actual, self.size) != (object, size) {
             return Err(ObjectError::Mismatch(format!(
                 "the content arrived as {actual} with {} bytes, the client announced {object} with {size}: nothing was stored under the key; send it again",
@@ -462,11 +475,21 @@ impl Put {
             }
         }
         match whole {
-            Some(data) if data.len() > INLINE_BYTES_MAX => Box::pin(self.finish_single(object, data)).await,
-            Some(data) => Box::pin(self.finish_inline(object, data)).await,
+            Some(Only::Chunk(record)) => Box::pin(self.finish_single(object, record)).await,
+            Some(Only::Inline(data)) => Box::pin(self.finish_inline(object, data)).await,
             None if self.chunks.is_empty() => Box::pin(self.finish_inline(object, Bytes::new())).await,
             None => Box::pin(self.finish_chunked(object)).await,
         }
+    }
+
+    /// The only piece, hashed once: a chunk that is the whole object has the object's id.
+    async fn only(&self, data: Bytes) -> Result<Only, ObjectError> {
+        if data.len() <= INLINE_BYTES_MAX {
+            return Ok(Only::Inline(data));
+        }
+        let bucket = self.bucket.id;
+        let record = tokio::task::spawn_blocking(move || Record::new(RecordKind::Chunk, bucket, data)).await;
+        record.map(Only::Chunk).map_err(|error| ObjectError::Internal(error.to_string()))
     }
 
     async fn finish_inline(self, object: ObjectId, data: Bytes) -> Result<Receipt, ObjectError> {
@@ -476,10 +499,7 @@ impl Put {
     }
 
     /// One chunk: it and the prepared version go out at the same time, one round trip (rule 28).
-    async fn finish_single(mut self, object: ObjectId, data: Bytes) -> Result<Receipt, ObjectError> {
-        let bucket = self.bucket.id;
-        let record = tokio::task::spawn_blocking(move || Record::new(RecordKind::Chunk, bucket, data)).await;
-        let record = record.map_err(|error| ObjectError::Internal(error.to_string()))?;
+    async fn finish_single(mut self, object: ObjectId, record: Record) -> Result<Receipt, ObjectError> {
         let chunk = ChunkRef { id: record.id(), length: record.body().len() as u32 };
         self.chunks.push(chunk);
         let data = Data::Chunks(self.chunks.clone());
