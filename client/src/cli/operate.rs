@@ -55,12 +55,6 @@ pub async fn sit_down(options: &Options) -> Result<Desk, Error> {
     Ok(Desk { operator, client, said })
 }
 
-/// A desk at a cluster that nobody has started yet.
-pub fn desk(operator: Operator) -> Result<Desk, Error> {
-    let client = client(operator.folder(), &operator.head()?.layout)?;
-    Ok(Desk { operator, client, said: Vec::new() })
-}
-
 /// With the administrator's key of a folder, for every node of a layout.
 pub fn client(folder: &Path, layout: &Layout) -> Result<Client, Error> {
     let endpoints: Vec<String> = layout.members().filter_map(|node| layout.node(node)).map(|node| node.endpoint.clone()).collect();
