@@ -80,7 +80,7 @@ test-net: ## The tests that need root for machines of their own: sites cut, join
 # The earlier version is built from its own files in a target folder of its own: once, which takes some minutes.
 test-upgrade: ## The tests that need an earlier version: nodes and clients of that and of today's serve one cluster
 	@if ! git cat-file -e '$(BEFORE)^{commit}' 2>/dev/null; then
-	  echo "make: commit $(BEFORE) is not here: this clone is shallow; \`git fetch --unshallow\` brings it" >&2; exit 2
+	  echo "make: commit $(BEFORE) is not here; if this clone is shallow, \`git fetch --unshallow\` brings it" >&2; exit 2
 	fi
 	before=$(CURDIR)/target/before/$(BEFORE)
 	if [ ! -e "$$before/source/Cargo.toml" ]; then
@@ -90,7 +90,7 @@ test-upgrade: ## The tests that need an earlier version: nodes and clients of th
 	fi
 	(cd "$$before/source" && CARGO_TARGET_DIR="$$before" $(CARGO) build --locked -p afar -p afard)
 	$(CARGO) build --locked --workspace
-	AFAR_TEST_BEFORE="$$before/debug" $(CARGO) test --locked -p afar-tests --test upgrade -- --ignored --test-threads 2
+	AFAR_TEST_BEFORE="$$before/debug" $(CARGO) test --locked --workspace --test upgrade -- --ignored --test-threads 2
 
 bench: build ## The benchmark suite: every figure beside the machine's own floor (some minutes)
 	@$(CARGO) run --release --locked -p afar-tests --bin bench --
