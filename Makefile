@@ -40,9 +40,10 @@ fmt: ## Formatting is as rustfmt.toml says
 clippy: ## No warning anywhere
 	@$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
-# The programs are built first: the end-to-end tests start them. They use the same profile, so nothing is built twice.
+# The programs are built first: the end-to-end tests start them. Always of the whole workspace: one package alone has other
+# features, and everything would be built twice.
 unit: ## All tests: units, properties, crashes, and real nodes from end to end
-	@$(CARGO) build --locked -p afar -p afard
+	@$(CARGO) build --locked --workspace --all-targets
 	if cargo nextest --version >/dev/null 2>&1; then
 	  $(CARGO) nextest run --locked --workspace --no-fail-fast
 	  $(CARGO) test --locked --workspace --doc
@@ -70,12 +71,12 @@ layers: ## Dependencies point down only
 	echo "dependencies point down only"
 
 test-root: ## The tests that need root: a full disk, on a small tmpfs
-	@$(CARGO) build --locked -p afar -p afard
-	AFAR_TEST_ROOT=1 $(CARGO) test --locked -p afar-tests --test e2e full_disk -- --nocapture
+	@$(CARGO) build --locked --workspace --all-targets
+	AFAR_TEST_ROOT=1 $(CARGO) test --locked --workspace --test e2e full_disk -- --nocapture
 
 test-net: ## The tests that need root for machines of their own: sites cut, joined, drained, burnt, in network namespaces
 	@$(CARGO) build --locked --workspace
-	AFAR_TEST_NET=1 $(CARGO) test --locked -p afar-tests --test net -- --test-threads 2
+	AFAR_TEST_NET=1 $(CARGO) test --locked --workspace --test net -- --test-threads 2
 
 # The earlier version is built from its own files in a target folder of its own: once, which takes some minutes.
 test-upgrade: ## The tests that need an earlier version: nodes and clients of that and of today's serve one cluster
