@@ -99,8 +99,12 @@ fn a_bucket_is_kept_otherwise_from_now_on_and_back() {
     let copies = |known: &Known| cluster.nodes().iter().map(|node| chunks_on_disk(&cluster, node.name(), &known.content)).sum::<usize>();
     assert_eq!((copies(&object), copies(&other)), (6, 6));
     let set = ["bucket", "set", "box", "--copies", "3"];
-    let looked = admin.ok(&["bucket", "set", "box", "--copies", "3", "--dry-run", "--dir", root.to_str().unwrap()]);
-    assert!(looked.text().contains("becomes: 3 copies") && looked.text().contains("a further copy -> roubaix: about 3.0 MiB"), "{looked}");
+    // Once everything that was put has been counted.
+    until("the plan says how much there is to copy", SETTLE_MAX, || {
+        let looked = admin.ok(&["bucket", "set", "box", "--copies", "3", "--dry-run", "--dir", root.to_str().unwrap()]);
+        let says = |what: &str| looked.text().contains(what);
+        if says("becomes: 3 copies") && says("a further copy -> roubaix: about 3.0 MiB") { Ok(()) } else { Err(looked.to_string()) }
+    });
     operate(&admin, root, &["bucket", "set", "box"]).expect(2);
     operate(&admin, root, &["bucket", "set", "nix", "--copies", "3"]).expect(10);
     operate(&admin, root, &set).expect(0);
