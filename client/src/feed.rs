@@ -243,12 +243,21 @@ pub(crate) struct OnceFeed {
     bytes_at_hand: usize,
     cursor: usize,
     confirmed: bool,
+    /// Of bytes in memory: hashed piece by piece as they go out. A hash of all of it would keep the first byte waiting, and
+    /// fetch from memory what sending fetches again.
+    hashing: Option<Box<Hashing>>,
     end: Option<(ObjectId, u64)>,
+}
+
+/// The digest of the pieces at hand, as far as they were given out.
+struct Hashing {
+    hasher: blake3::Hasher,
+    pieces: usize,
 }
 
 impl OnceFeed {
     fn new(said: mpsc::Receiver<Said>) -> Self {
-        Self { said, gone: Vec::new(), at_hand: VecDeque::new(), bytes_at_hand: 0, cursor: 0, confirmed: true, end: None }
+        Self { said, gone: Vec::new(), at_hand: VecDeque::new(), bytes_at_hand: 0, cursor: 0, confirmed: true, hashing: None, end: None }
     }
 
     pub(crate) fn blocking(mut from: Box<dyn Read + Send>, name: &Path) -> Result<Self, Error> {
@@ -296,7 +305,7 @@ impl OnceFeed {
         let mut feed = Self::new(said);
         let pieces = (0..content.len()).step_by(CHUNK_BYTES).map(|at| content.slice(at..(at + CHUNK_BYTES).min(content.len())));
         feed.at_hand.extend(pieces);
-        feed.end = Some((ObjectId::of(content), content.len() as u64));
+        feed.hashing = Some(Box::new(Hashing { hasher: blake3::Hasher::new(), pieces: 0 }));
         feed
     }
 
@@ -315,7 +324,15 @@ impl OnceFeed {
         }
         if let Some(chunk) = self.at_hand.get(index - self.gone.len()) {
             self.cursor += 1;
+            // When a put begins anew, what was given out before is hashed already.
+            if let Some(hashing) = self.hashing.as_mut().filter(|hashing| hashing.pieces == index) {
+                hashing.hasher.update(chunk);
+                hashing.pieces += 1;
+            }
             return Ok(Step::Data(chunk.clone()));
+        }
+        if let Some(hashing) = self.hashing.take() {
+            self.end = Some((ObjectId::from_bytes(*hashing.hasher.finalize().as_bytes()), hashing.hasher.count()));
         }
         if let Some((object, size)) = self.end {
             return Ok(Step::End(object, size));
@@ -359,7 +376,9 @@ impl OnceFeed {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::endpoints::Bearer;
     use std::io::Write as _;
+    use tonic::transport::ClientTlsConfig;
 
     fn collect(mut said: mpsc::Receiver<Said>) -> (Vec<usize>, Option<(ObjectId, u64)>, Option<Error>) {
         let (mut sizes, mut end, mut failed) = (Vec::new(), None, None);
@@ -411,6 +430,31 @@ mod tests {
         let mut feed = FileFeed::new(path, seen);
         feed.restart(false).unwrap();
         assert!(collect(feed.said.take().unwrap()).2.is_some());
+    }
+
+    #[tokio::test]
+    async fn bytes_in_memory_are_hashed_as_they_go_however_often_they_begin_anew() {
+        let door = Door::new("https://localhost:1", &ClientTlsConfig::new(), &Bearer::new("AK", "x").unwrap()).unwrap();
+        for size in [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES, 3 * CHUNK_BYTES + 5] {
+            let content = Bytes::from((0..size).map(|n| (n % 251) as u8).collect::<Vec<u8>>());
+            let mut feed = Feed::Once(OnceFeed::bytes(&content));
+            // Given up after so many steps, and begun anew.
+            for steps in [1, 3, 2, usize::MAX] {
+                feed.restart(false).unwrap();
+                let mut got = Vec::new();
+                for _ in 0..steps {
+                    match feed.next(&door, "bucket").await.unwrap() {
+                        Step::Data(chunk) => got.extend_from_slice(&chunk),
+                        Step::Present(..) => unreachable!("nothing of it is gone"),
+                        Step::End(object, length) => {
+                            assert_eq!((object, length), (ObjectId::of(&content), size as u64));
+                            assert_eq!(got, content);
+                            break;
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]
