@@ -7,8 +7,11 @@ use crate::{
     error::{Error, Kind},
     limits, tls,
 };
-use afar_proto::v1::{
-    admin_client::AdminClient, layouts_client::LayoutsClient, objects_client::ObjectsClient, status_client::StatusClient,
+use afar_proto::{
+    outgoing::Uncopied,
+    v1::{
+        PutRequest, admin_client::AdminClient, layouts_client::LayoutsClient, objects_client::ObjectsClient, status_client::StatusClient,
+    },
 };
 use rand::Rng as _;
 use std::{
@@ -16,6 +19,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
+use tokio_stream::Stream;
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -113,6 +117,11 @@ impl Door {
         ObjectsClient::new(self.authenticated())
             .max_decoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX)
+    }
+
+    /// Objects, for one put of these messages: see [`Uncopied`].
+    pub fn putting(&self, messages: impl Stream<Item = PutRequest> + Send + Unpin + 'static) -> ObjectsClient<Uncopied<Authenticated>> {
+        ObjectsClient::new(Uncopied::new(self.authenticated(), messages)).max_decoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX)
     }
 
     /// Layouts.

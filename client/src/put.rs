@@ -187,8 +187,8 @@ impl Attempt<'_> {
     async fn run(&mut self, feed: &mut Feed) -> Result<Stored, Error> {
         let door = self.door;
         let (sends, messages) = mpsc::channel(limits::MESSAGES_AHEAD);
-        let mut service = door.objects();
-        let mut call = pin!(service.put(ReceiverStream::new(messages)));
+        let mut service = door.putting(ReceiverStream::new(messages));
+        let mut call = pin!(service.put(tokio_stream::empty()));
         let (reply, end) = {
             let mut produce = pin!(self.produce(feed, sends));
             let mut end = None;

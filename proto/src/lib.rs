@@ -13,6 +13,8 @@ pub mod convert;
 
 pub mod limits;
 
+pub mod outgoing;
+
 /// The compiled `.proto` files, for gRPC reflection.
 pub const FILE_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

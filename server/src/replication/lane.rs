@@ -13,7 +13,10 @@ use crate::{
     limits,
 };
 use afar_model::layout::NodeIndex;
-use afar_proto::v1::{self, peer_client::PeerClient, store_request::Work};
+use afar_proto::{
+    outgoing::Uncopied,
+    v1::{self, peer_client::PeerClient, store_request::Work},
+};
 use parking_lot::RwLock;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -212,11 +215,10 @@ impl LaneTask {
             return Err(LaneError::Unreachable("the peer does not answer".into()));
         }
         let channel = self.peers.channel(self.node, self.kind).ok_or_else(|| LaneError::Unreachable("no such peer".into()))?;
-        let mut client = PeerClient::new(channel)
-            .max_decoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX);
         let (requests, receiver) = mpsc::channel(limits::LANE_AHEAD);
-        let opened = tokio::time::timeout(limits::LANE_OPEN, client.store(ReceiverStream::new(receiver))).await;
+        let mut client = PeerClient::new(Uncopied::new(channel, ReceiverStream::new(receiver)))
+            .max_decoding_message_size(afar_proto::limits::MESSAGE_BYTES_MAX);
+        let opened = tokio::time::timeout(limits::LANE_OPEN, client.store(tokio_stream::empty())).await;
         let replies = opened.map_err(|_| LaneError::Unreachable("the peer did not open a stream in time".into()))?;
         let replies = replies.map_err(|status| LaneError::Unreachable(format!("the peer refused a stream: {}", status.message())))?;
         Ok((requests, replies.into_inner()))
