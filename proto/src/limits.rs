@@ -5,6 +5,8 @@
 pub const MESSAGE_BYTES_MAX: usize = afar_model::limits::RECORD_BYTES_MAX + (512 << 10);
 /// HTTP/2 frames; the default of 16 KiB costs a third of the CPU of a transfer.
 pub const FRAME_BYTES: u32 = 256 << 10;
+/// The same between peers: a whole chunk in one frame, so that it is put together once.
+pub const PEER_FRAME_BYTES: u32 = 1 << 20;
 /// Request and response headers together: keys and metadata travel in messages, so headers are small.
 pub const HEADER_BYTES_MAX: u32 = 16 << 10;
 /// Keys in one Fetch, Prove or Audit.

@@ -179,7 +179,7 @@ impl Connector {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address))?
             .user_agent(concat!("afard/", env!("CARGO_PKG_VERSION")))?
             .connect_timeout(limits::PEER_CONNECT)
-            .max_frame_size(afar_proto::limits::FRAME_BYTES)
+            .max_frame_size(afar_proto::limits::PEER_FRAME_BYTES)
             .initial_stream_window_size(window)
             .initial_connection_window_size(window)
             .http2_max_header_list_size(afar_proto::limits::HEADER_BYTES_MAX)

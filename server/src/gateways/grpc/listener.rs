@@ -153,7 +153,6 @@ type Guarded = Server<tower::layer::util::Stack<GuardLayer, tower::layer::util::
 
 fn server(lifecycle: &Lifecycle, window: u32) -> Guarded {
     Server::builder()
-        .max_frame_size(afar_proto::limits::FRAME_BYTES)
         .initial_stream_window_size(window)
         .initial_connection_window_size(window)
         .max_concurrent_streams(limits::STREAMS_PER_CONNECTION)
@@ -164,11 +163,14 @@ fn server(lifecycle: &Lifecycle, window: u32) -> Guarded {
 }
 
 fn client_server(lifecycle: &Lifecycle, window: u32) -> Guarded {
-    server(lifecycle, window).max_connection_age(limits::CLIENT_CONNECTION_AGE).max_connection_age_grace(limits::CLIENT_CONNECTION_GRACE)
+    server(lifecycle, window)
+        .max_frame_size(afar_proto::limits::FRAME_BYTES)
+        .max_connection_age(limits::CLIENT_CONNECTION_AGE)
+        .max_connection_age_grace(limits::CLIENT_CONNECTION_GRACE)
 }
 
 fn peer_server(lifecycle: &Lifecycle, window: u32) -> Guarded {
-    server(lifecycle, window)
+    server(lifecycle, window).max_frame_size(afar_proto::limits::PEER_FRAME_BYTES)
 }
 
 fn incoming(connections: mpsc::Receiver<Connection>) -> impl futures_util::Stream<Item = Result<Connection, io::Error>> {
