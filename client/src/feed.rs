@@ -245,7 +245,7 @@ pub(crate) struct OnceFeed {
     confirmed: bool,
     /// Of bytes in memory: hashed piece by piece as they go out. A hash of all of it would keep the first byte waiting, and
     /// fetch from memory what sending fetches again.
-    hashing: Option<Hashing>,
+    hashing: Option<Box<Hashing>>,
     end: Option<(ObjectId, u64)>,
 }
 
@@ -305,7 +305,7 @@ impl OnceFeed {
         let mut feed = Self::new(said);
         let pieces = (0..content.len()).step_by(CHUNK_BYTES).map(|at| content.slice(at..(at + CHUNK_BYTES).min(content.len())));
         feed.at_hand.extend(pieces);
-        feed.hashing = Some(Hashing { hasher: blake3::Hasher::new(), pieces: 0 });
+        feed.hashing = Some(Box::new(Hashing { hasher: blake3::Hasher::new(), pieces: 0 }));
         feed
     }
 
