@@ -76,10 +76,19 @@ pub(crate) fn disks(node: &Node) -> v1::Check {
 fn losses(node: &Node) -> v1::Check {
     let losses = node.store.losses();
     let missing = node.ledger.own_missing(1).len();
-    if node.is_catching_up() {
+    // Of each kind one is enough to find the disk.
+    let damage = losses.damaged.last().map(|range| format!("segment {:016x}: {}", range.segment, range.why));
+    let damaged = losses.damaged.len();
+    if let Some(damage) = damage.as_ref().filter(|_| node.is_catching_up()) {
+        let what =
+            "segments lost what was in them, and not all of it is known to be back: leave the other copies alone, keep the other nodes up";
+        check("replica", "critical", format!("{damaged} {what}, and look at this disk ({damage})"))
+    } else if node.is_catching_up() {
         check("replica", "warning", "catching up: its answers prove no absence until it has compared itself with every other node")
     } else if missing > 0 {
         check("replica", "warning", "records that this node should have are missing or bad here and not mended yet")
+    } else if let Some(damage) = damage {
+        check("replica", "warning", format!("{damaged} segments lost what was in them, and it was mended: look at this disk ({damage})"))
     } else if losses.corrupt_total > 0 {
         check("replica", "warning", format!("{} bad copies were found since the start, and mended: watch this disk", losses.corrupt_total))
     } else {
