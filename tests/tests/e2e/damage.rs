@@ -1,7 +1,7 @@
 //! Disks that lie, people who copy files about, peers that answer wrong bytes.
 use crate::common::{Known, MIB, chunks_on_disk, put_bytes, read, try_put_bytes};
 use afar_tests::{
-    cluster::{Cluster, MADRID, STRASBOURG, Setup, TWO, WARSAW, check_of},
+    cluster::{Cluster, MADRID, STRASBOURG, Setup, TWO, WARSAW, check_of, node_state},
     data,
     disks::{self, find},
     liar::Liar,
@@ -159,6 +159,12 @@ fn rule_6_what_a_truncated_segment_lost_is_stored_again() {
     cluster.node_mut("warsaw").start();
     cluster.wait_formed();
     put_bytes(&cluster.afar(), &object.content, "cut/b");
+    // It knows that it lost something, and says nothing of what there is until it has compared itself.
+    cluster.wait_state("safe");
+    until("Warsaw has caught up", SETTLE_MAX, || {
+        let status = cluster.status();
+        if node_state(&status, "warsaw").as_deref() == Some("up") { Ok(()) } else { Err(status.to_string()) }
+    });
     cluster.node_mut("strasbourg").burn();
     let alone = cluster.afar_at(&["warsaw"]);
     let again = Known { at: "cut/b".into(), ..object };
