@@ -276,6 +276,8 @@ pub const SURVEY_EVERY: Duration = Duration::from_secs(5);
 pub const SURVEY_QUICK: Duration = Duration::from_millis(500);
 /// Rows of the views read in one go.
 pub const SURVEY_PAGE: usize = 4096;
+/// Every file of the log is looked for by its path this often (rule 26).
+pub const LOOK_AT_FILES_EVERY: Duration = Duration::from_secs(20);
 /// The index is compared with the segments this often (rule 18).
 pub const CHECK_INDEX_EVERY: Duration = Duration::from_secs(30);
 /// Between two steps of the scrub.

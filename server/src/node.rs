@@ -276,6 +276,7 @@ impl Node {
         state.capacity_bytes = pending.capacity;
         state.used_bytes = pending.used;
         state.oldest_unverified_seconds = pending.oldest_unverified.as_secs();
+        state.losses = self.loss_epoch();
         state.bad_records = self.ledger.own_missing(limits::LEDGER_EXCEPTIONS).len() as u64;
         state.endpoint = self.endpoint(self.me);
     }
@@ -330,6 +331,7 @@ impl Node {
         start("outbox", |node, stop| Box::pin(outbox::run(node, stop)));
         start("settlements", |node, stop| Box::pin(settlements::run(node, stop)));
         start("surveys", |node, stop| Box::pin(upkeep::surveys(node, stop)));
+        start("look", |node, stop| Box::pin(upkeep::look(node, stop)));
         start("index", |node, stop| Box::pin(upkeep::index(node, stop)));
         start("scrub", |node, stop| Box::pin(upkeep::scrub(node, stop)));
         start("compact", |node, stop| Box::pin(upkeep::compact(node, stop)));

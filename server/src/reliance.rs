@@ -39,7 +39,7 @@ pub struct Reliance {
     behind: AtomicBool,
     /// Losses so far: a comparison that began before one does not make up for it.
     epoch: AtomicU64,
-    /// How many quarantined versions of the log have been taken note of.
+    /// Up to which count the log's losses have been taken note of.
     noted: AtomicU64,
     compared: Mutex<BTreeSet<NodeIndex>>,
     pokes: watch::Sender<u64>,
@@ -143,16 +143,20 @@ impl Node {
         nodes.iter().map(why).collect::<Vec<_>>().join(", ")
     }
 
-    /// Whether this node's answers prove no absence. To be asked *after* the views were read: the log counts a quarantined
-    /// version before it leaves them.
+    /// Whether this node's answers prove no absence. To be asked *after* the views were read: the log counts a loss before
+    /// what was lost leaves them.
     pub fn is_catching_up(&self) -> bool {
-        let lost = self.store.lost_versions();
+        self.note_losses();
+        // Refused by a peer that remembers more of our log than there is: whatever was forgotten, absence here proves nothing.
+        self.reliance.behind.load(Ordering::Acquire) || self.peers.is_stale()
+    }
+
+    fn note_losses(&self) {
+        let lost = self.store.losses_counted();
         let unnoted = lost > self.reliance.noted.fetch_max(lost, Ordering::AcqRel);
         if unnoted || self.peers.was_superseded() {
             self.note_loss();
         }
-        // Refused by a peer that remembers more of our log than there is: whatever was forgotten, absence here proves nothing.
-        self.reliance.behind.load(Ordering::Acquire) || self.peers.is_stale()
     }
 
     /// Something that this node should have is gone: it is behind until it has compared itself with everybody.
@@ -170,13 +174,15 @@ impl Node {
 
     /// How many losses there were: a comparison makes up for those before it.
     pub fn loss_epoch(&self) -> u64 {
+        self.note_losses();
         self.reliance.epoch.load(Ordering::Acquire)
     }
 
     /// A comparison with a peer is complete, and everything that it has for this node is here. `epoch`: when it began.
     pub fn compared_with(&self, peer: NodeIndex, epoch: u64) {
+        self.note_losses();
         let mut compared = self.reliance.compared.lock();
-        if epoch != self.loss_epoch() {
+        if epoch != self.reliance.epoch.load(Ordering::Acquire) {
             return;
         }
         compared.insert(peer);

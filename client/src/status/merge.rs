@@ -331,6 +331,7 @@ fn survey(nodes: &BTreeMap<&str, &v1::NodeStatus>, newest: &v1::NodeStatus, now:
         stored.complete &= node.survey_complete;
         doubts.extend(doubts_about(node, nodes, newest, now));
     }
+    doubts.extend(failed_audits(nodes, newest));
     let reported: BTreeSet<&[u8]> = chosen.keys().map(|(bucket, _)| *bucket).collect();
     let known = nodes.values().map(|node| node.buckets).max().unwrap_or_default();
     if (reported.len() as u64) < known {
@@ -371,6 +372,16 @@ fn doubts_about(node: &v1::NodeStatus, nodes: &BTreeMap<&str, &v1::NodeStatus>, 
         }
     }
     doubts
+}
+
+/// Who could not prove to another what it should hold: it says of itself that it does, and is believed only once it was compared
+/// and audited again.
+fn failed_audits<'a>(nodes: &'a BTreeMap<&str, &v1::NodeStatus>, newest: &'a v1::NodeStatus) -> impl Iterator<Item = String> + 'a {
+    let failed = |name: &str, auditor: &v1::NodeStatus| auditor.peers.iter().any(|view| view.node == name && view.failed_audit);
+    members(newest).flat_map(move |node| {
+        let auditors = nodes.values().filter(move |auditor| failed(&node.name, auditor));
+        auditors.map(|auditor| format!("{} could not prove its copies to {}", node.name, auditor.node))
+    })
 }
 
 /// Nodes that are still waited for: not those that an operator has said to be lost.
@@ -790,6 +801,15 @@ mod tests {
             node.surveys.clear();
         }
         assert_eq!(merged(nodes).state, State::Safe, "no buckets, and all say so");
+    }
+
+    #[test]
+    fn rule_25_who_failed_an_audit_is_not_believed_about_itself() {
+        let mut nodes = three(counts(2, 0, 0));
+        nodes[1].peers[0].failed_audit = true;
+        let status = merged(nodes);
+        assert_eq!(status.state, State::Unknown);
+        assert!(find(&status, "survey").detail.contains("strasbourg could not prove its copies to warsaw"));
     }
 
     #[test]

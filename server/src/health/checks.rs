@@ -76,10 +76,18 @@ pub(crate) fn disks(node: &Node) -> v1::Check {
 fn losses(node: &Node) -> v1::Check {
     let losses = node.store.losses();
     let missing = node.ledger.own_missing(1).len();
-    if node.is_catching_up() {
+    // The last one is enough to find the disk.
+    let damage =
+        losses.damaged.last().map(|last| format!("{}, the last: segment {:016x}: {}", losses.damaged.len(), last.segment, last.why));
+    if let Some(damage) = damage.as_ref().filter(|_| node.is_catching_up()) {
+        let what = "keep the other nodes up, drain nothing, and look at this disk";
+        check("replica", "critical", format!("parts of the log are lost ({damage}), and not all of it is known to be back: {what}"))
+    } else if node.is_catching_up() {
         check("replica", "warning", "catching up: its answers prove no absence until it has compared itself with every other node")
     } else if missing > 0 {
         check("replica", "warning", "records that this node should have are missing or bad here and not mended yet")
+    } else if let Some(damage) = damage {
+        check("replica", "warning", format!("parts of the log were lost ({damage}) and are mended: look at this disk"))
     } else if losses.corrupt_total > 0 {
         check("replica", "warning", format!("{} bad copies were found since the start, and mended: watch this disk", losses.corrupt_total))
     } else {

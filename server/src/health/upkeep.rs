@@ -1,4 +1,4 @@
-//! The upkeep of this node's own log: the index is compared with the segments (rule 18), every byte is read again within
+//! The upkeep of this node's own log: its files are looked for (rule 26), the index is compared with the segments (rule 18), every byte is read again within
 //! the scrub's bound (rule 25), what compaction can free is freed, and the survey is made anew.
 use super::survey;
 use crate::{limits, node::Node, objects::versions};
@@ -45,6 +45,16 @@ pub async fn refresh(node: &Arc<Node>) {
     let surveyor = Arc::clone(node);
     if let Some(found) = node.lifecycle.blocking("survey", move || survey::survey(&surveyor)).await {
         node.survey.store(Arc::new(found));
+    }
+}
+
+/// Looks whether the files of the log are still there. What is not is asked of the others.
+pub async fn look(node: Arc<Node>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(limits::LOOK_AT_FILES_EVERY)).await.is_some() {
+        let store = node.store.clone();
+        node.lifecycle.blocking("look", move || store.look()).await;
+        // Takes note of a loss, and begins to mend it.
+        node.is_catching_up();
     }
 }
 

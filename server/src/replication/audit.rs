@@ -14,11 +14,12 @@ use bytes::Bytes;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-/// The answer to a challenge: for each record the proof, empty where there is no good copy here.
+/// The answer to a challenge: for each record the proof, empty where there is no good copy here. The bytes come from the files
+/// that the paths name (rule 26).
 pub async fn answer(node: &Arc<Node>, nonce: [u8; 32], keys: Vec<RecordKey>) -> Vec<Bytes> {
     let mut proofs = Vec::with_capacity(keys.len());
     for key in keys {
-        let proof = match fetch::read_here(node, key).await {
+        let proof = match fetch::read_by_path(node, key).await {
             Ok(Some(record)) => convert::bytes(blake3::keyed_hash(&nonce, record.body()).as_bytes()),
             _ => Bytes::new(),
         };
@@ -41,7 +42,7 @@ pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
                         records = wrong.len(),
                         "failed an audit: it does not hold what it should"
                     );
-                    node.ledger.distrust(peer);
+                    node.ledger.failed_audit(peer);
                     node.poke();
                 }
                 Err(error) => tracing::debug!(peer = node.layout().node_name(peer), error, "no answer to an audit"),

@@ -11,7 +11,7 @@ use afar_proto::{
     convert,
     v1::{self, peer_client::PeerClient},
 };
-use afar_store::{AppendClass, ReadError};
+use afar_store::{AppendClass, Found, ReadError, Store};
 use std::{sync::Arc, time::Duration};
 use tonic::{Request, transport::Channel};
 
@@ -55,8 +55,21 @@ pub async fn read_here(node: &Arc<Node>, key: RecordKey) -> Result<Option<Record
     if let Some(found) = node.store.get_cached(&key, limits::READ_INLINE_BYTES) {
         return Ok(Some(found.record));
     }
+    read_blocking(node, key, Store::get).await
+}
+
+/// As [`read_here`], from the file that its path names: proves that the record is here, not merely that it can be read.
+pub async fn read_by_path(node: &Arc<Node>, key: RecordKey) -> Result<Option<Record>, ReadError> {
+    read_blocking(node, key, Store::prove).await
+}
+
+async fn read_blocking(
+    node: &Arc<Node>,
+    key: RecordKey,
+    read: fn(&Store, &RecordKey) -> Result<Option<Found>, ReadError>,
+) -> Result<Option<Record>, ReadError> {
     let reader = Arc::clone(node);
-    let read = tokio::task::spawn_blocking(move || reader.store.get(&key)).await;
+    let read = tokio::task::spawn_blocking(move || read(&reader.store, &key)).await;
     let read = read.unwrap_or_else(|error| Err(ReadError::Disk { key, why: error.to_string() }));
     if let Err(error) = &read {
         tracing::warn!(%error, "a copy here is not good: asking the others, and mending it");
@@ -206,7 +219,8 @@ pub async fn prove_here(node: &Arc<Node>, keys: &[RecordKey]) -> Vec<Proof> {
     let mut tokens = Vec::new();
     for key in keys {
         proofs.push(match read_here(node, *key).await {
-            // An append of what is there verifies the copy and writes nothing, so a full disk may do it.
+            // An append of what is there verifies the copy, by path (rule 26), and writes nothing, so a full disk may do it. What
+            // can still be read from a deleted file is written again.
             Ok(Some(record)) => match node.store.append(AppendClass::Housekeeping, vec![record]).await {
                 Ok(written) => {
                     tokens.extend(written);

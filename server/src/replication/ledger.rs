@@ -1,8 +1,8 @@
 //! What this node knows of its peers' holdings: the evidence behind every "safe".
 //!
 //! By default an assigned peer is believed to hold what it is assigned, once the two have compared their ids record by
-//! record in this run and audits are answered; the ledger keeps the exceptions. A peer under a new incarnation, or one
-//! that reports losses, starts again from nothing. Nothing here is durable: after a restart everything is unproved until
+//! record in this run and audits are answered; the ledger keeps the exceptions. A peer under a new incarnation, one that
+//! reports losses, or one that failed an audit, starts again from nothing. Nothing here is durable: after a restart everything is unproved until
 //! compared again.
 use crate::limits;
 use afar_model::{id::Incarnation, layout::NodeIndex, record::RecordKey, units::UnixMillis};
@@ -16,6 +16,10 @@ use std::{
 #[derive(Debug, Default, Clone)]
 struct Account {
     incarnation: Option<Incarnation>,
+    /// What it had lost in its run when this account was begun.
+    losses: u64,
+    /// It failed an audit, and was not compared and audited again since.
+    failed_audit: bool,
     compared: Option<(Instant, UnixMillis)>,
     /// Each with when it was noted.
     missing: HashMap<RecordKey, Instant>,
@@ -71,6 +75,8 @@ impl Ledger {
         let (missing, extra) = (later(&account.missing), later(&account.extra));
         *account = Account {
             incarnation: Some(incarnation),
+            losses: account.losses,
+            failed_audit: account.failed_audit,
             compared: Some(at),
             missing: found.missing.into_iter().map(|key| (key, now)).chain(missing).collect(),
             extra: found.extra.into_iter().map(|key| (key, now)).chain(extra).collect(),
@@ -82,9 +88,17 @@ impl Ledger {
         };
     }
 
-    /// The peer is another than the one that was compared, or says that it lost something: start again.
-    pub fn distrust(&self, peer: NodeIndex) {
-        self.accounts.lock().remove(&peer);
+    /// The peer could not prove what it is believed to hold: nothing is believed of it, whatever it says of itself, until it
+    /// was compared and audited again.
+    pub fn failed_audit(&self, peer: NodeIndex) {
+        let mut accounts = self.accounts.lock();
+        let losses = accounts.get(&peer).map_or(0, |account| account.losses);
+        accounts.insert(peer, Account { losses, failed_audit: true, ..Account::default() });
+    }
+
+    /// Whether the peer failed its last audit.
+    pub fn has_failed_audit(&self, peer: NodeIndex) -> bool {
+        self.accounts.lock().get(&peer).is_some_and(|account| account.failed_audit)
     }
 
     /// Another layout assigns other records: what was compared by the one before proves nothing of them.
@@ -94,11 +108,12 @@ impl Ledger {
         }
     }
 
-    /// Distrusts a peer whose incarnation is not the one that was compared.
-    pub fn seen(&self, peer: NodeIndex, incarnation: Incarnation) {
+    /// Begins anew with a peer whose incarnation is not the one that was compared, or that has lost something since.
+    pub fn seen(&self, peer: NodeIndex, incarnation: Incarnation, losses: u64) {
         let mut accounts = self.accounts.lock();
-        if accounts.get(&peer).is_some_and(|account| account.incarnation.is_some_and(|known| known != incarnation)) {
-            accounts.remove(&peer);
+        let account = accounts.entry(peer).or_default();
+        if account.incarnation.is_some_and(|known| known != incarnation) || account.losses != losses {
+            *account = Account { losses, failed_audit: account.failed_audit, ..Account::default() };
         }
     }
 
@@ -150,6 +165,7 @@ impl Ledger {
     pub fn audited(&self, peer: NodeIndex) {
         if let Some(account) = self.accounts.lock().get_mut(&peer) {
             account.audited = Some(Instant::now());
+            account.failed_audit &= account.compared.is_none();
         }
     }
 
@@ -282,11 +298,34 @@ mod tests {
     }
 
     #[test]
+    fn rule_25_after_a_loss_or_a_failed_audit_a_peer_is_compared_and_audited_again() {
+        let ledger = Ledger::default();
+        let prove = || {
+            ledger.compared(PEER, Incarnation::ZERO, Comparison::default(), now());
+            assert_eq!(ledger.holding(PEER, true, &key(1)), Holding::Unproved);
+            ledger.audited(PEER);
+            assert_eq!(ledger.holding(PEER, true, &key(1)), Holding::Proved);
+        };
+        prove();
+        ledger.seen(PEER, Incarnation::ZERO, 0);
+        assert_eq!(ledger.holding(PEER, true, &key(1)), Holding::Proved, "nothing has happened");
+        ledger.seen(PEER, Incarnation::ZERO, 1);
+        prove();
+        ledger.failed_audit(PEER);
+        ledger.audited(PEER);
+        assert!(ledger.has_failed_audit(PEER), "an audit alone does not make up for it");
+        ledger.seen(PEER, Incarnation::ZERO, 2);
+        assert!(ledger.has_failed_audit(PEER));
+        prove();
+        assert!(!ledger.has_failed_audit(PEER));
+    }
+
+    #[test]
     fn a_replacement_starts_from_nothing() {
         let ledger = Ledger::default();
         ledger.compared(PEER, Incarnation::ZERO, Comparison::default(), now());
         ledger.audited(PEER);
-        ledger.seen(PEER, Incarnation::from_bytes([1; 16]));
+        ledger.seen(PEER, Incarnation::from_bytes([1; 16]), 0);
         assert_eq!(ledger.holding(PEER, true, &key(1)), Holding::Unproved);
         let missing = Comparison { missing: HashSet::from([key(1)]), ..Comparison::default() };
         ledger.compared(PEER, Incarnation::from_bytes([1; 16]), missing, now());

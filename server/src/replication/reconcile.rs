@@ -59,7 +59,7 @@ async fn compare(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
                     // Older layouts stay open until a comparison with everybody was complete.
                     let again = node.ledger.missing_at(peer) > 0 || node.layouts.waits_for(peer);
                     pause = if again { limits::RECONCILE_RETRY } else { limits::RECONCILE_EVERY };
-                    compared = node.peers.view(peer).map(|view| (view.incarnation, view.boot, view.catching_up));
+                    compared = state_of(&node, peer);
                 }
                 Some(Err(error)) => tracing::debug!(peer = node.layout().node_name(peer), error, "comparison broken off"),
             }
@@ -84,8 +84,12 @@ async fn due(node: &Node, peer: NodeIndex, pause: Duration) {
     }
 }
 
-/// Which disks and which run of the peer were compared, and whether it was catching up then.
-type Compared = Option<(Option<Incarnation>, Option<BootId>, bool)>;
+/// Which disks and which run of the peer were compared, whether it was catching up then, and what it had lost by then.
+type Compared = Option<(Option<Incarnation>, Option<BootId>, bool, u64)>;
+
+fn state_of(node: &Node, peer: NodeIndex) -> Compared {
+    node.peers.view(peer).map(|view| (view.incarnation, view.boot, view.catching_up, view.losses))
+}
 
 /// Waits until the peer is usable as another run than before.
 async fn another(node: &Node, peer: NodeIndex, before: &Compared, changes: &mut watch::Receiver<u64>) {
@@ -93,8 +97,7 @@ async fn another(node: &Node, peer: NodeIndex, before: &Compared, changes: &mut 
         if changes.changed().await.is_err() {
             return std::future::pending().await;
         }
-        let now: Compared = node.peers.view(peer).map(|view| (view.incarnation, view.boot, view.catching_up));
-        if node.peers.usable(peer) && now != *before {
+        if node.peers.usable(peer) && state_of(node, peer) != *before {
             return;
         }
     }
@@ -115,7 +118,7 @@ impl Round<'_> {
     async fn run(mut self) -> Result<(), String> {
         let view = self.node.peers.view(self.peer).ok_or("no such peer")?;
         let incarnation = view.incarnation.ok_or("the peer has not said who it is")?;
-        self.node.ledger.seen(self.peer, incarnation);
+        self.node.ledger.seen(self.peer, incarnation, view.losses);
         self.node.ledger.scrubbed(self.peer, view.oldest_unverified);
         let begun = (Instant::now(), self.node.now());
         let epoch = self.node.loss_epoch();
@@ -124,9 +127,10 @@ impl Round<'_> {
         let complete = self.walk().await?;
         self.node.rebalance.expect(self.peer, 0, 0);
         self.push_missing(view.catching_up).await;
-        let unchanged = self.node.peers.view(self.peer).is_some_and(|now| now.incarnation == Some(incarnation));
+        let unchanged =
+            self.node.peers.view(self.peer).is_some_and(|now| now.incarnation == Some(incarnation) && now.losses == view.losses);
         if !unchanged {
-            return Err("the peer became another during the comparison".into());
+            return Err("the peer became another, or lost something, during the comparison".into());
         }
         if *self.node.layout().hash() != layout {
             return Err("the layout changed during the comparison".into());

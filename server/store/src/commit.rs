@@ -5,9 +5,13 @@
 //! is read-only from then on, every waiter gets an error, and a marker says up to where the log was durable, so that the
 //! next start does not mistake the page cache for the disk.
 //!
+//! A sync counts only if the path of what was synced still names it: a deleted file takes writes and syncs as long as it
+//! is open (rule 26).
+//!
 //! Only this module can make a [`Durable`].
 use crate::{
-    disk::{Disk, DiskFile},
+    disk::{self, Disk, DiskFile},
+    format,
     identity::Poison,
     limits,
     types::{CommitError, Position, SyncCounts, SyncFailed},
@@ -147,6 +151,14 @@ struct Sync {
     asked: bool,
 }
 
+/// Why a sync does not count.
+enum SyncTrouble {
+    /// The disk refused.
+    Failed(String),
+    /// What was synced is not what its path names.
+    Gone(String),
+}
+
 /// The group commit of one directory.
 #[derive(Debug)]
 pub struct Commit {
@@ -262,7 +274,8 @@ impl Commit {
         while let Next::Sync(sync) = self.next() {
             match self.sync(&sync) {
                 Ok(()) => self.succeeded(sync.target),
-                Err(why) => self.poison(&why),
+                Err(SyncTrouble::Failed(why)) => self.poison(&why),
+                Err(SyncTrouble::Gone(why)) => self.fail(&why),
             }
             synced();
         }
@@ -285,15 +298,28 @@ impl Commit {
         }
     }
 
-    fn sync(&self, sync: &Sync) -> Result<(), String> {
+    fn sync(&self, sync: &Sync) -> Result<(), SyncTrouble> {
+        let failed = |what: String| move |error| SyncTrouble::Failed(format!("sync {what}: {error}"));
         for unsynced in &sync.files {
             if sync.asked { &self.shared } else { &self.unasked }.fetch_add(1, Ordering::Relaxed);
-            unsynced.file.sync().map_err(|error| format!("sync segment {:016x}: {error}", unsynced.segment))?;
+            unsynced.file.sync().map_err(failed(format!("segment {:016x}", unsynced.segment)))?;
             if unsynced.fresh {
-                self.disk.sync_directory(&self.segments).map_err(|error| format!("sync directory {}: {error}", self.segments.display()))?;
+                self.disk.sync_directory(&self.segments).map_err(failed(format!("directory {}", self.segments.display())))?;
             }
+            self.look(unsynced)?;
         }
         Ok(())
+    }
+
+    /// Whether what was synced is what the next start will find.
+    fn look(&self, synced: &Unsynced) -> Result<(), SyncTrouble> {
+        let name = format::segment_name(synced.segment);
+        match (self.disk.stat(&self.segments.join(&name)), synced.file.stat()) {
+            (Ok(named), Ok(synced)) if named.id == synced.id => Ok(()),
+            (Ok(_), Ok(_)) => Err(SyncTrouble::Gone(format!("another file is in the place of segment {name}"))),
+            (Err(error), _) if disk::is_gone(&error) => Err(SyncTrouble::Gone(format!("segment {name} is gone: {error}"))),
+            (Err(error), _) | (_, Err(error)) => Err(SyncTrouble::Failed(format!("look at segment {name}: {error}"))),
+        }
     }
 
     fn succeeded(&self, target: Position) {
@@ -314,20 +340,36 @@ impl Commit {
         served.into_iter().for_each(|(_, waiter)| waiter.served());
     }
 
-    /// The directory takes no more writes, and what was not durable never will be.
+    /// The directory takes no more writes, and what was not durable never will be. A marker says so to the next start, for
+    /// the page cache may show it more than the disk has.
     pub fn poison(&self, why: &str) {
-        let mut state = self.state.lock();
-        if state.failed.is_some() {
-            return;
-        }
-        state.failed = Some(why.to_owned());
-        let poison = Poison { segment: state.durable.segment, offset: state.durable.offset, why: why.to_owned() };
-        let waiters = std::mem::take(&mut state.waiters);
-        drop(state);
-        tracing::error!(directory = %self.directory.display(), why, "directory is read-only: move its data to another disk");
+        let Some((durable, waiters)) = self.give_up(why) else { return };
+        let poison = Poison { segment: durable.segment, offset: durable.offset, why: why.to_owned() };
         if let Err(error) = poison.write(&*self.disk, &self.directory) {
             tracing::warn!(directory = %self.directory.display(), %error, "could not leave a marker of the failed sync");
         }
+        self.tell(waiters, why);
+    }
+
+    /// The same where the files themselves went: without a marker, for whatever is at that path now may not be ours to write
+    /// to, and the next start sees what is missing.
+    pub fn fail(&self, why: &str) {
+        if let Some((_, waiters)) = self.give_up(why) {
+            self.tell(waiters, why);
+        }
+    }
+
+    fn give_up(&self, why: &str) -> Option<(Position, Vec<(Position, Waiter)>)> {
+        let mut state = self.state.lock();
+        if state.failed.is_some() {
+            return None;
+        }
+        state.failed = Some(why.to_owned());
+        tracing::error!(directory = %self.directory.display(), why, "directory is read-only: move its data to another disk");
+        Some((state.durable, std::mem::take(&mut state.waiters)))
+    }
+
+    fn tell(&self, waiters: Vec<(Position, Waiter)>, why: &str) {
         self.progress.notify_all();
         waiters.into_iter().for_each(|(_, waiter)| waiter.failed(SyncFailed::Directory(why.to_owned())));
     }

@@ -59,7 +59,7 @@ impl Directory {
         sealed.filter_map(|segment| Some((gain(segment)?, Arc::clone(segment)))).max_by_key(|(gain, _)| *gain).map(|(_, segment)| segment)
     }
 
-    fn empty(&self, segment: &Segment) -> Result<CompactStep, AppendError> {
+    fn empty(&self, segment: &Arc<Segment>) -> Result<CompactStep, AppendError> {
         let read_failed = |error: std::io::Error| AppendError::ReadOnly(format!("read segment {:016x}: {error}", segment.sequence));
         let file = self.disk.open(&segment.path, false).map_err(read_failed)?;
         let lines = self.footer(segment.sequence).and_then(|footer| footer.in_log_order()).map_err(read_failed)?;
@@ -125,12 +125,17 @@ impl Directory {
     /// If the index is unusable.
     pub fn flush_index(&self) -> Result<(), String> {
         let (sender, receiver) = mpsc::sync_channel(1);
-        self.deltas.lock().flush.push(sender);
+        let mut deltas = self.deltas.lock();
+        if deltas.stop {
+            return Err("the store is closed".to_owned()); // its thread may have ended, and would never answer
+        }
+        deltas.flush.push(sender);
+        drop(deltas);
         self.deltas_wake.notify_all();
         receiver.recv().unwrap_or_else(|_| Err("the store is closed".to_owned()))
     }
 
-    fn remove_segment(&self, segment: &Segment, lines: &[(Entry, Option<format::VersionInfo>)]) -> Result<(), AppendError> {
+    fn remove_segment(&self, segment: &Arc<Segment>, lines: &[(Entry, Option<format::VersionInfo>)]) -> Result<(), AppendError> {
         // Assert again before what cannot be undone: nothing that is live may still be in there.
         for (entry, _) in lines.iter().filter(|(entry, _)| matches!(entry.kind, Kind::Public(_))) {
             let here = self.locate(&entry.key).map_err(AppendError::ReadOnly)?;
@@ -138,9 +143,12 @@ impl Directory {
                 return Err(AppendError::ReadOnly(format!("segment {:016x} still holds {:?}: not removed", segment.sequence, entry.key)));
             }
         }
-        let removed = self.disk.remove(&segment.path).and_then(|()| self.disk.sync_directory(&self.segments_path));
-        removed.map_err(|error| AppendError::ReadOnly(format!("remove segment {:016x}: {error}", segment.sequence)))?;
+        // Forgotten first, or whoever looks by path just then would take it for lost.
         self.forget_segment(segment.sequence);
+        if let Err(error) = self.disk.remove(&segment.path).and_then(|()| self.disk.sync_directory(&self.segments_path)) {
+            self.segments.write().insert(segment.sequence, Arc::clone(segment));
+            return Err(AppendError::ReadOnly(format!("remove segment {:016x}: {error}", segment.sequence)));
+        }
         self.counters.lock().remove(&segment.sequence);
         Ok(())
     }

@@ -5,10 +5,11 @@
 //! lacks, newest first, then the index.
 use crate::{
     commit::Commit,
-    disk::{Disk, DiskFile, Space},
+    disk::{self, Disk, DiskFile, Space},
     filter::Filter,
     footer::{FooterBuilder, FooterView},
     format::{self, Kind, VersionInfo},
+    identity::{self, Identity},
     index::{
         IndexError,
         keys::{self, Counters},
@@ -17,7 +18,7 @@ use crate::{
     kv::Kv,
     ledger::{self, Delta, Known, LogItem, TallyChange},
     limits, recovery,
-    segment::{self, Place, PlaceError, Segment},
+    segment::{self, Place, PlaceError, Seen, Segment},
     types::{Clock, DamagedRange, Position, ReadError, Reserve, StampsSeen},
     writer,
 };
@@ -30,7 +31,7 @@ use afar_model::{
 use parking_lot::{Condvar, Mutex, RwLock};
 use quick_cache::sync::Cache;
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     io,
     path::PathBuf,
     sync::{
@@ -146,8 +147,11 @@ pub struct Directory {
     pub deferring: AtomicBool,
     /// Progress of a rebuild in thousandths.
     pub progress: AtomicU64,
-    /// Versions quarantined in this run.
-    pub lost_versions: AtomicU64,
+    /// How often something went in this run whose absence now looks like there never was anything: a version that was
+    /// quarantined, a segment that is gone.
+    pub losses: AtomicU64,
+    /// Segments whose files went while they were served.
+    lost: Mutex<BTreeSet<u64>>,
     /// The group commit.
     pub commit: Commit,
     /// Operations for the writer.
@@ -235,7 +239,8 @@ impl Directory {
             behind: RwLock::new(None),
             deferring: AtomicBool::new(true),
             progress: AtomicU64::new(0),
-            lost_versions: AtomicU64::new(0),
+            losses: AtomicU64::new(0),
+            lost: Mutex::default(),
             commit,
             queue: writer::Queue::default(),
             verified: Cache::new(limits::VERIFIED_RECORDS_MAX),
@@ -283,6 +288,80 @@ impl Directory {
         let file = self.disk.open(&segment.path, false)?;
         self.handles.insert(sequence, Arc::clone(&file));
         Ok(file)
+    }
+
+    /// Looks by path at everything that this directory is made of (rule 26): handles that are open would go on reading, and
+    /// writing, what somebody has deleted. One look per file; blocking.
+    pub fn look(&self) {
+        match Identity::read(&*self.disk, &self.path) {
+            Ok(identity) if identity.directory == self.id => {}
+            Ok(other) => self.commit.fail(&format!("the disk there is another: directory {}", other.directory)),
+            Err(error) if disk::is_gone(&error) || error.kind() == io::ErrorKind::InvalidData => {
+                self.commit.fail(&format!("its file {:?} is not there any more: {error}", identity::IDENTITY));
+            }
+            Err(error) => tracing::warn!(directory = %self.path.display(), %error, "the directory cannot be looked at"),
+        }
+        let segments: Vec<Arc<Segment>> = self.segments.read().values().cloned().collect();
+        for segment in &segments {
+            self.is_whole(segment);
+        }
+    }
+
+    /// Whether a segment's path still names its file. If not, what was in it is lost. Blocking.
+    pub fn is_whole(&self, segment: &Arc<Segment>) -> bool {
+        match segment.look(&*self.disk) {
+            Seen::Same | Seen::Longer => true,
+            Seen::Gone(why) => {
+                self.lose(segment, &why);
+                false
+            }
+            Seen::Unclear(error) => {
+                tracing::warn!(segment = %segment.path.display(), %error, "a segment cannot be looked at");
+                false
+            }
+        }
+    }
+
+    /// A segment's file is gone, and with it what was in there: its records leave the index, which is made anew of what is
+    /// left, so that they are asked of the others and no longer counted here. Where it is the one that is being written,
+    /// nothing more is written in this directory.
+    fn lose(&self, segment: &Arc<Segment>, why: &str) {
+        let sequence = segment.sequence;
+        if self.segment(sequence).is_none() || !self.lost.lock().insert(sequence) {
+            return; // compacted away, or known already
+        }
+        // Counted before anything leaves the views: see `Store::losses_counted`.
+        self.losses.fetch_add(1, Ordering::AcqRel);
+        tracing::error!(segment = %segment.path.display(), why, "a segment is lost, and what was in it");
+        let writing = segment.trailer().is_none() && self.active_sequence() == sequence;
+        if writing {
+            self.commit.fail(&format!("the segment that was being written is lost: {why}"));
+        }
+        self.report_damage(
+            sequence,
+            std::iter::once(recovery::BadRange { from: 0, to: segment.length(), why: format!("the file is lost: {why}"), header: None }),
+        );
+        self.forget_segment(sequence);
+        // What is on its way to the index must not come after the index was made anew. If that fails, it is made anew again.
+        let _ = self.sync_blocking();
+        let _ = self.flush_index();
+        if writing {
+            // What never became durable is not on its way any more.
+            let _order = self.resolving.lock();
+            self.deltas.lock().deltas.clear();
+            self.kv.overlay.write().clear();
+        }
+        self.distrust_index(&format!("segment {sequence:016x} is lost"));
+        // From here on the views say that they are not ready; whoever read them until now may have seen what is lost.
+        self.losses.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether what was written to a segment in this run is still there: what an acknowledgement asks last. Never blocks for
+    /// long.
+    pub fn still_has(&self, sequence: u64) -> bool {
+        let gone = self.segment(sequence).is_some_and(|segment| matches!(segment.look(&*self.disk), Seen::Gone(_)));
+        // One that was compacted away meanwhile has its records elsewhere.
+        !(gone && self.segment(sequence).is_some() || self.lost.lock().contains(&sequence))
     }
 
     /// A segment is gone.
@@ -473,22 +552,53 @@ impl Directory {
         segment::read_record(&*file, self.salt, key, place).map(|(header, record)| (header.received, record))
     }
 
+    /// The same from the file that the segment's path names now, and past the page cache where that can be done.
+    fn read_by_path(&self, key: &RecordKey, place: &Place) -> Result<(UnixMillis, Record), PlaceError> {
+        let gone = || PlaceError::Io(io::ErrorKind::NotFound.into());
+        let segment = self.segment(place.segment).ok_or_else(gone)?;
+        let file = self.disk.open(&segment.path, false).map_err(PlaceError::Io)?;
+        if file.stat().map_err(PlaceError::Io)?.id != segment.id {
+            return Err(gone());
+        }
+        file.forget(place.offset, format::total(place.length));
+        segment::read_record(&*file, self.salt, key, place).map(|(header, record)| (header.received, record))
+    }
+
     /// Reads and verifies a record. What does not match its name is looked for once more in its segment, then quarantined.
     ///
     /// # Errors
     /// If it should be here but cannot be read.
     pub fn get(&self, key: &RecordKey) -> Result<Option<(UnixMillis, Record)>, ReadError> {
+        self.read(key, Self::read_at)
+    }
+
+    /// As [`Directory::get`], from the files that the paths name: what a proof rests on (rule 26).
+    ///
+    /// # Errors
+    /// As [`Directory::get`].
+    pub fn prove(&self, key: &RecordKey) -> Result<Option<(UnixMillis, Record)>, ReadError> {
+        self.read(key, Self::read_by_path)
+    }
+
+    fn read(
+        &self,
+        key: &RecordKey,
+        read_at: impl Fn(&Self, &RecordKey, &Place) -> Result<(UnixMillis, Record), PlaceError>,
+    ) -> Result<Option<(UnixMillis, Record)>, ReadError> {
         let disk = |why: String| ReadError::Disk { key: *key, why };
         let mut seen = None;
         for _ in 0..limits::READ_ATTEMPTS_MAX {
             let Some(place) = self.locate(key).map_err(disk)? else { return Ok(None) };
-            match self.read_at(key, &place) {
+            match read_at(self, key, &place) {
                 Ok(found) => {
                     self.note_verified(key, place);
                     return Ok(Some(found));
                 }
-                // Compacted away between looking it up and opening it: look again.
-                Err(PlaceError::Io(error)) if error.kind() == io::ErrorKind::NotFound && seen != Some(place) => seen = Some(place),
+                // Compacted away between looking it up and opening it: look again. Or lost.
+                Err(PlaceError::Io(error)) if disk::is_gone(&error) && seen != Some(place) => {
+                    seen = Some(place);
+                    let _ = self.segment(place.segment).is_some_and(|segment| self.is_whole(&segment));
+                }
                 Err(PlaceError::Io(error)) => return Err(disk(error.to_string())),
                 Err(PlaceError::Bad(_)) if self.locate(key).map_err(disk)? != Some(place) => {}
                 Err(PlaceError::Bad(why)) => return self.look_again(key, &place, why),
@@ -545,8 +655,8 @@ impl Directory {
         }
         bad.total += 1;
         if place.kind == afar_model::record::RecordKind::Version {
-            // Counted before it leaves the views: see `Store::lost_versions`.
-            self.lost_versions.fetch_add(1, Ordering::AcqRel);
+            // Counted before it leaves the views: see `Store::losses_counted`.
+            self.losses.fetch_add(1, Ordering::AcqRel);
         }
         bad.order.push_back(*key);
         if bad.order.len() > limits::BAD_RECORDS_MAX
@@ -592,11 +702,7 @@ impl Directory {
         if now.since(verified) > max_age || verified > now {
             return false; // `verified > now`: the clock was set back, so the age is not known
         }
-        self.disk.stat(&segment.path).is_ok_and(|stat| {
-            let length = segment.length();
-            // The active segment may be longer on disk for a moment than this run has taken note of.
-            stat.inode == segment.inode && if segment.trailer().is_some() { stat.length == length } else { stat.length >= length }
-        })
+        matches!(segment.look(&*self.disk), Seen::Same)
     }
 
     /// Rule 6, with the re-hash: whether a good copy is here.
@@ -609,7 +715,7 @@ impl Directory {
             None => Ok(false),
             Some(place) if self.verified_within(key, &place, max_age) => Ok(true),
             Some(place) if self.is_bad(key, &place) => Ok(false),
-            Some(_) => Ok(self.get(key)?.is_some()),
+            Some(_) => Ok(self.prove(key)?.is_some()),
         }
     }
 

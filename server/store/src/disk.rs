@@ -24,13 +24,28 @@ use std::{
 /// How often a [`FaultyDisk`] looks whether it may go on.
 const HOLD_LOOK_EVERY: Duration = Duration::from_millis(2);
 
+/// Which file it is: changes when a file is replaced by another of the same name, or another disk is mounted over it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    /// The file system.
+    pub device: u64,
+    /// The inode there.
+    pub inode: u64,
+}
+
 /// What identifies a file's present content without reading it (rule 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStat {
-    /// The inode: changes when a file is replaced by another of the same name.
-    pub inode: u64,
+    /// Which file.
+    pub id: FileId,
     /// Length in bytes.
     pub length: u64,
+}
+
+impl FileStat {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self { id: FileId { device: metadata.dev(), inode: metadata.ino() }, length: metadata.len() }
+    }
 }
 
 /// Room on a file system.
@@ -84,7 +99,7 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the system says.
     fn set_length(&self, length: u64) -> io::Result<()>;
-    /// Inode and length.
+    /// Which file, and its length.
     ///
     /// # Errors
     /// As the system says.
@@ -137,7 +152,7 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// # Errors
     /// As the system says.
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Inode and length by path.
+    /// Which file a path names, and its length.
     ///
     /// # Errors
     /// As the system says.
@@ -320,7 +335,7 @@ impl DiskFile for RealFile {
     }
 
     fn stat(&self) -> io::Result<FileStat> {
-        self.file.metadata().map(|metadata| FileStat { inode: metadata.ino(), length: metadata.len() })
+        self.file.metadata().map(|metadata| FileStat::of(&metadata))
     }
 
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
@@ -375,7 +390,7 @@ impl Disk for RealDisk {
     }
 
     fn stat(&self, path: &Path) -> io::Result<FileStat> {
-        fs::metadata(path).map(|metadata| FileStat { inode: metadata.ino(), length: metadata.len() })
+        fs::metadata(path).map(|metadata| FileStat::of(&metadata))
     }
 
     fn space(&self, directory: &Path) -> io::Result<Space> {
@@ -489,6 +504,11 @@ pub fn replace_small(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result
     file.sync()?;
     disk.rename(&temporary, path)?;
     disk.sync_directory(directory)
+}
+
+/// Whether an error means that a file is not there any more, as opposed to a disk that does not answer now.
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::StaleNetworkFileHandle)
 }
 
 /// Whether an error means that there is no room, as opposed to a broken disk.

@@ -4,7 +4,7 @@
 //! the segments' footers in the order of the log and resolve them as the writer would have. Meanwhile records are found by
 //! those same footers, and listings answer "not ready". What the writer adds in the meantime waits in the overlay.
 use crate::{
-    directory::{Behind, BehindPart, Directory},
+    directory::{Active, Behind, BehindPart, Directory},
     disk::DiskFile,
     footer::{Entry, FooterView},
     format::{self, Kind},
@@ -421,11 +421,32 @@ pub struct Trusted {
     pub counters: BTreeMap<u64, Counters>,
 }
 
+/// What an index knows to have been in the log and is not: per segment, with what is missing. It is brought up to the log only
+/// once that is durable, so nothing but a loss explains this.
+pub fn lost(trusted: &Trusted, segments: &BTreeMap<u64, Arc<Segment>>, active: &Active, end: Position) -> Vec<(u64, String)> {
+    let held = |sequence: &u64| match segments.get(sequence).map(|segment| segment.totals()) {
+        Some(Some((count, _))) => count,
+        Some(None) if *sequence == active.sequence => active.builder.totals.count,
+        Some(None) => u64::MAX, // neither sealed nor written to: only a scan would tell
+        None => 0,
+    };
+    let known = trusted.counters.iter().filter(|(_, counted)| counted.live > 0);
+    let missing = known.map(|(sequence, counted)| (*sequence, u64::try_from(counted.live + counted.dead).unwrap_or(0), held(sequence)));
+    let mut lost: Vec<(u64, String)> = missing
+        .filter(|(_, known, held)| known > held)
+        .map(|(sequence, known, held)| (sequence, format!("{held} of the {known} records that the index knows are there")))
+        .collect();
+    if trusted.end > end && lost.is_empty() {
+        lost.push((trusted.end.segment, "the log ends before what the index knows of it".to_owned()));
+    }
+    lost
+}
+
 /// Reads an index's checkpoint and counters.
 ///
 /// # Errors
 /// Why it cannot be used.
-pub fn trusted(index: &dyn Index, directory: afar_model::id::DirectoryId, end: Position) -> Result<Trusted, String> {
+pub fn trusted(index: &dyn Index, directory: afar_model::id::DirectoryId) -> Result<Trusted, String> {
     let meta = index.get(keys::META).map_err(|error| error.0)?.ok_or("it is empty")?;
     let checkpoint: Checkpoint = postcard::from_bytes(&meta).map_err(|_| "its checkpoint is malformed")?;
     if checkpoint.format != keys::FORMAT {
@@ -435,9 +456,6 @@ pub fn trusted(index: &dyn Index, directory: afar_model::id::DirectoryId, end: P
         return Err("it belongs to another directory".to_owned());
     }
     let at = Position { segment: checkpoint.segment, offset: checkpoint.offset };
-    if at > end {
-        return Err("it knows of records that are not in the log".to_owned());
-    }
     let mut counters = BTreeMap::new();
     let scanned = index.scan(&[table::SEGMENT], &[table::SEGMENT + 1], &mut |key, value| {
         if let (Some(segment), Ok(counted)) = (keys::parse_segment(key), postcard::from_bytes(value)) {

@@ -267,9 +267,9 @@ fn open_directory(
     id: DirectoryId,
     lock: Box<dyn Lock>,
 ) -> Result<Ready, String> {
-    let log = open_log(&**disk, settings, path, id)?;
+    let mut log = open_log(&**disk, settings, path, id)?;
     let opened = factory.open(path).map(|index| {
-        let trusted = indexer::trusted(&*index, id, log.end);
+        let trusted = indexer::trusted(&*index, id).and_then(|trusted| log.agree(id, trusted));
         (index, trusted)
     });
     let (index, trusted) = match opened {
@@ -305,6 +305,24 @@ fn open_directory(
         directory.commit.begin(log.end.segment, Arc::clone(file), false, log.end);
     }
     Ok(Ready { directory, file: log.file, trusted, lock, records: log.records })
+}
+
+impl Log {
+    /// Holds an index against the log: one that knows of more shows that something is lost.
+    ///
+    /// # Errors
+    /// That it knows of more: it cannot be used then.
+    fn agree(&mut self, id: DirectoryId, trusted: Trusted) -> Result<Trusted, String> {
+        let lost = indexer::lost(&trusted, &self.segments, &self.active, self.end);
+        if lost.is_empty() {
+            return Ok(trusted);
+        }
+        for (segment, why) in lost {
+            tracing::error!(segment, why, "records are lost: the index knows of more records than the log has");
+            self.damaged.push(DamagedRange { directory: id, segment, from: 0, to: 0, why });
+        }
+        Err("it knows of records that are not in the log".to_owned())
+    }
 }
 
 fn index_is_empty(index: &dyn crate::index::Index) -> bool {

@@ -6,8 +6,9 @@ use crate::{
     directory::Directory,
     format::{self, Kind},
     limits,
+    recovery::BadRange,
     segment::{self, Place, PlaceError, Segment},
-    types::{DamagedRange, IndexCheck, ScrubStep},
+    types::{IndexCheck, ScrubStep},
 };
 use afar_model::units::UnixMillis;
 use std::sync::{Arc, atomic::Ordering};
@@ -34,13 +35,12 @@ impl Directory {
                 *cursor = None;
             }
             Err(why) => {
-                tracing::error!(directory = %self.path.display(), segment = sequence, why, "segment cannot be scrubbed");
-                let range = DamagedRange { directory: self.id, segment: sequence, from: 0, to: segment.length(), why };
-                let mut damaged = self.damaged.lock();
-                if !damaged.contains(&range) {
-                    damaged.push(range);
-                }
                 *cursor = None;
+                if !self.is_whole(&segment) && self.segment(sequence).is_none() {
+                    return step; // it is lost, and that is noted
+                }
+                tracing::error!(directory = %self.path.display(), segment = sequence, why, "segment cannot be scrubbed");
+                self.report_damage(sequence, std::iter::once(BadRange { from: 0, to: segment.length(), why, header: None }));
                 // Or the next step would try the same one again, and the others never have their turn.
                 segment.mark_scrubbed(segment.oldest_verification());
             }
@@ -65,7 +65,7 @@ impl Directory {
     fn scrub_segment(&self, segment: &Segment, from: usize, budget: u64, step: &mut ScrubStep) -> Result<Option<usize>, String> {
         let file = self.disk.open(&segment.path, false).map_err(|error| error.to_string())?;
         let stat = file.stat().map_err(|error| error.to_string())?;
-        if stat.inode != segment.inode || stat.length != segment.length() {
+        if stat.id != segment.id || stat.length != segment.length() {
             return Err("the file is not the one that this run opened".to_owned());
         }
         step.past_cache = file.can_forget();

@@ -1,6 +1,6 @@
 //! One segment file as the running store sees it, and the reading of single records from it.
 use crate::{
-    disk::{self, DiskFile, FileStat},
+    disk::{self, Disk, DiskFile, FileId, FileStat},
     format::{self, FormatError, IdSum, Kind, RECORD_HEADER, RecordHeader, Trailer},
     limits,
 };
@@ -41,8 +41,8 @@ pub struct Segment {
     pub path: PathBuf,
     /// When it was begun.
     pub created: UnixMillis,
-    /// Its file's inode when this run first saw it.
-    pub inode: u64,
+    /// Its file, when this run first saw it.
+    pub id: FileId,
     length: AtomicU64,
     trailer: OnceLock<Trailer>,
     scanned: OnceLock<(u64, IdSum)>,
@@ -68,7 +68,7 @@ impl Segment {
             sequence,
             path,
             created,
-            inode: stat.inode,
+            id: stat.id,
             length: AtomicU64::new(stat.length),
             trailer: sealed,
             scanned: OnceLock::new(),
@@ -79,6 +79,21 @@ impl Segment {
     /// Bytes written to it.
     pub fn length(&self) -> u64 {
         self.length.load(Ordering::Acquire)
+    }
+
+    /// Whether its path still names the file that this run opened or made, and all of it. What is read or written through a
+    /// handle proves nothing of that: a deleted file lives on for whoever has it open (rule 26).
+    pub fn look(&self, disk: &dyn Disk) -> Seen {
+        // Before the file is looked at: it only grows, and is not sealed twice.
+        let (sealed, length) = (self.trailer().is_some(), self.length());
+        match disk.stat(&self.path) {
+            Ok(stat) if stat.id != self.id => Seen::Gone("another file is in its place".to_owned()),
+            Ok(stat) if stat.length < length => Seen::Gone(format!("it has {} of its {length} bytes", stat.length)),
+            Ok(stat) if sealed && stat.length > length => Seen::Longer,
+            Ok(_) => Seen::Same,
+            Err(error) if disk::is_gone(&error) => Seen::Gone(error.to_string()),
+            Err(error) => Seen::Unclear(error),
+        }
     }
 
     /// It has grown; what is new was made from hashed bytes just now.
@@ -139,6 +154,19 @@ impl Segment {
     pub fn oldest_verification(&self) -> UnixMillis {
         self.verified.lock().whole.unwrap_or(self.created)
     }
+}
+
+/// What a segment's path names now.
+#[derive(Debug)]
+pub enum Seen {
+    /// Its file, as it was.
+    Same,
+    /// Its file, although something was added: what it holds has to be hashed again before it counts.
+    Longer,
+    /// Not its file, or not all of it: why.
+    Gone(String),
+    /// The disk does not say.
+    Unclear(io::Error),
 }
 
 /// Why a record could not be read from a place.

@@ -12,7 +12,7 @@
 //! machine.crash(7); // every handle of before is dead now
 //! let disk = machine.boot();
 //! ```
-use crate::disk::{Disk, DiskFile, FileStat, Lock, Space};
+use crate::disk::{Disk, DiskFile, FileId, FileStat, Lock, Space};
 use parking_lot::Mutex;
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -213,7 +213,8 @@ impl SimDisk {
         state.doubtful.clear();
     }
 
-    /// Removes what is at or under a path, durably: a disk that is not mounted.
+    /// Removes what is at or under a path, durably: a disk that is not mounted, or `rm`. Whoever has a file open goes on
+    /// reading and writing it, as on Linux.
     pub fn wipe(&self, path: &Path) {
         let mut state = self.state.lock();
         for image in [true, false] {
@@ -336,6 +337,10 @@ impl SimFile {
     }
 }
 
+const fn id(inode: u64) -> FileId {
+    FileId { device: 0, inode }
+}
+
 fn not_found<T>(found: Option<T>) -> io::Result<T> {
     found.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
@@ -404,7 +409,7 @@ impl DiskFile for SimFile {
     }
 
     fn stat(&self) -> io::Result<FileStat> {
-        self.with(|state| Ok(FileStat { inode: self.inode, length: not_found(state.files.get(&self.inode))?.live.len() as u64 }))
+        self.with(|state| Ok(FileStat { id: id(self.inode), length: not_found(state.files.get(&self.inode))?.live.len() as u64 }))
     }
 
     fn allocate(&self, _offset: u64, _length: u64) -> io::Result<()> {
@@ -516,7 +521,7 @@ impl Disk for SimHandle {
     fn stat(&self, path: &Path) -> io::Result<FileStat> {
         self.with(|state| {
             let inode = not_found(state.find(path))?;
-            Ok(FileStat { inode, length: not_found(state.files.get(&inode))?.live.len() as u64 })
+            Ok(FileStat { id: id(inode), length: not_found(state.files.get(&inode))?.live.len() as u64 })
         })
     }
 

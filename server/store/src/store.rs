@@ -19,7 +19,7 @@ use afar_model::{
 };
 use parking_lot::Mutex;
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::{Arc, atomic::Ordering, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -161,7 +161,12 @@ impl Store {
         for answer in waiting {
             durable.extend(answer.await.unwrap_or(Err(SyncFailed::Closed))?);
         }
-        Ok(in_order(durable))
+        // Much of it may have been durable long before this was asked, and gone since.
+        let segments: BTreeSet<(DirectoryId, u64)> = written.iter().map(|token| (token.directory, token.end.segment)).collect();
+        let has = |(id, segment): &(DirectoryId, u64)| {
+            self.inner.directories.iter().any(|directory| directory.id == *id && directory.still_has(*segment))
+        };
+        if segments.iter().all(has) { Ok(in_order(durable)) } else { Err(SyncFailed::Lost) }
     }
 
     /// [`Store::append`] and [`Store::sync`] in one trip.
@@ -233,15 +238,38 @@ impl Store {
     /// # Errors
     /// If it is (or was) here but cannot be read whole: ask another replica.
     pub fn get(&self, key: &RecordKey) -> Result<Option<Found>, ReadError> {
+        self.read(key, Directory::get)
+    }
+
+    fn read(
+        &self,
+        key: &RecordKey,
+        read: impl Fn(&Directory, &RecordKey) -> Result<Option<(UnixMillis, Record)>, ReadError>,
+    ) -> Result<Option<Found>, ReadError> {
         let mut failed = None;
         for directory in &self.inner.directories {
-            match directory.get(key) {
+            match read(directory, key) {
                 Ok(Some((received, record))) => return Ok(Some(Found { record, received })),
                 Ok(None) => {}
                 Err(error) => failed = Some(error), // another directory may have a good copy
             }
         }
         failed.map_or(Ok(None), Err)
+    }
+
+    /// As [`Store::get`], by path and past the page cache where that can be done (rule 26): what a proof rests on. What is
+    /// read through a file that is open may have been deleted. Blocking.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    pub fn prove(&self, key: &RecordKey) -> Result<Option<Found>, ReadError> {
+        self.read(key, Directory::prove)
+    }
+
+    /// Looks by path whether everything is there that this run has opened and written (rule 26); what is not leaves the index,
+    /// and is among the [`Store::losses`]. To be called every 20 s. Blocking.
+    pub fn look(&self) {
+        self.inner.directories.iter().for_each(|directory| directory.look());
     }
 
     /// As [`Store::get`], without waiting for a disk: for async code, so that what is in memory costs no other thread.
@@ -437,10 +465,10 @@ impl Store {
         })
     }
 
-    /// How many versions were quarantined in this run. Each is counted before it leaves the views, so whoever asks after
-    /// reading a view knows whether something may be missing from it.
-    pub fn lost_versions(&self) -> u64 {
-        self.inner.directories.iter().map(|directory| directory.lost_versions.load(Ordering::Acquire)).sum()
+    /// Grows whenever versions were lost in this run: quarantined, or gone with their segment. It does so before they leave the
+    /// views, so whoever asks after reading a view knows whether something may be missing from it.
+    pub fn losses_counted(&self) -> u64 {
+        self.inner.directories.iter().map(|directory| directory.losses.load(Ordering::Acquire)).sum()
     }
 
     /// Whether listings are complete; else they answer [`NotReady`].

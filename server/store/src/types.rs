@@ -526,6 +526,9 @@ pub enum SyncFailed {
     /// The token comes from another run or another store: what it stood for may be gone.
     #[error("written by another run: write it again")]
     AnotherRun,
+    /// The file that it was written to is gone.
+    #[error("what was written is gone from the disk: write it again")]
+    Lost,
     /// The store is shutting down.
     #[error("the store is closed")]
     Closed,

@@ -1,12 +1,15 @@
 //! Disks that lie, people who copy files about, peers that answer wrong bytes.
-use crate::common::{Known, MIB, put_bytes, read};
+use crate::common::{Known, MIB, chunks_on_disk, put_bytes, read, try_put_bytes};
 use afar_tests::{
-    cluster::{Cluster, Setup, TWO},
+    cluster::{Cluster, MADRID, STRASBOURG, Setup, TWO, WARSAW, check_of, node_state},
     data,
     disks::{self, find},
     liar::Liar,
-    limits::SETTLE_MAX,
-    wait::until,
+    limits::{SETTLE_MAX, STAYS},
+    operator::Operator,
+    wait::{stays, until},
+    wire,
+    witness::Witness,
 };
 use std::fs;
 
@@ -156,6 +159,12 @@ fn rule_6_what_a_truncated_segment_lost_is_stored_again() {
     cluster.node_mut("warsaw").start();
     cluster.wait_formed();
     put_bytes(&cluster.afar(), &object.content, "cut/b");
+    // It knows that it lost something, and says nothing of what there is until it has compared itself.
+    cluster.wait_state("safe");
+    until("Warsaw has caught up", SETTLE_MAX, || {
+        let status = cluster.status();
+        if node_state(&status, "warsaw").as_deref() == Some("up") { Ok(()) } else { Err(status.to_string()) }
+    });
     cluster.node_mut("strasbourg").burn();
     let alone = cluster.afar_at(&["warsaw"]);
     let again = Known { at: "cut/b".into(), ..object };
@@ -165,6 +174,108 @@ fn rule_6_what_a_truncated_segment_lost_is_stored_again() {
             if ran.code == 0 && ran.stdout == known.content { Ok(()) } else { Err(ran.to_string()) }
         });
     }
+}
+
+/// What a node says of its copies, and of its disks.
+#[track_caller]
+fn wait_critical(cluster: &Cluster, node: &str, name: &str) {
+    until(&format!("{node} says what happened to its {name}"), SETTLE_MAX, || {
+        let status = cluster.status();
+        let critical = check_of(&status, node, name).is_some_and(|check| check["state"] == "critical");
+        assert!(!critical || status["state"] != "safe", "{status}");
+        if critical { Ok(()) } else { Err(status.to_string()) }
+    });
+}
+
+#[test]
+fn rule_26_segments_that_are_deleted_while_the_node_runs_are_lost_and_mended() {
+    let mut cluster = Setup::of(&TWO).set("limits.segment", "4MiB").start();
+    cluster.bucket("unlinked", &[]);
+    let mut chance = data::chance(data::seed());
+    let objects: Vec<Known> = (0..4).map(|n| Known::put(&cluster.afar(), &mut chance, &format!("unlinked/{n}"), 3 * MIB)).collect();
+    cluster.wait_state("safe");
+    // Nobody to mend it from, so that it can be seen before it is mended.
+    cluster.node_mut("strasbourg").stop();
+    let segments = disks::segments(&cluster.node("warsaw").data());
+    let sealed = &segments[..segments.len() - 1];
+    assert!(sealed.len() >= 2, "{segments:?}");
+    sealed.iter().for_each(|segment| fs::remove_file(segment).unwrap());
+    wait_critical(&cluster, "warsaw", "replica");
+    cluster.node_mut("strasbourg").start();
+    let status = cluster.wait_state("safe");
+    assert_eq!(status["objects"]["safe"], 4, "{status}");
+    for object in &objects {
+        assert_eq!(chunks_on_disk(&cluster, "warsaw", &object.content), 3, "every chunk of {} stands in a file again", object.at);
+    }
+    // What it says it holds, it holds: without the others, and after a start.
+    cluster.node_mut("strasbourg").burn();
+    cluster.node_mut("warsaw").kill();
+    cluster.node_mut("warsaw").start();
+    let alone = cluster.afar_at(&["warsaw"]);
+    for object in &objects {
+        until("from Warsaw alone", SETTLE_MAX, || {
+            let ran = alone.run(&["cat", &object.at]);
+            if ran.code == 0 && ran.stdout == object.content { Ok(()) } else { Err(ran.to_string()) }
+        });
+    }
+}
+
+#[test]
+fn rule_11_nothing_is_dropped_or_acknowledged_on_the_word_of_a_disk_that_lost_its_files() {
+    let cluster = Setup::of(&[STRASBOURG, WARSAW, MADRID]).partitions(256).start();
+    cluster.bucket("gone", &[]);
+    let (witness, runtime, operator) = (Witness::of(&cluster, "gone"), wire::runtime(), Operator::of(&cluster));
+    let (afar, mut chance) = (cluster.afar_at(&["strasbourg", "madrid"]), data::chance(data::seed()));
+    let mut objects: Vec<Known> = (0..12).map(|n| Known::put(&afar, &mut chance, &format!("gone/{n}"), 100_000)).collect();
+    cluster.wait_state("safe");
+    let held = runtime.block_on(witness.holdings("madrid"));
+    assert!(!held.is_empty());
+    disks::segments(&cluster.node("warsaw").data()).iter().for_each(|segment| fs::remove_file(segment).unwrap());
+    // At once, before anybody can have looked: what is put now is at the other two, or nowhere.
+    for n in 12..24 {
+        let (at, content) = (format!("gone/{n}"), data::bytes(&mut chance, 3_000));
+        let ran = try_put_bytes(&afar, &content, &at);
+        if ran.code == 0 {
+            let put = ran.json();
+            assert!(!put["sites"].to_string().contains("warsaw"), "acknowledged by a file that is gone: {put}");
+            objects.push(Known { at, content });
+        }
+    }
+    operator.change(&["node", "drain", "madrid"]);
+    wait_critical(&cluster, "warsaw", "disk");
+    stays("nobody relies on what Warsaw has", STAYS, || {
+        let now = runtime.block_on(witness.holdings("madrid"));
+        let status = cluster.status();
+        let dropped = cluster.node("madrid").log().contains("dropped copies");
+        if now.is_superset(&held) && status["state"] != "safe" && !dropped { Ok(()) } else { Err(status.to_string()) }
+    });
+    until("Warsaw says that it holds nothing", SETTLE_MAX, || {
+        let held = runtime.block_on(witness.holdings("warsaw"));
+        if held.is_empty() { Ok(()) } else { Err(held) }
+    });
+    assert!(disks::segments(&cluster.node("warsaw").data()).is_empty(), "nor does it begin anew by itself");
+    for object in &objects {
+        object.must_be_at(&afar);
+    }
+}
+
+#[test]
+fn rule_19_a_node_whose_segments_went_while_it_was_down_knows_that_it_lost_them() {
+    let mut cluster = Cluster::two();
+    cluster.bucket("away", &[]);
+    let mut chance = data::chance(data::seed());
+    Known::put(&cluster.afar(), &mut chance, "away/a", 100_000);
+    cluster.wait_state("safe");
+    for name in ["strasbourg", "warsaw"] {
+        cluster.node_mut(name).stop();
+    }
+    disks::segments(&cluster.node("warsaw").data()).iter().for_each(|segment| fs::remove_file(segment).unwrap());
+    cluster.node_mut("warsaw").start();
+    let alone = cluster.afar_at(&["warsaw"]);
+    let ran = alone.run(&["cat", "away/a"]).expect(14);
+    assert!(ran.text().contains("catching up"), "{ran}");
+    alone.run(&["ls"]).expect(14);
+    wait_critical(&cluster, "warsaw", "replica");
 }
 
 #[test]

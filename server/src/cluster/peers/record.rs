@@ -51,6 +51,8 @@ pub struct PeerView {
     pub draining: bool,
     /// Records that are known to be bad there.
     pub bad_records: u64,
+    /// Grows when it loses something in its present run.
+    pub losses: u64,
     /// Age of its least recent verification, as it says (rule 25).
     pub oldest_unverified: Duration,
     /// Its open layouts and ours have one in common.
@@ -105,7 +107,7 @@ pub(super) struct Record {
 
 /// What a change of must be told to those who choose among peers.
 #[derive(PartialEq)]
-pub(super) struct Telling(pub(super) PeerState, pub(super) bool, bool, bool, Option<BootId>, Option<(bytes::Bytes, bool, bool)>);
+pub(super) struct Telling(pub(super) PeerState, pub(super) bool, bool, bool, Option<BootId>, Option<(bytes::Bytes, bool, bool, u64)>);
 
 /// What of our own layouts decides whether a peer can be worked with.
 pub(super) struct Ours {
@@ -137,7 +139,7 @@ impl Record {
     pub(super) fn telling(&self, ours: &Ours) -> Telling {
         let said = self.said.as_ref();
         let read_only = said.is_some_and(|said| said.read_only || said.draining);
-        let flags = said.map(|said| (said.layout_digest.clone(), said.layout_drained, said.layout_synced));
+        let flags = said.map(|said| (said.layout_digest.clone(), said.layout_drained, said.layout_synced, said.losses));
         Telling(self.state(), self.usable(ours), self.catching_up, read_only, self.remembered.last().map(|claim| claim.boot), flags)
     }
 
@@ -184,6 +186,7 @@ impl Record {
             read_only: flag(|said| said.read_only),
             draining: flag(|said| said.draining),
             bad_records: count(|said| said.bad_records),
+            losses: count(|said| said.losses),
             oldest_unverified: Duration::from_secs(count(|said| said.oldest_unverified_seconds)),
             layout_agrees: self.agrees(ours),
             layout_hash: said.map(|said| said.layout_digest.to_vec()).unwrap_or_default(),

@@ -120,8 +120,9 @@ fn own_state(node: &Node, usage: &afar_store::Usage) -> &'static str {
     let read_only = usage.directories.iter().all(|directory| matches!(directory.state, afar_store::DirectoryState::ReadOnly(_)));
     match () {
         () if node.lifecycle.is_draining() => "draining",
-        () if read_only => "read_only",
+        // First of the two: what such a node says of itself does not count.
         () if node.is_catching_up() => "catching_up",
+        () if read_only => "read_only",
         () => "up",
     }
 }
@@ -164,5 +165,6 @@ fn peer_view(node: &Node, index: NodeIndex) -> Option<v1::PeerView> {
         clock_offset_millis: view.clock_offset_ms,
         pending_records: view.pending_records,
         pending_bytes: view.pending_bytes,
+        failed_audit: node.ledger.has_failed_audit(index),
     })
 }

@@ -52,6 +52,11 @@ impl Overlay {
         self.entries.range::<[u8], _>(range).take(limit).map(|(key, entry)| (key.clone(), entry.value.clone())).collect()
     }
 
+    /// Forgets all of them: what made them will never be in the log.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -1,12 +1,18 @@
 //! One test (or several) per rule of the consistency page that this crate has to keep.
 use super::*;
 use crate::{
-    AppendError, CommitError, DirectoryState, OpenError, ReadError, Removal, StampsSeen, SyncCounts, SyncFailed,
+    AppendError, CommitError, DirectoryState, IdRange, OpenError, ReadError, Removal, StampsSeen, SyncCounts, SyncFailed,
     format::{self, RECORD_HEADER},
     inspect,
     sim::Faults,
 };
 use std::path::Path;
+
+impl Store {
+    fn read_only_nowhere(&self) -> bool {
+        self.usage().directories.iter().all(|directory| !matches!(directory.state, DirectoryState::ReadOnly(_)))
+    }
+}
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -74,6 +80,144 @@ fn rule_6_a_file_that_was_replaced_counts_for_nothing_until_hashed() {
     let (path, _, _) = find_body(&machine, &records[0]);
     machine.disk.wipe(&path);
     assert!(!matches!(store.presence(&records[0].key(), HOUR), Ok(true)), "its file is gone");
+}
+
+#[test]
+fn rule_26_a_segment_that_is_deleted_is_lost_although_it_can_still_be_read() {
+    let machine = Machine::new(1);
+    let store = machine.open();
+    let records = fill(&store, 0, 3);
+    assert_here(&store, &records[0]); // and its file is open now
+    let (path, _, _) = find_body(&machine, &records[0]);
+    let inside = |record: &&Record| find_body(&machine, record).0 == path;
+    let (lost, kept): (Vec<_>, Vec<_>) = records.iter().partition(inside);
+    machine.disk.wipe(&path);
+    assert_here(&store, lost[0]);
+    assert!(!matches!(store.prove(&lost[0].key()), Ok(Some(_))), "that it can be read proves nothing");
+    assert!(store.losses_counted() > 0, "and it is known from then on");
+    assert!(store.wait_for_views(Duration::from_secs(20)));
+    for record in &lost {
+        assert_gone(&store, record);
+        assert!(!store.holds(&record.key()));
+    }
+    for record in &kept {
+        assert_here(&store, record);
+        assert!(store.prove(&record.key()).unwrap().is_some());
+    }
+    let listed = store.ids(IdRange::ALL, None, &[], 1000).unwrap();
+    assert_eq!(listed.len(), kept.len(), "others are asked for what is gone");
+    assert_eq!(store.losses().damaged.len(), 1);
+    assert!(store.read_only_nowhere(), "what is being written is untouched");
+    assert!(!commit(&store, vec![lost[0].clone()])[0].deduplicated());
+    assert!(store.prove(&lost[0].key()).unwrap().is_some());
+    assert!(store.check_index().matches);
+    // A second look finds nothing new.
+    let known = store.losses_counted();
+    store.look();
+    assert_eq!(store.losses_counted(), known);
+    store.close();
+    let (store, opened) = machine.try_open().unwrap();
+    assert!(opened.losses.is_empty(), "{:?}", opened.losses);
+    assert_here(&store, lost[0]);
+}
+
+#[test]
+fn rule_26_a_look_finds_what_nobody_reads() {
+    for damage in ["deleted", "cut", "replaced"] {
+        let machine = Machine::new(1);
+        let store = machine.open();
+        let records = fill(&store, 0, 2);
+        let (path, content, _) = find_body(&machine, &records[0]);
+        store.look();
+        assert_eq!(store.losses_counted(), 0, "nothing is lost yet");
+        match damage {
+            "deleted" => machine.disk.wipe(&path),
+            "cut" => machine.disk.tamper(&path, content[..content.len() / 2].to_vec()),
+            _ => {
+                machine.disk.wipe(&path);
+                machine.disk.tamper(&path, content);
+            }
+        }
+        store.look();
+        assert!(store.losses_counted() > 0, "{damage}");
+        assert!(store.wait_for_views(Duration::from_secs(20)));
+        assert_gone(&store, &records[0]);
+    }
+}
+
+#[test]
+fn rule_26_a_deleted_file_acknowledges_nothing() {
+    let machine = Machine::new(1);
+    let store = machine.open();
+    commit(&store, vec![chunk(1, 2000)]);
+    let (path, _, _) = find_body(&machine, &chunk(1, 2000));
+    machine.disk.wipe(&path);
+    let refused = wait(store.commit(AppendClass::Client, vec![chunk(2, 2000)]));
+    assert!(matches!(refused, Err(CommitError::Sync(SyncFailed::Directory(_)))), "{refused:?}");
+    assert!(!store.read_only_nowhere());
+    assert!(wait(store.append(AppendClass::Housekeeping, vec![chunk(1, 2000)])).is_err(), "nor does it count as there already");
+    store.look();
+    assert!(store.losses_counted() > 0);
+    assert!(store.wait_for_views(Duration::from_secs(20)));
+    assert_eq!(store.ids(IdRange::ALL, None, &[], 10), Ok(Vec::new()), "neither of them is here");
+    assert!(store.check_index().matches);
+    assert!(machine.disk.files(".afar").is_empty(), "nothing is made anew");
+}
+
+#[test]
+fn rule_26_what_is_deleted_before_its_sync_was_asked_for_is_not_durable() {
+    let machine = Machine::new(1);
+    let store = machine.open();
+    let record = chunk(1000, 1500);
+    let written = wait(store.append(AppendClass::Client, vec![record.clone()])).unwrap();
+    fill(&store, 0, 2);
+    machine.disk.wipe(&find_body(&machine, &record).0);
+    assert_eq!(wait(store.sync(&written)), Err(SyncFailed::Lost));
+    store.look();
+    assert_eq!(wait(store.sync(&written)), Err(SyncFailed::Lost));
+}
+
+#[test]
+fn rule_19_a_directory_that_went_is_read_only_and_never_made_anew() {
+    let machine = Machine::new(1);
+    let store = machine.open();
+    let record = chunk(1, 2000);
+    commit(&store, vec![record.clone()]);
+    let data = machine.options.directories[0].clone();
+    machine.disk.wipe(&data.join(crate::identity::IDENTITY));
+    store.look();
+    assert!(!store.read_only_nowhere());
+    assert_here(&store, &record);
+    assert_eq!(store.losses_counted(), 0, "its segments are there");
+    machine.disk.wipe(&data);
+    store.look();
+    assert!(store.losses_counted() > 0);
+    assert!(machine.disk.files("/poisoned").is_empty(), "whatever is at that path is not ours to write to");
+}
+
+#[test]
+fn rule_19_segments_that_went_between_two_runs_are_a_loss() {
+    for (what, all, cut) in [("all", true, false), ("one", false, false), ("half of one", false, true)] {
+        let machine = Machine::new(1);
+        let store = machine.open();
+        let records = fill(&store, 0, 3);
+        store.close();
+        let (_, opened) = machine.try_open().unwrap();
+        assert!(opened.losses.is_empty(), "{:?}", opened.losses);
+        machine.disk.kill();
+        let first = find_body(&machine, &records[0]).0;
+        for (path, content) in machine.disk.files(".afar") {
+            match path == first {
+                true if cut => machine.disk.tamper(&path, content[..200].to_vec()),
+                first if first || all => machine.disk.wipe(&path),
+                _ => {}
+            }
+        }
+        let (store, opened) = machine.try_open().unwrap();
+        assert!(!opened.losses.is_empty(), "{what}");
+        assert!(store.wait_for_views(Duration::from_secs(20)));
+        assert_gone(&store, &records[0]);
+    }
 }
 
 #[test]
@@ -198,8 +342,9 @@ fn rule_16_a_damaged_range_is_reported_but_a_torn_tail_is_not() {
     commit(&store, records.clone());
     store.close();
     let (path, content, at) = find_body(&machine, &records[3]);
-    // The last record is cut in half: that is what a power cut leaves.
+    // The last record is cut in half: that is what a power cut leaves. The index does not know it then.
     machine.disk.tamper(&path, content[..at + 500].to_vec());
+    machine.indexes.forget();
     let (store, opened) = machine.try_open().unwrap();
     assert!(opened.losses.is_empty(), "{:?}", opened.losses);
     assert_gone(&store, &records[3]);
