@@ -6,14 +6,16 @@ use super::{
     lane::LaneKind,
     send::{Purpose, copy_to},
 };
-use crate::{limits, node::Node};
+use crate::{limits, node::Node, objects::buckets::Bucket};
 use afar_model::{
+    id::BucketId,
     layout::NodeIndex,
-    record::{Record, RecordKey},
+    policy::DegradedWrites,
+    record::{Record, RecordKey, RecordKind},
     units::UnixMillis,
 };
 use afar_store::{DirectoryState, Owed};
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// What still has to reach others.
@@ -25,6 +27,8 @@ pub struct Pending {
     pub bytes: u64,
     /// Since when the oldest waits; zero if none does.
     pub oldest: UnixMillis,
+    /// Objects among them that may be nowhere else, and their bytes (rule 8); `None`: not counted yet.
+    pub alone: Option<(u64, u64)>,
     /// This node's log takes no writes.
     pub read_only: bool,
     /// Size of its disks in bytes.
@@ -43,6 +47,7 @@ fn look(node: &Node) -> Pending {
         records: summary.iter().map(|owed| owed.records).sum(),
         bytes: summary.iter().map(|owed| owed.bytes).sum(),
         oldest: summary.iter().map(|owed| owed.oldest).min().unwrap_or_default(),
+        alone: alone(node),
         read_only: usage
             .directories
             .iter()
@@ -50,6 +55,36 @@ fn look(node: &Node) -> Pending {
         capacity: usage.capacity,
         used: usage.used,
         oldest_unverified: node.store.oldest_unverified().map_or(Duration::ZERO, |oldest| node.now().since(oldest)),
+    }
+}
+
+/// Objects that are owed and were perhaps acknowledged here only, with their bytes: at most so many. Only a bucket that
+/// queues, or was made to, acknowledges such. `None` while the views are being rebuilt.
+fn alone(node: &Node) -> Option<(u64, u64)> {
+    let summary = node.store.owed_summary().ok()?;
+    let present = node.buckets.present();
+    let queues = |bucket: &Bucket| bucket.queues() || bucket.policy().degraded_writes == DegradedWrites::Queue;
+    let queueing: HashSet<BucketId> = present.buckets.values().filter(|bucket| queues(bucket)).map(|bucket| bucket.id).collect();
+    if queueing.is_empty() {
+        return Some((0, 0));
+    }
+    let (mut seen, mut looked, mut sum): (HashSet<RecordKey>, usize, (u64, u64)) = (HashSet::new(), 0, (0, 0));
+    let mut after: Option<Owed> = None;
+    loop {
+        let page = node.store.owed(None, after.as_ref(), limits::OUTBOX_BATCH).ok()?;
+        // A record may be owed to several.
+        for owed in page.iter().filter(|owed| queueing.contains(&owed.key.bucket) && seen.insert(owed.key)) {
+            sum.0 += u64::from(owed.kind == RecordKind::Version);
+            sum.1 += u64::from(owed.bytes);
+        }
+        looked += page.len();
+        if page.len() < limits::OUTBOX_BATCH {
+            return Some(sum);
+        }
+        if looked >= limits::ALONE_LOOK {
+            return Some((summary.iter().map(|owed| owed.records).sum(), summary.iter().map(|owed| owed.bytes).sum()));
+        }
+        after = page.into_iter().last();
     }
 }
 
