@@ -92,17 +92,26 @@ fn alone(node: &Node) -> Option<(u64, u64)> {
 pub async fn run(node: Arc<Node>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(limits::OUTBOX_EVERY)).await.is_some() {
         let summary = node.store.owed_summary().unwrap_or_default();
-        let looker = Arc::clone(&node);
-        if let Some(pending) = node.lifecycle.blocking("look", move || look(&looker)).await {
-            node.pending.store(Arc::new(pending));
-        }
+        tell(&node).await;
         forgive(&node, summary.iter().map(|owed| owed.to.as_str()));
         let creditors: Vec<NodeIndex> = summary.iter().filter_map(|owed| node.layout().node_named(&owed.to)).collect();
         for creditor in creditors.into_iter().filter(|n| node.can_store(*n)) {
             if stop.run_until_cancelled(pay(&node, creditor)).await.is_none() {
                 return;
             }
+            tell(&node).await;
         }
+    }
+}
+
+/// Looks at what is pending, for the heartbeats. If something more, or less, is nowhere else, the peers hear of it at once:
+/// whatever this node had not told them when it burns is in doubt (rule 8).
+async fn tell(node: &Arc<Node>) {
+    let looker = Arc::clone(node);
+    let Some(pending) = node.lifecycle.blocking("look", move || look(&looker)).await else { return };
+    let before = node.pending.swap(Arc::new(pending)).alone;
+    if before != pending.alone {
+        node.peers.others().for_each(|peer| node.peers.poke(peer));
     }
 }
 

@@ -1,5 +1,5 @@
 //! What one site alone had acknowledged, and has burnt with it: never called safe before somebody has answered for it (rule 8).
-use crate::common::{Known, put_bytes, try_put_bytes};
+use crate::common::{Known, put_bytes, try_put_bytes, wait_alone};
 use afar_tests::{
     cluster::Cluster,
     limits::SETTLE_MAX,
@@ -22,14 +22,7 @@ fn queued() -> (Cluster, Known, [Known; 2]) {
         let stored = try_put_bytes(&cluster.afar_at(&["strasbourg"]), &known.content, &known.at).expect(5).json();
         assert_eq!(stored["durability"], "local", "{stored}");
     }
-    let file = cluster.node("roubaix").folder().join("state/peers.toml");
-    until("Roubaix has written down what Strasbourg alone holds", SETTLE_MAX, || {
-        let file: toml::Table = fs::read_to_string(&file).unwrap_or_default().parse().unwrap_or_default();
-        let peers = file.get("peers").and_then(|peers| peers.as_array()).cloned().unwrap_or_default();
-        let strasbourg = peers.iter().find(|peer| peer.get("node").and_then(|name| name.as_str()) == Some("strasbourg"));
-        let objects = strasbourg.and_then(|peer| peer.get("alone")?.get("objects")?.as_integer());
-        if objects == Some(2) { Ok(()) } else { Err(format!("{file:?}")) }
-    });
+    wait_alone(&cluster, "roubaix", "strasbourg", 2);
     (cluster, first, late)
 }
 
