@@ -232,7 +232,8 @@ fn segment_json(report: &SegmentReport) -> String {
     .to_string()
 }
 
-fn rfc3339(millis: u64) -> humantime::Rfc3339Timestamp {
+/// A time for people.
+pub(crate) fn rfc3339(millis: u64) -> humantime::Rfc3339Timestamp {
     // The formatter fails beyond the year 9999, which only damage could claim.
     let bounded = millis.min(253_402_300_799_000);
     humantime::format_rfc3339_seconds(std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(bounded))

@@ -112,14 +112,22 @@ pub const CLOCK_HEARD_WITHIN: Duration = Duration::from_secs(15);
 pub const KERNEL_CLOCK_EVERY: Duration = Duration::from_secs(10);
 /// Earlier runs of a peer that are remembered, to recognise two live instances of one name.
 pub const BOOTS_REMEMBERED: usize = 16;
+/// Replaced disks of one peer that are remembered for what they may have held alone: more are counted together.
+pub const DOUBTS_REMEMBERED: usize = 16;
+/// Who may acknowledge alone is taken to have done so if it was not heard for longer than this: the age up to which other
+/// words are believed, too (rules 10 and 25).
+pub const ALONE_SILENT: Duration = Duration::from_secs(60);
+/// Debts that are looked at to tell which of them may be nowhere else; the rest counts as if it were.
+pub const ALONE_LOOK: usize = 10_000;
 /// Log positions that a peer may name: its directories.
 pub const POSITIONS_MAX: usize = 256;
 /// For so long after two instances of one name were heard, that name is refused.
 pub const TWO_INSTANCES: Duration = Duration::from_secs(60);
 /// That a peer was merely heard again is written this often at most.
 pub const MEMORY_HEARD_EVERY: Duration = Duration::from_secs(60);
-/// What is remembered of peers is written this often at most (at once for a new run or incarnation).
-pub const MEMORY_WRITE_EVERY: Duration = Duration::from_secs(5);
+/// What is remembered of peers is written this often at most (at once for a new run or incarnation). Soon, for a peer that
+/// is restored from an old copy is recognised by it after this node was restarted, too; under writes it is one small file.
+pub const MEMORY_WRITE_EVERY: Duration = Duration::from_secs(1);
 
 /// Peers' layouts are looked at this often, besides whenever a heartbeat brings news.
 pub const LAYOUT_EVERY: Duration = Duration::from_secs(2);

@@ -252,16 +252,10 @@ impl Node {
 
     /// What this node says of itself in heartbeats. Must not block.
     fn describe(&self, state: &mut v1::NodeState) {
-        let positions = self.store.positions();
-        state.positions = positions
-            .into_iter()
-            .map(|(directory, end)| v1::LogPosition {
-                directory: afar_proto::convert::bytes(directory.as_bytes()),
-                segment: end.segment,
-                offset: end.offset,
-            })
-            .collect();
+        state.positions = self.positions();
         let pending = self.pending.load();
+        let (objects, bytes) = pending.alone.unwrap_or_default();
+        state.alone = Some(v1::Alone { objects, bytes, unknown: pending.alone.is_none(), may_queue: self.may_queue() });
         state.catching_up = self.is_catching_up();
         state.layout_synced = self.is_synced();
         state.to_fetch_records = self.rebalance.to_fetch().0;
@@ -279,6 +273,21 @@ impl Node {
         state.losses = self.loss_epoch();
         state.bad_records = self.ledger.own_missing(limits::LEDGER_EXCEPTIONS).len() as u64;
         state.endpoint = self.endpoint(self.me);
+    }
+
+    /// How far its logs reach durably (rule 19), for the peers.
+    pub fn positions(&self) -> Vec<v1::LogPosition> {
+        let position = |(directory, end): (afar_model::id::DirectoryId, afar_store::Position)| v1::LogPosition {
+            directory: afar_proto::convert::bytes(directory.as_bytes()),
+            segment: end.segment,
+            offset: end.offset,
+        };
+        self.store.positions().into_iter().map(position).collect()
+    }
+
+    /// Whether some bucket lets this node acknowledge alone.
+    fn may_queue(&self) -> bool {
+        self.buckets.present().buckets.values().any(|bucket| bucket.queues() && bucket.may_queue(self.me))
     }
 
     /// Where a node is reached.

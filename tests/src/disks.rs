@@ -19,6 +19,22 @@ pub struct Place {
     pub offset: u64,
 }
 
+/// Copies a folder with everything in it.
+///
+/// # Panics
+/// If it cannot be read or written.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder to copy").flatten() {
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if source.is_dir() {
+            copy(&source, &target);
+        } else {
+            fs::copy(&source, &target).expect("copy");
+        }
+    }
+}
+
 /// Every segment under a data directory, oldest first.
 pub fn segments(data: &Path) -> Vec<PathBuf> {
     let Ok(folder) = fs::read_dir(data.join("segments")) else { return Vec::new() };

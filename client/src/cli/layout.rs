@@ -10,6 +10,7 @@ use crate::{
 };
 use afar_model::{
     document::{self, Chapter, Document, ShortHash},
+    id::Incarnation,
     layout::Duty,
 };
 use clap::{Args, Subcommand};
@@ -28,7 +29,7 @@ pub enum Command {
     History(Options),
     /// Make an older layout current again, as a new one
     Rollback(Rollback),
-    /// Allow removals again after the loss of a site
+    /// Answer for a loss: allow removals again after that of a site, or accept that of disks
     Release(Release),
 }
 
@@ -52,11 +53,11 @@ pub struct Rollback {
     options: Options,
 }
 
-/// Allow removals again
+/// Answer for a loss
 #[derive(Debug, Args)]
 pub struct Release {
-    /// The layouts that named the loss, as `afar status` shows them
-    #[arg(value_name = "HASH", required = true)]
+    /// As `afar status` shows them: the layouts that named the loss of a site, or disks that are gone and held something alone
+    #[arg(value_name = "HASH|DISKS", required = true)]
     hashes: Vec<String>,
     #[command(flatten)]
     options: Options,
@@ -200,7 +201,7 @@ fn join(document: &mut Document, other: &Document) {
 
 async fn release(session: &Session, hashes: &[String], options: &Options) -> Result<u8, Error> {
     let mut desk = sit_down(options).await?;
-    let mut document = desk.operator.change("release the latch")?;
+    let mut document = desk.operator.change(format!("answer for {}", hashes.join(" ")))?;
     let latched = document::latched(desk.operator.chapters().iter());
     for text in hashes {
         let full = desk
@@ -218,6 +219,8 @@ async fn release(session: &Session, hashes: &[String], options: &Options) -> Res
             ),
         };
         match found.as_slice() {
+            // Whether these are gone, the nodes know.
+            [] if let Ok(disks) = text.parse::<Incarnation>() => document.releases.push(document::release_of(disks)),
             [hash] if latched.contains(hash) => document.releases.push(*hash),
             [_] => return Err(Error::usage(format!("layout {text} closed no latch, or is released already")).hint(hint())),
             _ => return Err(Error::usage(format!("{text:?} names {} layouts", found.len())).hint(hint())),

@@ -15,7 +15,7 @@ pub struct Advice {
 }
 
 /// Checks by name: those of this program first, then those that nodes make of themselves.
-const ALL: [(&str, Advice); 16] = [
+const ALL: [(&str, Advice); 17] = [
     (
         "survey",
         known(
@@ -93,6 +93,15 @@ const ALL: [(&str, Advice); 16] = [
             "AFAR-POLICY",
             "what is put into such a bucket has fewer copies than it asks for, or is refused",
             "add a site, or make the bucket anew with less",
+            true,
+        ),
+    ),
+    (
+        "queued",
+        known(
+            "AFAR-QUEUED",
+            "what was acknowledged at one site only may be lost with it; everything else is not concerned",
+            "bring back the disks that had it; if they are gone for good, say so, and accept it with the `afar layout release` that is named",
             true,
         ),
     ),

@@ -151,7 +151,7 @@ pub struct CheckResult {
 pub struct ClusterStatus {
     /// The worst of all.
     pub state: State,
-    /// The critical checks that keep it from being `safe`, although every object would be.
+    /// The critical checks that make it `unknown`, although every object would be `safe`, or `degraded` at worst.
     pub doubted_by: Vec<String>,
     /// Of the newest layout seen.
     pub layout_version: u64,
@@ -239,7 +239,8 @@ pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck)
         }));
     }
     checks.sort_by_key(|check| Reverse(severity(&check.state)));
-    let doubted_by = if survey.state == State::Safe { doubted_by(&checks) } else { Vec::new() };
+    // What speaks against the counts speaks against `degraded` as well.
+    let doubted_by = if survey.state < State::Unknown { doubted_by(&checks) } else { Vec::new() };
     Some(ClusterStatus {
         state: if doubted_by.is_empty() { survey.state } else { State::Unknown },
         doubted_by,
@@ -887,6 +888,7 @@ mod tests {
             ("peer", State::Unknown),
             ("policy", State::Unknown),
             ("made_by_a_later_version", State::Unknown),
+            ("queued", State::Unknown),
             ("certificate", State::Safe),
             ("program", State::Safe),
         ] {
@@ -898,6 +900,11 @@ mod tests {
             nodes[1].checks[0].state = "warning".into();
             assert_eq!(merged(nodes).state, State::Safe, "{name}");
         }
+        let degraded = v1::StateCounts { total: 2, degraded: 2, ..v1::StateCounts::default() };
+        let mut nodes = three(Some(degraded));
+        assert_eq!(merged(nodes.clone()).state, State::Degraded);
+        nodes[1].checks = vec![v1::Check { name: "queued".into(), state: "critical".into(), detail: "why".into() }];
+        assert_eq!(merged(nodes).state, State::Unknown, "rule 8: what may be lost is at most unknown");
         let mut nodes = three(counts(0, 0, 2));
         nodes[1].checks = vec![v1::Check { name: "disk".into(), state: "critical".into(), detail: "why".into() }];
         assert_eq!(merged(nodes).state, State::Lost, "what is worse stays worse");

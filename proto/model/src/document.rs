@@ -9,7 +9,7 @@
 //! ([`Document::layout_after`]), so that an index means the same to it in every layout, whatever the order in documents.
 use crate::{
     assignment::Assignment,
-    id::BucketId,
+    id::{BucketId, Incarnation},
     layout::{Duty, Layout, LayoutProblem, Node, NodeIndex, Site, is_endpoint},
     limits,
     placement::{Geography, Placement},
@@ -63,7 +63,8 @@ pub struct Document {
     pub promises: Vec<(BucketId, Policy)>,
     /// Assignments, one for each policy in use when it was planned.
     pub plans: Vec<(Policy, Assignment)>,
-    /// Layouts that closed the latch and are hereby answered for (rule 10).
+    /// What is hereby answered for: layouts that closed the latch (rule 10), and disks of which it is accepted that what they
+    /// alone held is gone ([`release_of`], rule 8).
     pub releases: Vec<LayoutHash>,
 }
 
@@ -441,6 +442,28 @@ impl Chapter {
     }
 }
 
+/// What stands before an incarnation where a document names one in place of a layout's hash.
+const INCARNATION: [u8; 16] = *b"afar incarnation";
+
+/// How a document names disks that an operator answers for: whatever they alone held is gone, and that is accepted (rule 8).
+pub fn release_of(incarnation: Incarnation) -> LayoutHash {
+    let mut name = [0; 32];
+    let (tag, rest) = name.split_at_mut(INCARNATION.len());
+    tag.copy_from_slice(&INCARNATION);
+    rest.copy_from_slice(incarnation.as_bytes());
+    name
+}
+
+/// The disks that a release names; `None` if it names a layout.
+pub fn released_disks(release: &LayoutHash) -> Option<Incarnation> {
+    release.strip_prefix(&INCARNATION).and_then(|rest| Incarnation::try_from(rest).ok())
+}
+
+/// The disks of which an operator has accepted that what they alone held is gone.
+pub fn given_up<'a>(chapters: impl Iterator<Item = &'a Chapter>) -> BTreeSet<Incarnation> {
+    chapters.flat_map(|chapter| &chapter.document.releases).filter_map(released_disks).collect()
+}
+
 /// Layouts of a chain that closed the latch and were not answered for (rule 10): while there is one, nothing is removed.
 pub fn latched<'a>(chapters: impl Iterator<Item = &'a Chapter> + Clone) -> Vec<LayoutHash> {
     let released: BTreeSet<LayoutHash> = chapters.clone().flat_map(|chapter| chapter.document.releases.iter().copied()).collect();
@@ -574,6 +597,17 @@ mod tests {
         let chain = Chain { genesis: parent.document.encode(), documents: vec![signed] };
         let read = Chain::decode(&chain.encode()).unwrap();
         assert_eq!(read.chapters(&verify).unwrap(), [parent, chapter]);
+    }
+
+    #[test]
+    fn rule_8_disks_that_are_answered_for_are_named_among_the_releases_and_close_no_latch() {
+        let disks = Incarnation::from_bytes([7; 16]);
+        let (parent, signed) = child(|document| document.releases = vec![release_of(disks), [9; 32]]);
+        let chapter = signed.open(&[&parent], &verify).unwrap();
+        let chain = [parent, chapter];
+        assert_eq!(given_up(chain.iter()), BTreeSet::from([disks]));
+        assert_eq!(latched(chain.iter()), [] as [LayoutHash; 0]);
+        assert_eq!((released_disks(&release_of(disks)), released_disks(&[9; 32])), (Some(disks), None));
     }
 
     #[test]

@@ -9,7 +9,8 @@
 use super::{peers::ChannelKind, trust::Trust};
 use crate::{limits, node::Node};
 use afar_model::{
-    document::{Chain, Chapter, Document, LayoutHash, Refused, ShortHash},
+    document::{self, Chain, Chapter, Document, LayoutHash, Refused, ShortHash},
+    id::Incarnation,
     layout::{Duty, NodeIndex},
     placement::{Geography, Placement},
 };
@@ -123,7 +124,15 @@ impl Node {
             }
         }
         let latched = self.layouts.latched();
-        for hash in next.document.releases.iter().filter(|hash| !latched.contains(hash)) {
+        let present = |disks: &Incarnation| {
+            let peers = self.peers.others().filter_map(|peer| self.peers.view(peer));
+            *disks == self.store.incarnation() || peers.map(|view| view.incarnation).any(|peer| peer == Some(*disks))
+        };
+        for disks in next.document.releases.iter().filter_map(document::released_disks).filter(present) {
+            problems.push(format!("it gives up what {disks} holds, which takes part: replace that node first, or say that it is lost"));
+        }
+        let unknown = |hash: &&LayoutHash| !latched.contains(*hash) && document::released_disks(hash).is_none();
+        for hash in next.document.releases.iter().filter(unknown) {
             problems.push(format!("it releases layout {}, which closed no latch, or is released already", ShortHash(hash)));
         }
         let leaves = |name: &str| current.document.nodes.iter().any(|was| was.name == name && was.duty.is_member());

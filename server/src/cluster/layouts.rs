@@ -10,6 +10,7 @@
 use crate::files;
 use afar_model::{
     document::{self, Chain, Chapter, Document, LayoutHash, Refused, ShortHash, Signed},
+    id::Incarnation,
     layout::{Duty, Layout, NodeIndex},
     limits::LAYOUT_BYTES_MAX,
     units::UnixMillis,
@@ -554,6 +555,11 @@ impl Layouts {
     /// Layouts that closed the latch and were not answered for (rule 10): while there is one, nothing is removed.
     pub fn latched(&self) -> Vec<LayoutHash> {
         document::latched(self.history().iter().map(AsRef::as_ref))
+    }
+
+    /// Disks of which an operator has accepted that what they alone held is gone (rule 8).
+    pub fn given_up(&self) -> BTreeSet<Incarnation> {
+        document::given_up(self.history().iter().map(AsRef::as_ref))
     }
 }
 

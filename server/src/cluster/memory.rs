@@ -2,6 +2,9 @@
 //! directory's log reached. A peer whose log has gone backwards was restored from an old copy: it has forgotten what it
 //! acknowledged, and is refused until it is initialised anew. So are two live instances of one name.
 //!
+//! And what each may have held alone (rule 8): once its disks were replaced or lost, nobody but those who heard of it can say
+//! that something acknowledged may be gone.
+//!
 //! The judgement is pure; the file is written by temp, fsync, rename and fsync of the directory, so that after a crash it is
 //! the old one or the new one.
 use crate::limits;
@@ -86,10 +89,63 @@ pub enum Accepted {
     NewIncarnation,
 }
 
+/// What a node may hold that is nowhere else, as it says (rule 8).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Alone {
+    /// At most so many objects that are acknowledged there only.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// It has not counted since its last start: it may be more.
+    pub unknown: bool,
+    /// Some bucket lets it acknowledge alone.
+    pub may_queue: bool,
+}
+
+impl Alone {
+    /// Whether it said that there is something.
+    pub const fn is_any(&self) -> bool {
+        self.objects > 0 || self.bytes > 0
+    }
+
+    /// The same, in numbers that the file can hold, whatever a peer says.
+    #[must_use]
+    pub fn bounded(self) -> Self {
+        let most = i64::MAX.cast_unsigned();
+        Self { objects: self.objects.min(most), bytes: self.bytes.min(most), ..self }
+    }
+
+    /// Whether something may be lost with that node, which has been silent for so long; `None`: for ever.
+    ///
+    /// One that may acknowledge alone does so just when the others do not hear it: of its silence no more than
+    /// [`limits::ALONE_SILENT`] is believed.
+    pub fn is_doubtful(&self, silent: Option<Duration>) -> bool {
+        let long = || silent.is_none_or(|silent| silent > limits::ALONE_SILENT);
+        self.is_any() || (self.may_queue && (self.unknown || long()))
+    }
+}
+
+/// Disks that are gone, and what they may have held alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doubt {
+    /// The disks.
+    pub incarnation: Incarnation,
+    /// As they last said.
+    pub alone: Alone,
+    /// When that was.
+    pub heard: UnixMillis,
+}
+
 /// What is remembered of one peer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Remembered {
     last: Option<Claim>,
+    /// What its present disks may hold alone.
+    alone: Alone,
+    /// What disks that were replaced may have held alone, until they return and have handed it over. An operator's word
+    /// ([`afar_model::document::given_up`]) is looked up where this is shown: it is in the layouts, not here.
+    doubts: Vec<Doubt>,
     /// Runs that were replaced, newest last.
     ended: VecDeque<BootId>,
     refused: Option<Refused>,
@@ -101,6 +157,49 @@ impl Remembered {
     /// What the peer last said, and was believed.
     pub const fn last(&self) -> Option<&Claim> {
         self.last.as_ref()
+    }
+
+    /// What its present disks may hold alone.
+    pub const fn alone(&self) -> Alone {
+        self.alone
+    }
+
+    /// What disks that were replaced may have held alone.
+    pub fn doubts(&self) -> &[Doubt] {
+        &self.doubts
+    }
+
+    /// After it was believed: what it says that it holds alone, by our wall clock. Answers whether that is worth writing at once.
+    pub fn told(&mut self, accepted: Accepted, alone: Alone, wall: UnixMillis) -> bool {
+        if accepted == Accepted::NewIncarnation {
+            // Heard a moment ago, with nothing pending: then nothing is missing with it.
+            let fresh = |doubt: &mut Doubt| !doubt.alone.is_doubtful(Some(wall.since(doubt.heard)));
+            self.doubts.pop_if(fresh);
+        }
+        let before = (self.alone.is_any(), self.doubts.len());
+        if alone.unknown {
+            self.alone = Alone { objects: self.alone.objects, bytes: self.alone.bytes, ..alone };
+        } else {
+            self.alone = alone;
+        }
+        if !self.alone.is_any() && !alone.unknown {
+            // They came back, and have handed over what they had.
+            let now = self.last.as_ref().map(|claim| claim.incarnation);
+            self.doubts.retain(|doubt| Some(doubt.incarnation) != now);
+        }
+        self.last_heard = Some(wall);
+        accepted == Accepted::NewIncarnation || before != (self.alone.is_any(), self.doubts.len())
+    }
+
+    /// Its logs reach as far as this, it says in answer to a write. What it acknowledged is known from then on, not only from
+    /// its next heartbeat: a copy of its disks that was taken in between is recognised. Only of directories that it has claimed.
+    pub fn reached(&mut self, positions: impl IntoIterator<Item = (DirectoryId, LogEnd)>) {
+        let Some(last) = &mut self.last else { return };
+        for (directory, end) in positions {
+            if let Some(known) = last.positions.get_mut(&directory) {
+                *known = (*known).max(end);
+            }
+        }
     }
 
     /// Why the peer is refused now. Two instances of one name are forgotten some time after only one is heard.
@@ -164,6 +263,14 @@ impl Remembered {
                 }
             }
             (Some(last), _) => {
+                if accepted == Accepted::NewIncarnation {
+                    let alone = std::mem::take(&mut self.alone);
+                    let heard = self.last_heard.unwrap_or_default();
+                    doubt(&mut self.doubts, Doubt { incarnation: last.incarnation, alone, heard });
+                    // Disks that return have what they had, until they say otherwise.
+                    let known = self.doubts.iter().find(|doubt| doubt.incarnation == claim.incarnation);
+                    self.alone = known.map(|doubt| doubt.alone).unwrap_or_default();
+                }
                 self.ended.push_back(last.boot);
                 while self.ended.len() > limits::BOOTS_REMEMBERED {
                     self.ended.pop_front();
@@ -172,6 +279,26 @@ impl Remembered {
             }
             (None, _) => self.last = Some(claim),
         }
+    }
+}
+
+/// Adds what these disks may have held, if anything.
+fn doubt(doubts: &mut Vec<Doubt>, new: Doubt) {
+    if !new.alone.is_doubtful(None) {
+        return;
+    }
+    if let Some(known) = doubts.iter_mut().find(|known| known.incarnation == new.incarnation) {
+        *known = new;
+    } else if doubts.len() < limits::DOUBTS_REMEMBERED {
+        doubts.push(new);
+    } else if let Some(last) = doubts.last_mut() {
+        // Nobody has answered for any of so many: they are answered for together.
+        let alone = Alone {
+            objects: last.alone.objects.saturating_add(new.alone.objects),
+            bytes: last.alone.bytes.saturating_add(new.alone.bytes),
+            ..new.alone
+        };
+        *last = Doubt { alone: alone.bounded(), ..new };
     }
 }
 
@@ -234,6 +361,19 @@ struct Entry {
     last_heard: u64,
     ended: Vec<String>,
     positions: Vec<Place>,
+    // Later than the format: an older file says nothing of these.
+    #[serde(default)]
+    alone: Alone,
+    #[serde(default)]
+    doubts: Vec<Doubted>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Doubted {
+    incarnation: String,
+    heard: u64,
+    alone: Alone,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -275,12 +415,18 @@ impl Entry {
         let claim =
             Claim { incarnation: self.incarnation.parse()?, boot: self.boot.parse()?, positions: positions.collect::<Result<_, _>>()? };
         let ended = self.ended.iter().map(|boot| boot.parse()).collect::<Result<_, _>>()?;
-        Ok((self.node, Remembered { last: Some(claim), ended, refused: None, last_heard: Some(UnixMillis(self.last_heard)) }))
+        let doubt = |doubted: &Doubted| {
+            Ok(Doubt { incarnation: doubted.incarnation.parse()?, alone: doubted.alone, heard: UnixMillis(doubted.heard) })
+        };
+        let doubts = self.doubts.iter().map(doubt).collect::<Result<_, _>>()?;
+        let last_heard = Some(UnixMillis(self.last_heard));
+        Ok((self.node, Remembered { last: Some(claim), alone: self.alone, doubts, ended, refused: None, last_heard }))
     }
 
     fn of(node: &str, remembered: &Remembered) -> Option<Self> {
         let last = remembered.last()?;
         let place = |(directory, end): (&DirectoryId, &LogEnd)| Place { directory: directory.to_string(), segment: end.0, offset: end.1 };
+        let doubted = |doubt: &Doubt| Doubted { incarnation: doubt.incarnation.to_string(), heard: doubt.heard.0, alone: doubt.alone };
         Some(Self {
             node: node.to_owned(),
             incarnation: last.incarnation.to_string(),
@@ -288,6 +434,8 @@ impl Entry {
             last_heard: remembered.last_heard.unwrap_or_default().0,
             ended: remembered.ended.iter().map(ToString::to_string).collect(),
             positions: last.positions.iter().map(place).collect(),
+            alone: remembered.alone,
+            doubts: remembered.doubts.iter().map(doubted).collect(),
         })
     }
 }
@@ -372,6 +520,87 @@ mod tests {
         peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
         let without = Claim { positions: BTreeMap::new(), ..claim(1, 2, (0, 0)) };
         assert_eq!(peer.hear(without, false, NOW), Ok(Accepted::NewBoot));
+    }
+
+    #[test]
+    fn rule_19_what_a_write_reached_is_known_before_the_next_heartbeat() {
+        let mut peer = Remembered::default();
+        peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        peer.reached([(DISK, (3, 90)), (DirectoryId::from_bytes([8; 16]), (1, 1))]);
+        peer.reached([(DISK, (3, 70))]);
+        assert_eq!(peer.last().unwrap().positions, BTreeMap::from([(DISK, (3, 90))]), "the farthest, of what it has claimed");
+        let refusal = Refusal::Backwards { directory: DISK, before: (3, 90), now: (3, 50) };
+        assert_eq!(peer.hear(claim(1, 2, (3, 50)), false, NOW), Err(refusal));
+    }
+
+    const NONE: Alone = Alone { objects: 0, bytes: 0, unknown: false, may_queue: false };
+    const TWO: Alone = Alone { objects: 2, bytes: 24, may_queue: true, ..NONE };
+    const QUEUES: Alone = Alone { may_queue: true, ..NONE };
+
+    /// Disks 1 say `alone` at second 100, and others take their place at `second`.
+    fn replaced(alone: Alone, second: u64) -> Remembered {
+        let mut peer = Remembered::default();
+        let first = peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        peer.told(first, alone, UnixMillis(100_000));
+        let second_disks = peer.hear(claim(2, 2, (0, 0)), true, NOW).unwrap();
+        assert!(peer.told(second_disks, QUEUES, UnixMillis(second * 1000)));
+        peer
+    }
+
+    #[test]
+    fn rule_8_what_replaced_disks_may_have_held_alone_is_remembered_until_they_hand_it_over() {
+        let mut peer = replaced(TWO, 101);
+        let doubt = Doubt { incarnation: Incarnation::from_bytes([1; 16]), alone: TWO, heard: UnixMillis(100_000) };
+        assert_eq!(peer.doubts(), [doubt.clone()]);
+        peer.told(Accepted::Same, QUEUES, UnixMillis(103_000));
+        assert_eq!(peer.doubts(), [doubt.clone()], "that the new ones owe nothing says nothing of the old ones");
+        let back = peer.hear(claim(1, 3, (3, 50)), true, NOW).unwrap();
+        peer.told(back, Alone { unknown: true, ..QUEUES }, UnixMillis(104_000));
+        assert_eq!(peer.doubts(), [doubt.clone()], "they are back, and have not looked yet");
+        assert_eq!((peer.alone().objects, peer.alone().unknown), (2, true));
+        peer.told(Accepted::Same, TWO, UnixMillis(105_000));
+        assert_eq!(peer.doubts(), [doubt]);
+        assert!(peer.told(Accepted::Same, QUEUES, UnixMillis(106_000)));
+        assert_eq!(peer.doubts(), [], "handed over");
+    }
+
+    #[test]
+    fn rule_8_who_may_acknowledge_alone_is_doubted_after_a_silence_and_who_may_not_never() {
+        assert_eq!(replaced(QUEUES, 101).doubts(), [], "heard a moment ago");
+        assert_eq!(replaced(QUEUES, 3700).doubts().len(), 1, "what did it do in that hour?");
+        assert_eq!(replaced(Alone { unknown: true, ..QUEUES }, 101).doubts().len(), 1, "it had not looked");
+        assert_eq!(replaced(NONE, 3700).doubts(), []);
+        assert!(!QUEUES.is_doubtful(Some(limits::ALONE_SILENT)) && QUEUES.is_doubtful(None) && !NONE.is_doubtful(None));
+        // A restart forgets nothing of what was pending before it.
+        let mut peer = Remembered::default();
+        peer.told(Accepted::First, TWO, UnixMillis(1));
+        peer.told(Accepted::NewBoot, Alone { unknown: true, ..QUEUES }, UnixMillis(2));
+        assert_eq!(peer.alone(), Alone { unknown: true, ..TWO });
+    }
+
+    #[test]
+    fn rule_8_doubts_survive_a_restart_and_an_older_file_has_none() {
+        let state = tempfile::tempdir().unwrap();
+        let memory = Memory::from([("strasbourg".to_owned(), replaced(TWO, 101))]);
+        save(state.path(), &memory).unwrap();
+        assert_eq!(load(state.path()).unwrap(), memory);
+        let older = format!(
+            "format = 1\n[[peers]]\nnode = \"a\"\nincarnation = \"{0}\"\nboot = \"{0}\"\nlast_heard = 1\nended = []\npositions = []\n",
+            "01".repeat(16)
+        );
+        let read = parse(&older).unwrap();
+        assert_eq!((read["a"].alone(), read["a"].doubts().len()), (NONE, 0));
+    }
+
+    #[test]
+    fn rule_8_doubts_are_bounded_and_none_is_forgotten() {
+        let mut doubts = Vec::new();
+        for n in 0..=limits::DOUBTS_REMEMBERED {
+            let incarnation = Incarnation::from_bytes([n as u8; 16]);
+            doubt(&mut doubts, Doubt { incarnation, alone: TWO, heard: UnixMillis(n as u64) });
+        }
+        let objects: u64 = doubts.iter().map(|doubt| doubt.alone.objects).sum();
+        assert_eq!((doubts.len(), objects), (limits::DOUBTS_REMEMBERED, 2 * (limits::DOUBTS_REMEMBERED as u64 + 1)));
     }
 
     #[test]

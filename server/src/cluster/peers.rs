@@ -10,7 +10,11 @@ mod record;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-pub use self::{hello::HelloRefused, judge::PairPhysics, record::PeerView};
+pub use self::{
+    hello::HelloRefused,
+    judge::PairPhysics,
+    record::{Absence, Absent, PeerView},
+};
 pub use crate::cluster::pulse::PeerState;
 
 use self::record::{Ours, Record};
@@ -311,6 +315,14 @@ impl Peers {
         let ours = self.ours(node);
         let opinion = self.membership.get().map(|membership| membership.view(&slot.name)).unwrap_or_default();
         Some(slot.record.lock().view(&slot.name, &ours, &opinion))
+    }
+
+    /// Disks that are not heard now, and may hold what nobody else has (rule 8).
+    pub fn absent(&self) -> Vec<Absent> {
+        let (layout, now) = (self.layouts.current(), self.clock.now());
+        let slots = self.slots.load();
+        let known = layout.node_indexes().filter_map(|node| Some((node, slots.get(usize::from(node.0))?.as_ref()?)));
+        known.flat_map(|(node, slot)| slot.record.lock().absent(node, layout.duty(node), now)).collect()
     }
 
     /// Connects to a peer once, beside its channels, and hangs up: how long TCP and TLS took. `None` as for [`Peers::view`].

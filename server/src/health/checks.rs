@@ -1,5 +1,14 @@
 //! What an operator must know of this node beside the state of the data: each with a stable name, a state, and what to do.
-use crate::{cluster::trust::Trust, limits, node::Node};
+use crate::{
+    cluster::{
+        memory::Doubt,
+        peers::{Absence, Absent},
+        trust::Trust,
+    },
+    inspect::rfc3339,
+    limits,
+    node::Node,
+};
 use afar_model::{document::ShortHash, units::UnixMillis};
 use afar_proto::v1;
 use afar_store::DirectoryState;
@@ -15,6 +24,7 @@ pub fn checks(node: &Node) -> Vec<v1::Check> {
     checks.extend(trust(node));
     checks.extend(peers_certificates(node));
     checks.extend(peers(node));
+    checks.extend(queued(node));
     checks
 }
 
@@ -199,9 +209,53 @@ fn peers(node: &Node) -> impl Iterator<Item = v1::Check> {
     })
 }
 
+/// What was acknowledged at one site only, by disks that are not heard now (rule 8).
+fn queued(node: &Node) -> Vec<v1::Check> {
+    let (layout, given_up) = (node.layout(), node.layouts.given_up());
+    let open = |absent: &Absent| absent.why == Absence::Silent || !given_up.contains(&absent.doubt.incarnation);
+    let found = |absent: Absent| {
+        let site = layout.site_of(absent.node).map_or("?", |site| layout.site_name(site));
+        check("queued", "critical", queued_words(layout.node_name(absent.node), site, &absent))
+    };
+    let found: Vec<v1::Check> = node.peers.absent().into_iter().filter(open).map(found).collect();
+    if found.is_empty() { vec![check("queued", "ok", "no disks are gone that may have held something alone")] } else { found }
+}
+
+fn queued_words(node: &str, site: &str, absent: &Absent) -> String {
+    let Doubt { incarnation, alone, heard } = &absent.doubt;
+    let heard = rfc3339(heard.0);
+    let what = if alone.is_any() {
+        format!("up to {} objects ({} bytes) were acknowledged in {site} only", alone.objects, alone.bytes)
+    } else {
+        format!("what was acknowledged in {site} only is known to nobody else")
+    };
+    match absent.why {
+        Absence::Silent => format!("{what}, and {node} does not answer; last heard {heard}: bring it back"),
+        Absence::Gone => format!(
+            "{what} and may be lost with the disks of {node} that are gone; last heard {heard}: bring those disks back, or accept the loss \
+             (`afar layout release {incarnation}`)"
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::memory::Alone;
+    use afar_model::{id::Incarnation, layout::NodeIndex};
+
+    #[test]
+    fn rule_8_what_may_be_lost_with_disks_is_said_with_what_to_do() {
+        let alone = Alone { objects: 2, bytes: 24, may_queue: true, unknown: false };
+        let doubt = Doubt { incarnation: Incarnation::from_bytes([7; 16]), alone, heard: UnixMillis(1_000) };
+        let gone = Absent { node: NodeIndex(0), doubt, why: Absence::Gone };
+        let words = queued_words("s1", "strasbourg", &gone);
+        assert!(words.contains("up to 2 objects (24 bytes) were acknowledged in strasbourg only and may be lost"), "{words}");
+        assert!(words.contains("last heard 1970-01-01T00:00:01Z"), "{words}");
+        assert!(words.contains(&format!("`afar layout release {}`", "07".repeat(16))), "{words}");
+        let silent = queued_words("s1", "strasbourg", &Absent { why: Absence::Silent, ..gone });
+        assert!(silent.contains("s1 does not answer") && !silent.contains("release"), "{silent}");
+    }
 
     #[test]
     fn a_certificate_warns_thirty_days_before_it_ends() {

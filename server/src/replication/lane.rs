@@ -249,7 +249,11 @@ impl LaneTask {
             tokio::select! {
                 () = stop.cancelled() => break closed(),
                 reply = replies.message() => match reply {
-                    Ok(Some(reply)) => answer(&mut in_flight, reply, generation),
+                    Ok(Some(reply)) => {
+                        // Before anybody is told that it is durable: see `Remembered::reached`.
+                        self.peers.reached(self.node, &reply.positions);
+                        answer(&mut in_flight, reply, generation);
+                    }
                     Ok(None) => break LaneError::Unreachable("the peer closed the stream".into()),
                     Err(status) => break LaneError::Unreachable(format!("the stream broke: {}", status.message())),
                 },

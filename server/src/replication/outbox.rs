@@ -6,14 +6,16 @@ use super::{
     lane::LaneKind,
     send::{Purpose, copy_to},
 };
-use crate::{limits, node::Node};
+use crate::{limits, node::Node, objects::buckets::Bucket};
 use afar_model::{
+    id::BucketId,
     layout::NodeIndex,
-    record::{Record, RecordKey},
+    policy::DegradedWrites,
+    record::{Record, RecordKey, RecordKind},
     units::UnixMillis,
 };
 use afar_store::{DirectoryState, Owed};
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// What still has to reach others.
@@ -25,6 +27,8 @@ pub struct Pending {
     pub bytes: u64,
     /// Since when the oldest waits; zero if none does.
     pub oldest: UnixMillis,
+    /// Objects among them that may be nowhere else, and their bytes (rule 8); `None`: not counted yet.
+    pub alone: Option<(u64, u64)>,
     /// This node's log takes no writes.
     pub read_only: bool,
     /// Size of its disks in bytes.
@@ -43,6 +47,7 @@ fn look(node: &Node) -> Pending {
         records: summary.iter().map(|owed| owed.records).sum(),
         bytes: summary.iter().map(|owed| owed.bytes).sum(),
         oldest: summary.iter().map(|owed| owed.oldest).min().unwrap_or_default(),
+        alone: alone(node),
         read_only: usage
             .directories
             .iter()
@@ -53,21 +58,60 @@ fn look(node: &Node) -> Pending {
     }
 }
 
+/// Objects that are owed and were perhaps acknowledged here only, with their bytes: at most so many. Only a bucket that
+/// queues, or was made to, acknowledges such. `None` while the views are being rebuilt.
+fn alone(node: &Node) -> Option<(u64, u64)> {
+    let summary = node.store.owed_summary().ok()?;
+    let present = node.buckets.present();
+    let queues = |bucket: &Bucket| bucket.queues() || bucket.policy().degraded_writes == DegradedWrites::Queue;
+    let queueing: HashSet<BucketId> = present.buckets.values().filter(|bucket| queues(bucket)).map(|bucket| bucket.id).collect();
+    if queueing.is_empty() {
+        return Some((0, 0));
+    }
+    let (mut seen, mut looked, mut sum): (HashSet<RecordKey>, usize, (u64, u64)) = (HashSet::new(), 0, (0, 0));
+    let mut after: Option<Owed> = None;
+    loop {
+        let page = node.store.owed(None, after.as_ref(), limits::OUTBOX_BATCH).ok()?;
+        // A record may be owed to several.
+        for owed in page.iter().filter(|owed| queueing.contains(&owed.key.bucket) && seen.insert(owed.key)) {
+            sum.0 += u64::from(owed.kind == RecordKind::Version);
+            sum.1 += u64::from(owed.bytes);
+        }
+        looked += page.len();
+        if page.len() < limits::OUTBOX_BATCH {
+            return Some(sum);
+        }
+        if looked >= limits::ALONE_LOOK {
+            return Some((summary.iter().map(|owed| owed.records).sum(), summary.iter().map(|owed| owed.bytes).sum()));
+        }
+        after = page.into_iter().last();
+    }
+}
+
 /// Pays what can be paid, again and again.
 pub async fn run(node: Arc<Node>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(limits::OUTBOX_EVERY)).await.is_some() {
         let summary = node.store.owed_summary().unwrap_or_default();
-        let looker = Arc::clone(&node);
-        if let Some(pending) = node.lifecycle.blocking("look", move || look(&looker)).await {
-            node.pending.store(Arc::new(pending));
-        }
+        tell(&node).await;
         forgive(&node, summary.iter().map(|owed| owed.to.as_str()));
         let creditors: Vec<NodeIndex> = summary.iter().filter_map(|owed| node.layout().node_named(&owed.to)).collect();
         for creditor in creditors.into_iter().filter(|n| node.can_store(*n)) {
             if stop.run_until_cancelled(pay(&node, creditor)).await.is_none() {
                 return;
             }
+            tell(&node).await;
         }
+    }
+}
+
+/// Looks at what is pending, for the heartbeats. If something more, or less, is nowhere else, the peers hear of it at once:
+/// whatever this node had not told them when it burns is in doubt (rule 8).
+async fn tell(node: &Arc<Node>) {
+    let looker = Arc::clone(node);
+    let Some(pending) = node.lifecycle.blocking("look", move || look(&looker)).await else { return };
+    let before = node.pending.swap(Arc::new(pending)).alone;
+    if before != pending.alone {
+        node.peers.others().for_each(|peer| node.peers.poke(peer));
     }
 }
 

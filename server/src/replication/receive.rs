@@ -143,6 +143,10 @@ impl From<CommitError> for Failure {
 impl Session {
     async fn handle(&self, request: v1::StoreRequest) -> Option<v1::StoreReply> {
         let sequence = request.sequence;
+        let synced = match &request.work {
+            Some(Work::Records(records)) => records.sync,
+            other => matches!(other, Some(Work::Sync(_))),
+        };
         let result = match request.work {
             Some(Work::Records(records)) => self.store(sequence, records).await,
             Some(Work::Sync(sync)) => self.sync(&sync.sequences).await.map(|()| Vec::new()),
@@ -157,10 +161,14 @@ impl Session {
             None => Err(Failure::new("corrupt", "the request is empty, or made by a later program")),
         };
         Some(match result {
-            Ok(records) => v1::StoreReply { sequence, records, failure: None },
+            Ok(records) => {
+                let positions = if synced { self.node.positions() } else { Vec::new() };
+                v1::StoreReply { sequence, records, failure: None, positions }
+            }
             Err(Failure { reason, detail }) => {
                 tracing::warn!(from = self.node.layout().node_name(self.from), reason, detail, "refused records");
-                v1::StoreReply { sequence, records: Vec::new(), failure: Some(v1::StoreFailure { reason: reason.into(), detail }) }
+                let failure = Some(v1::StoreFailure { reason: reason.into(), detail });
+                v1::StoreReply { sequence, failure, ..v1::StoreReply::default() }
             }
         })
     }

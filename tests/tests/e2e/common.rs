@@ -3,10 +3,12 @@ use afar_tests::{
     cluster::Cluster,
     command::{Afar, Ran},
     data,
+    limits::SETTLE_MAX,
+    wait::until,
 };
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
-use std::path::Path;
+use std::{fs, path::Path};
 
 /// One MiB, the size of a chunk.
 pub const MIB: usize = 1 << 20;
@@ -63,6 +65,19 @@ impl Known {
         let ran = afar.run(&["cat", &self.at]).expect(0);
         assert!(ran.stdout == self.content, "{} differs: {} bytes of {}", self.at, ran.stdout.len(), self.content.len());
     }
+}
+
+/// Waits until one node has written down that another alone holds so many objects.
+#[track_caller]
+pub fn wait_alone(cluster: &Cluster, at: &str, of: &str, objects: i64) {
+    let file = cluster.node(at).folder().join("state/peers.toml");
+    until(&format!("{at} has written down what {of} alone holds"), SETTLE_MAX, || {
+        let file: toml::Table = fs::read_to_string(&file).unwrap_or_default().parse().unwrap_or_default();
+        let peers = file.get("peers").and_then(|peers| peers.as_array()).cloned().unwrap_or_default();
+        let peer = peers.iter().find(|peer| peer.get("node").and_then(|name| name.as_str()) == Some(of));
+        let known = peer.and_then(|peer| peer.get("alone")?.get("objects")?.as_integer());
+        if known == Some(objects) { Ok(()) } else { Err(format!("{file:?}")) }
+    });
 }
 
 /// Whole chunks of an object that a node's disk holds.

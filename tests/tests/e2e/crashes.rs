@@ -228,3 +228,48 @@ fn a_put_that_was_interrupted_resumes() {
     assert!(again["deduplicated_bytes"].as_u64() >= Some(2 * MIB as u64), "what had arrived is not sent again: {again}");
     Known { at: "resumed/a".into(), content }.must_be_at(&afar);
 }
+
+#[test]
+fn rule_19_a_node_that_is_rolled_back_to_just_before_a_write_is_refused() {
+    let mut cluster = Cluster::three();
+    cluster.bucket("kept", &["--home", "strasbourg"]);
+    let older = Known { at: "kept/a".into(), content: b"before".to_vec() };
+    crate::common::put_bytes(&cluster.afar_at(&["strasbourg"]), &older.content, &older.at);
+    cluster.wait_state("safe");
+    let (folder, copy) = (cluster.node("warsaw").folder().to_owned(), cluster.scratch().join("copy"));
+    cluster.node_mut("warsaw").stop();
+    for part in ["data", "state"] {
+        afar_tests::disks::copy(&folder.join(part), &copy.join(part));
+    }
+    cluster.node_mut("warsaw").start();
+    cluster.wait_formed();
+    let newer = Known { at: "kept/a".into(), content: b"after, and acknowledged".to_vec() };
+    // No heartbeat fits in between.
+    let stored = crate::common::put_bytes(&cluster.afar_at(&["strasbourg"]), &newer.content, &newer.at);
+    cluster.node_mut("warsaw").burn();
+    assert_eq!(stored["sites"], serde_json::json!(["strasbourg", "warsaw"]));
+    for part in ["data", "state"] {
+        fs::rename(copy.join(part), folder.join(part)).unwrap();
+    }
+    cluster.node_mut("warsaw").start();
+    until_true("Strasbourg knows what Warsaw has forgotten", SETTLE_MAX, || {
+        cluster.node("strasbourg").log().contains("log went backwards")
+    });
+    newer.must_be_at(&cluster.afar_at(&["strasbourg"]));
+    // It has been told, and nobody is there any more who knows better.
+    until_true("Warsaw answers nothing that it has forgotten", SETTLE_MAX, || {
+        cluster.afar_at(&["warsaw"]).run(&["cat", &older.at]).stdout != older.content
+    });
+    cluster.node_mut("strasbourg").kill();
+    let ran = cluster.afar_at(&["warsaw"]).run(&["cat", &older.at]);
+    assert!(ran.code != 0 && ran.stdout != older.content, "{ran}");
+    // Strasbourg remembers it across its own death.
+    cluster.node_mut("strasbourg").start();
+    until("Warsaw stays refused", SETTLE_MAX, || {
+        let status = cluster.status();
+        let told = |check: &serde_json::Value| check["detail"].as_str().is_some_and(|detail| detail.contains("log went backwards"));
+        let checks = status["checks"].as_array().cloned().unwrap_or_default();
+        if checks.iter().any(|check| check["node"] == "strasbourg" && told(check)) { Ok(()) } else { Err(status.to_string()) }
+    });
+    newer.must_be_at(&cluster.afar_at(&["strasbourg"]));
+}

@@ -12,6 +12,8 @@ mod policies;
 
 mod states;
 
+mod alone;
+
 mod crashes;
 
 mod partitions;

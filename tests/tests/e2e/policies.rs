@@ -1,5 +1,5 @@
 //! Far means far: what is refused and why, what is queued and how it shows, what stays inside a policy.
-use crate::common::{Known, MIB, chunks_on_disk, put_bytes, try_put_bytes};
+use crate::common::{Known, MIB, chunks_on_disk, put_bytes, try_put_bytes, wait_alone};
 use afar_tests::{
     cluster::{Cluster, ROUBAIX, STRASBOURG, Setup, THREE},
     data,
@@ -78,7 +78,8 @@ fn rule_8_a_queued_write_says_so_counts_as_at_risk_and_becomes_safe() {
 
     cluster.node_mut("warsaw").start();
     cluster.wait_state("safe");
-    // And that is no mere claim.
+    // And that is no mere claim. (Had Strasbourg no time to tell, what it last told would be in doubt: see `alone`.)
+    ["roubaix", "warsaw"].into_iter().for_each(|at| wait_alone(&cluster, at, "strasbourg", 0));
     cluster.node_mut("strasbourg").burn();
     assert_eq!(chunks_on_disk(&cluster, "warsaw", &content), 2);
     cluster.node_mut("strasbourg").start();

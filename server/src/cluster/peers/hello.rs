@@ -4,12 +4,12 @@ use crate::{
     cluster::{
         connect::{ConnectError, jitter},
         layouts::awaited,
-        memory::{self, Accepted, Claim, Refusal},
+        memory::{self, Accepted, Alone, Claim, LogEnd, Refusal},
         pulse::Miss,
     },
     limits,
 };
-use afar_model::{layout::NodeIndex, units::UnixMillis};
+use afar_model::{id::DirectoryId, layout::NodeIndex, units::UnixMillis};
 use afar_proto::v1::{self, peer_client::PeerClient};
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -195,6 +195,7 @@ impl Peers {
     fn hear(&self, node: NodeIndex, said: v1::NodeState, measured: Option<Measured>) -> Result<(), HelloRefused> {
         let slot = self.slot(node).ok_or_else(|| HelloRefused::Malformed("not a node of this layout".into()))?;
         let checked = check(&said, &slot.name);
+        let mut news = false;
         let heard = self.change(node, &slot, |record| {
             if let Some(measured) = measured {
                 record.pulse.answered(measured.round_trip);
@@ -210,7 +211,7 @@ impl Peers {
                         record.unfit = None;
                     }
                     record.heard = Some(now);
-                    record.remembered.last_heard = Some(self.clock.now());
+                    news = record.remembered.told(*accepted, alone(&said), self.clock.now());
                     record.catching_up = said.catching_up || *accepted == Accepted::NewIncarnation;
                     record.incarnation_changes += u64::from(*accepted == Accepted::NewIncarnation);
                     record.said = Some(said);
@@ -223,9 +224,12 @@ impl Peers {
             // It reaches us: find out at once whether we reach it.
             slot.poke.notify_one();
         }
-        match heard? {
-            Accepted::Same => {}
-            accepted => self.note(&slot.name, accepted),
+        let accepted = heard?;
+        if accepted != Accepted::Same {
+            self.note(&slot.name, accepted);
+        }
+        if news || accepted != Accepted::Same {
+            self.remember.notify_one();
         }
         Ok(())
     }
@@ -241,7 +245,17 @@ impl Peers {
             }
             _ => tracing::info!(peer, event = "peer_started", "a new run of the peer"),
         }
-        self.remember.notify_one();
+    }
+
+    /// A peer has answered a write: so far do its logs reach. Once for each message, however many writes it carried; what it
+    /// changes is written with the next turn of the memory.
+    pub fn reached(&self, node: NodeIndex, positions: &[v1::LogPosition]) {
+        if positions.is_empty() || positions.len() > limits::POSITIONS_MAX {
+            return;
+        }
+        if let Some(slot) = self.slot(node) {
+            slot.record.lock().remembered.reached(positions.iter().filter_map(|position| place(position).ok()));
+        }
     }
 }
 
@@ -259,10 +273,21 @@ pub(super) fn check(said: &v1::NodeState, name: &str) -> Result<Claim, HelloRefu
     }
     let incarnation = afar_proto::convert::id("incarnation", &said.incarnation).map_err(|error| malformed(error.to_string()))?;
     let boot = afar_proto::convert::id("boot", &said.boot).map_err(|error| malformed(error.to_string()))?;
-    let place = |position: &v1::LogPosition| {
-        let directory =
-            afar_proto::convert::id("positions.directory", &position.directory).map_err(|error| malformed(error.to_string()))?;
-        Ok((directory, (position.segment, position.offset)))
-    };
     Ok(Claim { incarnation, boot, positions: said.positions.iter().map(place).collect::<Result<_, HelloRefused>>()? })
+}
+
+fn place(position: &v1::LogPosition) -> Result<(DirectoryId, LogEnd), HelloRefused> {
+    let directory = afar_proto::convert::id("positions.directory", &position.directory);
+    Ok((directory.map_err(|error| HelloRefused::Malformed(error.to_string()))?, (position.segment, position.offset)))
+}
+
+/// What a peer says that it holds alone; of an older program, everything that it owes.
+fn alone(said: &v1::NodeState) -> Alone {
+    let alone = match &said.alone {
+        Some(v1::Alone { objects, bytes, unknown, may_queue }) => {
+            Alone { objects: *objects, bytes: *bytes, unknown: *unknown, may_queue: *may_queue }
+        }
+        None => Alone { objects: said.pending_records, bytes: said.pending_bytes, ..Alone::default() },
+    };
+    alone.bounded()
 }

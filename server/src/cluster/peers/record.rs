@@ -2,11 +2,12 @@
 use super::PeerState;
 use crate::cluster::{
     membership::{self, Opinion},
-    memory::{LogEnd, Remembered},
+    memory::{Doubt, LogEnd, Remembered},
     pulse::Pulse,
 };
 use afar_model::{
     id::{BootId, DirectoryId, Incarnation},
+    layout::{Duty, NodeIndex},
     units::UnixMillis,
 };
 use afar_proto::v1;
@@ -87,6 +88,26 @@ pub struct PeerView {
     pub trouble: String,
 }
 
+/// Disks that are not heard now, and what they may hold that nobody else has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Absent {
+    /// Whose they are, or were.
+    pub node: NodeIndex,
+    /// What they may hold.
+    pub doubt: Doubt,
+    /// Why they are not heard.
+    pub why: Absence,
+}
+
+/// Why disks are not heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absence {
+    /// Their node does not answer: nobody has said yet that they are gone.
+    Silent,
+    /// Other disks answer under their node's name, or the layout says that it is gone.
+    Gone,
+}
+
 /// What one peer said and did, and what it did not.
 #[derive(Debug, Default)]
 pub(super) struct Record {
@@ -158,6 +179,24 @@ impl Record {
         } else {
             "its layout and this node's have nothing in common: one of them is out of date, or of another cluster".into()
         }
+    }
+
+    /// Its disks, those before them too, that are not heard at `now` and may hold what nobody else has.
+    pub(super) fn absent(&self, node: NodeIndex, duty: Duty, now: UnixMillis) -> Vec<Absent> {
+        let gone = |doubt: &Doubt| Absent { node, doubt: doubt.clone(), why: Absence::Gone };
+        let mut absent: Vec<Absent> = self.remembered.doubts().iter().map(gone).collect();
+        let Some(last) = self.remembered.last() else { return absent };
+        let (alone, heard) = (self.remembered.alone(), self.remembered.last_heard.unwrap_or_default());
+        let why = match (duty, self.state()) {
+            (Duty::Lost, _) => alone.is_doubtful(None).then_some(Absence::Gone),
+            // It had to hand over everything first, and took nothing more.
+            (Duty::Removed, _) => alone.is_any().then_some(Absence::Gone),
+            (_, PeerState::Up | PeerState::Suspect) => None,
+            (_, PeerState::Down | PeerState::Refused) => alone.is_doubtful(Some(now.since(heard))).then_some(Absence::Silent),
+        };
+        let doubt = Doubt { incarnation: last.incarnation, alone, heard };
+        absent.extend(why.map(|why| Absent { node, doubt, why }));
+        absent
     }
 
     /// All of it, for whoever asks. `opinion`: what the cluster thinks of it.
