@@ -339,13 +339,14 @@ impl Directory {
         if gone.is_empty() {
             return;
         }
-        // Counted before anything leaves the views: see `Store::losses_counted`. Those are not ready from here on, and what is
-        // said of versions is looked up only once the index is new, lest it revive what is lost.
-        self.losses.fetch_add(1, Ordering::AcqRel);
+        // The views are not ready from here on, and what is said of versions is looked up only once the index is new, lest it
+        // revive what is lost. Then it is counted, before anything leaves the views: see `Store::losses_counted`. Whoever hears
+        // of it and compares again finds them not ready, or new.
         let order = self.resolving.lock();
         self.deltas.lock().losing += 1;
         self.deferring.store(true, Ordering::Release);
         drop(order);
+        self.losses.fetch_add(1, Ordering::AcqRel);
         let active = self.active_sequence();
         let mut writing = false;
         for (segment, why) in &gone {
