@@ -31,6 +31,7 @@ pub async fn answer(node: &Arc<Node>, nonce: [u8; 32], keys: Vec<RecordKey>) -> 
 /// Challenges one peer for as long as the node runs.
 pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
     while node.layout().duty(peer).is_member() {
+        let mut failed = false;
         if node.peers.usable(peer) && node.ledger.compared_at(peer).is_some() {
             match challenge(&node, peer).await {
                 // Nothing in common: nothing proved.
@@ -42,13 +43,18 @@ pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
                         records = wrong.len(),
                         "failed an audit: it does not hold what it should"
                     );
+                    failed = true;
                     node.ledger.failed_audit(peer);
                     node.poke();
                 }
                 Err(error) => tracing::debug!(peer = node.layout().node_name(peer), error, "no answer to an audit"),
             }
         }
-        let pause = if node.ledger.holds_everything(peer) { limits::AUDIT_EVERY } else { limits::RECONCILE_SOON };
+        let pause = match () {
+            () if failed => limits::RECONCILE_RETRY, // no sooner than what it lacks can be there
+            () if node.ledger.holds_everything(peer) => limits::AUDIT_EVERY,
+            () => limits::RECONCILE_SOON,
+        };
         if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return;
         }

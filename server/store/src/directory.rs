@@ -77,6 +77,8 @@ pub struct DeltaQueue {
     pub flush: Vec<std::sync::mpsc::SyncSender<Result<(), String>>>,
     /// The thread has to end.
     pub stop: bool,
+    /// Who is about to ask for a rebuild, because segments are lost.
+    pub losing: usize,
 }
 
 /// The segments that the index lacks: searched by their footers until it has caught up.
@@ -301,18 +303,15 @@ impl Directory {
             }
             Err(error) => tracing::warn!(directory = %self.path.display(), %error, "the directory cannot be looked at"),
         }
-        let segments: Vec<Arc<Segment>> = self.segments.read().values().cloned().collect();
-        for segment in &segments {
-            self.is_whole(segment);
-        }
+        self.lose_what_is_gone();
     }
 
     /// Whether a segment's path still names its file. If not, what was in it is lost. Blocking.
-    pub fn is_whole(&self, segment: &Arc<Segment>) -> bool {
+    pub fn is_whole(&self, segment: &Segment) -> bool {
         match segment.look(&*self.disk) {
             Seen::Same | Seen::Longer => true,
-            Seen::Gone(why) => {
-                self.lose(segment, &why);
+            Seen::Gone(_) => {
+                self.lose_what_is_gone();
                 false
             }
             Seen::Unclear(error) => {
@@ -322,38 +321,59 @@ impl Directory {
         }
     }
 
-    /// A segment's file is gone, and with it what was in there: its records leave the index, which is made anew of what is
+    /// Where a segment's file is gone, so is what was in there: its records leave the index, which is made anew of what is
     /// left, so that they are asked of the others and no longer counted here. Where it is the one that is being written,
     /// nothing more is written in this directory.
-    fn lose(&self, segment: &Arc<Segment>, why: &str) {
-        let sequence = segment.sequence;
-        if self.segment(sequence).is_none() || !self.lost.lock().insert(sequence) {
-            return; // compacted away, or known already
+    fn lose_what_is_gone(&self) {
+        let segments: Vec<Arc<Segment>> = self.segments.read().values().cloned().collect();
+        let mut gone: Vec<(Arc<Segment>, String)> = Vec::new();
+        for segment in segments {
+            // One that is not known any more was compacted away meanwhile.
+            if let Seen::Gone(why) = segment.look(&*self.disk)
+                && self.segment(segment.sequence).is_some()
+                && self.lost.lock().insert(segment.sequence)
+            {
+                gone.push((segment, why));
+            }
         }
-        // Counted before anything leaves the views: see `Store::losses_counted`.
+        if gone.is_empty() {
+            return;
+        }
+        // The views are not ready from here on, and what is said of versions is looked up only once the index is new, lest it
+        // revive what is lost. Then it is counted, before anything leaves the views: see `Store::losses_counted`. Whoever hears
+        // of it and compares again finds them not ready, or new.
+        let order = self.resolving.lock();
+        self.deltas.lock().losing += 1;
+        self.deferring.store(true, Ordering::Release);
+        drop(order);
         self.losses.fetch_add(1, Ordering::AcqRel);
-        tracing::error!(segment = %segment.path.display(), why, "a segment is lost, and what was in it");
-        let writing = segment.trailer().is_none() && self.active_sequence() == sequence;
-        if writing {
-            self.commit.fail(&format!("the segment that was being written is lost: {why}"));
+        let active = self.active_sequence();
+        let mut writing = false;
+        for (segment, why) in &gone {
+            tracing::error!(segment = %segment.path.display(), why, "a segment is lost, and what was in it");
+            if segment.trailer().is_none() && segment.sequence == active {
+                writing = true;
+                self.commit.fail(&format!("the segment that was being written is lost: {why}"));
+            }
+            let range = recovery::BadRange { from: 0, to: segment.length(), why: format!("the file is lost: {why}"), header: None };
+            self.report_damage(segment.sequence, std::iter::once(range));
+            self.forget_segment(segment.sequence);
         }
-        self.report_damage(
-            sequence,
-            std::iter::once(recovery::BadRange { from: 0, to: segment.length(), why: format!("the file is lost: {why}"), header: None }),
-        );
-        self.forget_segment(sequence);
-        // What is on its way to the index must not come after the index was made anew. If that fails, it is made anew again.
+        // What is on its way to the index must not come after the index was made anew.
         let _ = self.sync_blocking();
         let _ = self.flush_index();
+        let order = self.resolving.lock();
         if writing {
             // What never became durable is not on its way any more.
-            let _order = self.resolving.lock();
             self.deltas.lock().deltas.clear();
             self.kv.overlay.write().clear();
+        } else {
+            self.kv.overlay.write().forget_unlogged();
         }
-        self.distrust_index(&format!("segment {sequence:016x} is lost"));
-        // From here on the views say that they are not ready; whoever read them until now may have seen what is lost.
-        self.losses.fetch_add(1, Ordering::AcqRel);
+        drop(order);
+        let mut deltas = self.deltas.lock();
+        deltas.losing -= 1;
+        self.distrust(&mut deltas, "segments are lost");
     }
 
     /// Whether what was written to a segment in this run is still there: what an acknowledgement asks last. Never blocks for
@@ -532,8 +552,11 @@ impl Directory {
 
     /// The index cannot be used: the index thread will rebuild it.
     pub fn distrust_index(&self, why: &str) {
+        self.distrust(&mut self.deltas.lock(), why);
+    }
+
+    fn distrust(&self, deltas: &mut DeltaQueue, why: &str) {
         self.index_agrees.store(false, Ordering::Release);
-        let mut deltas = self.deltas.lock();
         if deltas.rebuild.is_none() {
             tracing::error!(directory = %self.path.display(), why, "index is unusable: rebuilding it from the segments");
             deltas.rebuild = Some(why.to_owned());

@@ -223,7 +223,9 @@ impl Indexer {
             if stopping {
                 return;
             }
-            if let Err(why) = self.replay(part, limit) {
+            if let Err(why) = self.replay(part, limit)
+                && self.directory.segment(part.sequence).is_some()
+            {
                 tracing::error!(directory = %self.directory.path.display(), segment = part.sequence, why, "segment cannot be replayed");
                 self.directory.damaged.lock().push(DamagedRange {
                     directory: self.directory.id,
@@ -324,7 +326,7 @@ impl Indexer {
         }
         let _order = directory.resolving.lock();
         let queue = directory.deltas.lock();
-        if queue.rebuild.is_none() && queue.deltas.iter().all(|delta| delta.deferred.is_empty()) {
+        if queue.rebuild.is_none() && queue.losing == 0 && queue.deltas.iter().all(|delta| delta.deferred.is_empty()) {
             directory.progress.store(1000, Ordering::Relaxed);
             directory.deferring.store(false, Ordering::Release);
             directory.deltas_done.notify_all();

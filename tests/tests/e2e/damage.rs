@@ -194,6 +194,8 @@ fn rule_26_segments_that_are_deleted_while_the_node_runs_are_lost_and_mended() {
     let mut chance = data::chance(data::seed());
     let objects: Vec<Known> = (0..4).map(|n| Known::put(&cluster.afar(), &mut chance, &format!("unlinked/{n}"), 3 * MIB)).collect();
     cluster.wait_state("safe");
+    let (witness, runtime) = (Witness::of(&cluster, "unlinked"), wire::runtime());
+    let held: Vec<_> = runtime.block_on(witness.holdings("warsaw")).into_iter().collect();
     // Nobody to mend it from, so that it can be seen before it is mended.
     cluster.node_mut("strasbourg").stop();
     let segments = disks::segments(&cluster.node("warsaw").data());
@@ -207,6 +209,8 @@ fn rule_26_segments_that_are_deleted_while_the_node_runs_are_lost_and_mended() {
     for object in &objects {
         assert_eq!(chunks_on_disk(&cluster, "warsaw", &object.content), 3, "every chunk of {} stands in a file again", object.at);
     }
+    let proved = runtime.block_on(witness.proves("warsaw", &held));
+    assert_eq!(proved.map(|proved| proved.len()), Some(held.len()), "and every version");
     // What it says it holds, it holds: without the others, and after a start.
     cluster.node_mut("strasbourg").burn();
     cluster.node_mut("warsaw").kill();

@@ -57,6 +57,11 @@ impl Overlay {
         self.entries.clear();
     }
 
+    /// Forgets what no delta has made yet.
+    pub fn forget_unlogged(&mut self) {
+        self.entries.retain(|_, entry| entry.delta != NOT_LOGGED);
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

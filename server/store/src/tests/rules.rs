@@ -122,6 +122,27 @@ fn rule_26_a_segment_that_is_deleted_is_lost_although_it_can_still_be_read() {
 }
 
 #[test]
+fn rule_26_what_is_said_of_a_lost_version_does_not_revive_it() {
+    let machine = Machine::new(1);
+    let store = machine.open();
+    let (unmarked, marked, late) = (version("a", 1), version("b", 2), version("c", 3));
+    commit(&store, vec![unmarked.clone(), marked.clone(), late.clone()]);
+    let mark = |key: &str, stamp, record: &Record| store.settle(vec![(bucket(), key.to_owned(), Stamp::from_u64(stamp), record.key().id)]);
+    mark("b", 2, &marked);
+    fill(&store, 0, 1);
+    mark("c", 3, &late); // visible, and not logged yet
+    machine.disk.wipe(&find_body(&machine, &marked).0);
+    store.look();
+    assert!(store.wait_for_views(Duration::from_secs(20)));
+    for key in ["a", "b", "c"] {
+        assert_eq!(store.versions(&bucket(), key, 10), Ok(Vec::new()), "{key}");
+    }
+    commit(&store, vec![late.clone()]);
+    assert_eq!(store.versions(&bucket(), "c", 10).unwrap().len(), 1);
+    assert!(store.check_index().matches);
+}
+
+#[test]
 fn rule_26_a_look_finds_what_nobody_reads() {
     for damage in ["deleted", "cut", "replaced"] {
         let machine = Machine::new(1);
