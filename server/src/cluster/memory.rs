@@ -361,11 +361,25 @@ struct Entry {
     last_heard: u64,
     ended: Vec<String>,
     positions: Vec<Place>,
-    // Later than the format: an older file says nothing of these.
+}
+
+/// What peers may hold alone, in a file of its own: the version before does not know it, and refuses words that it does not know
+/// in the other one.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AloneFile {
+    format: u32,
     #[serde(default)]
-    alone: Alone,
+    peers: Vec<AloneEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AloneEntry {
+    node: String,
+    now: Doubted,
     #[serde(default)]
-    doubts: Vec<Doubted>,
+    before: Vec<Doubted>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -386,19 +400,33 @@ struct Place {
 
 const FORMAT: u32 = 1;
 const FILE: &str = "peers.toml";
+const ALONE_FILE: &str = "alone.toml";
 
 /// What was remembered; nothing at the first start.
 ///
 /// # Errors
 /// If there is a file and it cannot be understood: to start without it would be to trust whoever answers.
 pub fn load(state: &Path) -> Result<Memory, MemoryError> {
-    let path = state.join(FILE);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Memory::new()),
-        Err(error) => return Err(MemoryError::Io { path, error }),
-    };
-    parse(&text).map_err(|why| MemoryError::Damaged { path, why })
+    let mut memory = read(&state.join(FILE), parse)?;
+    let alone = read(&state.join(ALONE_FILE), parse_alone)?;
+    for entry in alone.peers {
+        let why = |error: afar_model::id::ParseIdError| MemoryError::Damaged { path: state.join(ALONE_FILE), why: error.to_string() };
+        entry.remind(&mut memory).map_err(why)?;
+    }
+    Ok(memory)
+}
+
+fn read<T: Default>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, MemoryError> {
+    match fs::read_to_string(path) {
+        Ok(text) => parse(&text).map_err(|why| MemoryError::Damaged { path: path.to_owned(), why }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        Err(error) => Err(MemoryError::Io { path: path.to_owned(), error }),
+    }
+}
+
+fn parse_alone(text: &str) -> Result<AloneFile, String> {
+    let file: AloneFile = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+    if file.format == FORMAT { Ok(file) } else { Err(format!("format {}, this program knows {FORMAT}", file.format)) }
 }
 
 fn parse(text: &str) -> Result<Memory, String> {
@@ -415,18 +443,13 @@ impl Entry {
         let claim =
             Claim { incarnation: self.incarnation.parse()?, boot: self.boot.parse()?, positions: positions.collect::<Result<_, _>>()? };
         let ended = self.ended.iter().map(|boot| boot.parse()).collect::<Result<_, _>>()?;
-        let doubt = |doubted: &Doubted| {
-            Ok(Doubt { incarnation: doubted.incarnation.parse()?, alone: doubted.alone, heard: UnixMillis(doubted.heard) })
-        };
-        let doubts = self.doubts.iter().map(doubt).collect::<Result<_, _>>()?;
         let last_heard = Some(UnixMillis(self.last_heard));
-        Ok((self.node, Remembered { last: Some(claim), alone: self.alone, doubts, ended, refused: None, last_heard }))
+        Ok((self.node, Remembered { last: Some(claim), ended, last_heard, ..Remembered::default() }))
     }
 
     fn of(node: &str, remembered: &Remembered) -> Option<Self> {
         let last = remembered.last()?;
         let place = |(directory, end): (&DirectoryId, &LogEnd)| Place { directory: directory.to_string(), segment: end.0, offset: end.1 };
-        let doubted = |doubt: &Doubt| Doubted { incarnation: doubt.incarnation.to_string(), heard: doubt.heard.0, alone: doubt.alone };
         Some(Self {
             node: node.to_owned(),
             incarnation: last.incarnation.to_string(),
@@ -434,9 +457,45 @@ impl Entry {
             last_heard: remembered.last_heard.unwrap_or_default().0,
             ended: remembered.ended.iter().map(ToString::to_string).collect(),
             positions: last.positions.iter().map(place).collect(),
-            alone: remembered.alone,
-            doubts: remembered.doubts.iter().map(doubted).collect(),
         })
+    }
+}
+
+impl AloneEntry {
+    fn of(node: &str, remembered: &Remembered) -> Option<Self> {
+        // To the minute, lest every heartbeat change the file.
+        let heard = remembered.last_heard.unwrap_or_default().0 / 60_000 * 60_000;
+        let now = Doubt { incarnation: remembered.last()?.incarnation, alone: remembered.alone, heard: UnixMillis(heard) };
+        let worth = remembered.alone != Alone::default() || !remembered.doubts.is_empty();
+        worth.then(|| Self { node: node.to_owned(), now: (&now).into(), before: remembered.doubts.iter().map(Doubted::from).collect() })
+    }
+
+    /// Adds it to what is remembered of the node.
+    fn remind(self, memory: &mut Memory) -> Result<(), afar_model::id::ParseIdError> {
+        let remembered = memory.entry(self.node.clone()).or_default();
+        for doubted in &self.before {
+            remembered.doubts.push(doubted.read()?);
+        }
+        let now = self.now.read()?;
+        if remembered.last().is_some_and(|last| last.incarnation == now.incarnation) {
+            remembered.alone = now.alone;
+        } else {
+            // They were replaced while a version ran that kept no such file.
+            doubt(&mut remembered.doubts, now);
+        }
+        Ok(())
+    }
+}
+
+impl Doubted {
+    fn read(&self) -> Result<Doubt, afar_model::id::ParseIdError> {
+        Ok(Doubt { incarnation: self.incarnation.parse()?, alone: self.alone, heard: UnixMillis(self.heard) })
+    }
+}
+
+impl From<&Doubt> for Doubted {
+    fn from(doubt: &Doubt) -> Self {
+        Self { incarnation: doubt.incarnation.to_string(), heard: doubt.heard.0, alone: doubt.alone }
     }
 }
 
@@ -445,11 +504,24 @@ impl Entry {
 /// # Errors
 /// If the file cannot be written; the old one stays.
 pub fn save(state: &Path, memory: &Memory) -> Result<(), MemoryError> {
-    let path = state.join(FILE);
+    // What may be lost with disks is written before the word that they were replaced: a crash in between repeats, and forgets nothing.
+    let alone = state.join(ALONE_FILE);
+    let peers: Vec<AloneEntry> = memory.iter().filter_map(|(node, remembered)| AloneEntry::of(node, remembered)).collect();
+    if !peers.is_empty() || alone.exists() {
+        write(&alone, &AloneFile { format: FORMAT, peers })?;
+    }
     let peers = memory.iter().filter_map(|(node, remembered)| Entry::of(node, remembered)).collect();
-    let text = toml::to_string(&File { format: FORMAT, peers })
-        .map_err(|error| MemoryError::Io { path: path.clone(), error: io::Error::other(error) })?;
-    crate::files::replace(&path, text.as_bytes(), 0o600).map_err(|error| MemoryError::Io { path, error })
+    write(&state.join(FILE), &File { format: FORMAT, peers })
+}
+
+/// Nothing is written that is there already: what peers hold alone changes seldom.
+fn write(path: &Path, file: &impl Serialize) -> Result<(), MemoryError> {
+    let failed = |error| MemoryError::Io { path: path.to_owned(), error };
+    let text = toml::to_string(file).map_err(|error| failed(io::Error::other(error)))?;
+    if fs::read_to_string(path).is_ok_and(|present| present == text) {
+        return Ok(());
+    }
+    crate::files::replace(path, text.as_bytes(), 0o600).map_err(failed)
 }
 
 #[cfg(test)]
@@ -579,17 +651,28 @@ mod tests {
     }
 
     #[test]
-    fn rule_8_doubts_survive_a_restart_and_an_older_file_has_none() {
+    fn rule_8_doubts_survive_a_restart_and_a_version_that_knows_none() {
         let state = tempfile::tempdir().unwrap();
         let memory = Memory::from([("strasbourg".to_owned(), replaced(TWO, 101))]);
         save(state.path(), &memory).unwrap();
         assert_eq!(load(state.path()).unwrap(), memory);
-        let older = format!(
-            "format = 1\n[[peers]]\nnode = \"a\"\nincarnation = \"{0}\"\nboot = \"{0}\"\nlast_heard = 1\nended = []\npositions = []\n",
-            "01".repeat(16)
-        );
-        let read = parse(&older).unwrap();
-        assert_eq!((read["a"].alone(), read["a"].doubts().len()), (NONE, 0));
+        // The version before reads its own file, and writes it: in its time the disks are replaced once more.
+        let text = fs::read_to_string(state.path().join(FILE)).unwrap();
+        assert!(!text.contains("alone") && !text.contains("objects"), "it would refuse {text}");
+        fs::write(state.path().join(FILE), text.replace(&"02".repeat(16), &"03".repeat(16))).unwrap();
+        let read = load(state.path()).unwrap();
+        let doubted: Vec<_> = read["strasbourg"].doubts().iter().map(|doubt| (doubt.incarnation, doubt.alone)).collect();
+        assert_eq!(doubted, [(Incarnation::from_bytes([1; 16]), TWO), (Incarnation::from_bytes([2; 16]), QUEUES)]);
+        assert_eq!(read["strasbourg"].alone(), NONE);
+        // Where nothing is ever alone there is no such file.
+        let state = tempfile::tempdir().unwrap();
+        save(state.path(), &Memory::from([("strasbourg".to_owned(), replaced(NONE, 101))])).unwrap();
+        assert!(state.path().join(ALONE_FILE).exists(), "its new disks may queue");
+        let mut peer = Remembered::default();
+        peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        save(state.path(), &Memory::from([("strasbourg".to_owned(), peer)])).unwrap();
+        assert!(!state.path().join(ALONE_FILE).exists());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::{
     inspect::rfc3339,
     limits,
     node::Node,
+    replication::outbox,
 };
 use afar_model::{document::ShortHash, units::UnixMillis};
 use afar_proto::v1;
@@ -211,13 +212,15 @@ fn peers(node: &Node) -> impl Iterator<Item = v1::Check> {
 
 /// What was acknowledged at one site only, by disks that are not heard now (rule 8).
 fn queued(node: &Node) -> Vec<v1::Check> {
-    let (layout, given_up) = (node.layout(), node.layouts.given_up());
+    let (layout, given_up, present) = (node.layout(), node.layouts.given_up(), node.buckets.present());
+    // What a node of the version before owes may all be far: it tells no more. But where no bucket queues nothing is ever alone.
+    let queues = present.buckets.values().any(|bucket| outbox::queues(bucket));
     let open = |absent: &Absent| absent.why == Absence::Silent || !given_up.contains(&absent.doubt.incarnation);
     let found = |absent: Absent| {
         let site = layout.site_of(absent.node).map_or("?", |site| layout.site_name(site));
         check("queued", "critical", queued_words(layout.node_name(absent.node), site, &absent))
     };
-    let found: Vec<v1::Check> = node.peers.absent().into_iter().filter(open).map(found).collect();
+    let found: Vec<v1::Check> = node.peers.absent().into_iter().filter(|absent| queues && open(absent)).map(found).collect();
     if found.is_empty() { vec![check("queued", "ok", "no disks are gone that may have held something alone")] } else { found }
 }
 

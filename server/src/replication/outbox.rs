@@ -58,12 +58,16 @@ fn look(node: &Node) -> Pending {
     }
 }
 
+/// Whether a bucket lets anybody acknowledge alone, or was made so.
+pub fn queues(bucket: &Bucket) -> bool {
+    bucket.queues() || bucket.policy().degraded_writes == DegradedWrites::Queue
+}
+
 /// Objects that are owed and were perhaps acknowledged here only, with their bytes: at most so many. Only a bucket that
 /// queues, or was made to, acknowledges such. `None` while the views are being rebuilt.
 fn alone(node: &Node) -> Option<(u64, u64)> {
     let summary = node.store.owed_summary().ok()?;
     let present = node.buckets.present();
-    let queues = |bucket: &Bucket| bucket.queues() || bucket.policy().degraded_writes == DegradedWrites::Queue;
     let queueing: HashSet<BucketId> = present.buckets.values().filter(|bucket| queues(bucket)).map(|bucket| bucket.id).collect();
     if queueing.is_empty() {
         return Some((0, 0));

@@ -70,12 +70,12 @@ impl Known {
 /// Waits until one node has written down that another alone holds so many objects.
 #[track_caller]
 pub fn wait_alone(cluster: &Cluster, at: &str, of: &str, objects: i64) {
-    let file = cluster.node(at).folder().join("state/peers.toml");
+    let file = cluster.node(at).folder().join("state/alone.toml");
     until(&format!("{at} has written down what {of} alone holds"), SETTLE_MAX, || {
         let file: toml::Table = fs::read_to_string(&file).unwrap_or_default().parse().unwrap_or_default();
         let peers = file.get("peers").and_then(|peers| peers.as_array()).cloned().unwrap_or_default();
         let peer = peers.iter().find(|peer| peer.get("node").and_then(|name| name.as_str()) == Some(of));
-        let known = peer.and_then(|peer| peer.get("alone")?.get("objects")?.as_integer());
+        let known = peer.and_then(|peer| peer.get("now")?.get("alone")?.get("objects")?.as_integer());
         if known == Some(objects) { Ok(()) } else { Err(format!("{file:?}")) }
     });
 }
