@@ -45,3 +45,5 @@ mod documents;
 mod promises;
 
 mod plans;
+
+mod membership;
