@@ -100,7 +100,7 @@ fn a_bucket_is_kept_otherwise_from_now_on_and_back() {
     assert_eq!((copies(&object), copies(&other)), (6, 6));
     let set = ["bucket", "set", "box", "--copies", "3"];
     let looked = admin.ok(&["bucket", "set", "box", "--copies", "3", "--dry-run", "--dir", root.to_str().unwrap()]);
-    assert!(looked.text().contains("becomes: 3 copies") && looked.text().contains("a further copy -> roubaix: about 3.0 MiB"), "{looked}");
+    assert!(looked.text().contains("becomes: 3 copies") && looked.text().contains("in all about 3.0 MiB to copy"), "{looked}");
     operate(&admin, root, &["bucket", "set", "box"]).expect(2);
     operate(&admin, root, &["bucket", "set", "nix", "--copies", "3"]).expect(10);
     operate(&admin, root, &set).expect(0);
