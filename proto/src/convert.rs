@@ -182,6 +182,21 @@ impl TryFrom<&v1::Policy> for Policy {
     }
 }
 
+/// Of the entries of a page those at the beginning that fit into one message, at least one, and whether any were left out:
+/// a page may have thousands of entries, and keys may be long.
+pub fn fitting<M: prost::Message>(entries: impl Iterator<Item = M>) -> (Vec<M>, bool) {
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    for entry in entries {
+        // Before each stand its field's number and its length.
+        bytes += entry.encoded_len() + 8;
+        if bytes > afar_model::limits::RECORD_BYTES_MAX && !page.is_empty() {
+            return (page, true);
+        }
+        page.push(entry);
+    }
+    (page, false)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -206,5 +221,30 @@ mod tests {
         assert_ne!(Record::try_from(wire.clone()).unwrap().id(), record.id());
         wire.kind = 200;
         assert!(Record::try_from(wire).is_err());
+    }
+
+    #[test]
+    fn a_page_of_the_longest_keys_fits_into_a_message_and_the_rest_is_left_for_the_next() {
+        use prost::Message as _;
+        let one = |n: usize| v1::KeyedVersion {
+            bucket: vec![1; 32].into(),
+            key: format!("{n:0width$}", width = afar_model::limits::KEY_BYTES_MAX),
+            entry: Some(v1::VersionEntry::default()),
+        };
+        let all = crate::limits::PAGE_MAX;
+        let (mut taken, mut pages) = (0, 0);
+        while taken < all {
+            let (versions, more) = fitting((taken..all).map(one));
+            assert!(!versions.is_empty() && versions[0].key == one(taken).key, "nothing is left out between two pages");
+            taken += versions.len();
+            pages += 1;
+            assert_eq!(more, taken < all);
+            let reply = v1::VersionIdsReply { versions, more };
+            assert!(reply.encoded_len() <= crate::limits::MESSAGE_BYTES_MAX, "{} bytes", reply.encoded_len());
+        }
+        assert!(pages > 1, "that much would not have fitted into one");
+        // One that is too large by itself is sent by itself: to leave it out would end the walk.
+        let huge = || v1::KeyedVersion { key: "k".repeat(2 * afar_model::limits::RECORD_BYTES_MAX), ..v1::KeyedVersion::default() };
+        assert_eq!(fitting([huge(), huge()].into_iter()).0.len(), 1);
     }
 }

@@ -64,6 +64,7 @@ impl Outgoing for StoreRequest {
             layout_version: records.layout_version,
             supersedes: records.supersedes.clone(),
             open_versions: records.open_versions.clone(),
+            open_layouts: records.open_layouts.clone(),
         };
         let rest = rest.encode_to_vec();
         let record_len = record.len() + field_len(3, body.len());

@@ -259,6 +259,11 @@ impl Node {
         self.layouts.open().layouts().map(|layout| layout.version()).collect()
     }
 
+    /// Their hashes, in the same order, as they are sent.
+    pub fn open_layouts(&self) -> Vec<bytes::Bytes> {
+        self.layouts.open().hashes().map(|hash| bytes::Bytes::copy_from_slice(hash)).collect()
+    }
+
     /// Returns when the current layout waits for a peer no longer.
     pub async fn leaves(&self, peer: NodeIndex) {
         let mut changes = self.layouts.changes();

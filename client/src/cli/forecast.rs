@@ -249,7 +249,7 @@ impl<'a> Forecast<'a> {
         let (node, bytes, pace, configured, took) = self.slowest()?;
         let (at, why) = (units::bytes(pace), if configured { "its configuration's pace" } else { "assumed: it has no pace" });
         Some(format!(
-            "in all {} to copy, about {}: {} get {}, at {at}/s ({why})",
+            "in all {} to copy, in about {}: {} takes {} at {at}/s ({why})",
             self.moving().words(),
             humantime::format_duration(took.max(Duration::from_secs(1))),
             self.name(node),

@@ -348,7 +348,13 @@ fn name_buckets(settings: &mut Settings) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use afar_model::{document::Chapter, layout::examples, record::RecordKind};
+    use afar_model::{
+        document::{Chapter, Document},
+        geo::Coordinates,
+        layout::examples,
+        record::RecordKind,
+        units::UnixMillis,
+    };
 
     fn record(setting: &Setting) -> Record {
         Record::new(RecordKind::Setting, BucketId::SYSTEM, setting.encode())
@@ -373,5 +379,102 @@ mod tests {
             assert!(table.find("b").is_none());
             assert_eq!(table.find(&format!("@{}", old.id())).unwrap().name, "a");
         }
+    }
+
+    const STRASBOURG: NodeIndex = NodeIndex(0);
+    const ROUBAIX: NodeIndex = NodeIndex(1);
+    const WARSAW: NodeIndex = NodeIndex(2);
+    /// Only the newer layout names it.
+    const MADRID: NodeIndex = NodeIndex(3);
+
+    /// A bucket while the demo's layout is replaced by one with Madrid, in which Warsaw has that duty, and for which `promise` is
+    /// made if there is one.
+    fn in_transition(warsaw: Duty, all_drained: bool, policy: &Policy, promise: Option<Policy>) -> Bucket {
+        let older = Chapter::genesis("test", examples::three_sites().unwrap(), vec![[1; 32]]);
+        let mut document = Document::child_of(&older, UnixMillis(1), "madrid");
+        let (mut site, mut node) = (document.sites[0].clone(), document.nodes[0].clone());
+        (site.name, site.country, site.coordinates) = ("madrid".into(), "ES".into(), Coordinates::new(40.4168, -3.7038).unwrap());
+        (node.name, node.site, node.endpoint) = ("madrid".into(), "madrid".into(), "https://madrid:7700".into());
+        (document.nodes[2].duty, document.sites[2].duty) = (warsaw, warsaw);
+        document.sites.push(site);
+        document.nodes.push(node);
+        if let Some(promise) = promise {
+            document.promise(BucketId::ZERO, promise);
+        }
+        let newer = Chapter { layout: Arc::new(document.layout([2; 32]).unwrap()), document };
+        let named = (BucketId::ZERO, "b".to_owned(), 16, Stamp::ZERO);
+        Bucket::new(named, policy, &Open::new(vec![Arc::new(older), Arc::new(newer)], all_drained), &BTreeSet::new()).unwrap()
+    }
+
+    fn removed(all_drained: bool) -> Bucket {
+        in_transition(Duty::Removed, all_drained, &Policy::default(), None)
+    }
+
+    #[test]
+    fn rule_21_a_write_reaches_its_level_under_every_open_layout_until_all_are_drained() {
+        let reached = |bucket: &Bucket, nodes: &[NodeIndex]| bucket.reached(&BTreeSet::new(), nodes);
+        let bucket = removed(false);
+        // Far by the older layout alone, by the newer alone, and by both.
+        assert!(reached(&bucket, &[STRASBOURG, WARSAW]) < Some(Durability::Far), "the newer does not know Warsaw");
+        assert!(reached(&bucket, &[STRASBOURG, MADRID]) < Some(Durability::Far), "the older does not know Madrid");
+        assert!(reached(&bucket, &[STRASBOURG, WARSAW, MADRID]) >= Some(Durability::Far));
+        let bucket = removed(true);
+        assert!(reached(&bucket, &[STRASBOURG, MADRID]) >= Some(Durability::Far), "the newer alone counts");
+        assert!(reached(&bucket, &[STRASBOURG, WARSAW]) < Some(Durability::Far));
+    }
+
+    #[test]
+    fn rule_21_reads_ask_by_every_open_layout_and_for_nobody_who_is_lost() {
+        for all_drained in [false, true] {
+            let bucket = removed(all_drained);
+            assert!(!bucket.covers(&[ROUBAIX, MADRID]), "Strasbourg and Warsaw may have acknowledged by the older one");
+            assert!(!bucket.covers(&[WARSAW]), "Strasbourg and Madrid may have acknowledged by the newer one");
+            assert!(bucket.covers(&[ROUBAIX, MADRID, WARSAW]));
+            let asked = bucket.to_ask(&[ROUBAIX, MADRID, STRASBOURG, WARSAW]).unwrap();
+            assert!(bucket.covers(&asked), "{asked:?}");
+            assert!(bucket.eligible().contains(&WARSAW) && bucket.eligible().contains(&MADRID), "either may hold something");
+        }
+        let bucket = in_transition(Duty::Lost, false, &Policy::default(), None);
+        assert!(bucket.covers(&[ROUBAIX, MADRID]), "Warsaw is lost: nobody waits for it");
+        assert!(!bucket.eligible().contains(&WARSAW));
+    }
+
+    #[test]
+    fn rule_21_records_go_to_whom_any_open_layout_assigns_them_until_all_are_drained() {
+        let partitions = || (0..64).map(Partition);
+        let (open, drained) = (removed(false), removed(true));
+        let at = |nodes: Vec<NodeIndex>, node: NodeIndex| nodes.contains(&node);
+        assert!(partitions().any(|p| at(open.targets(p), WARSAW) && at(open.targets(p), MADRID)), "both are written to");
+        for partition in partitions() {
+            let both = open.assigned_by_any(partition);
+            assert!(open.views().all(|view| view.assigned(partition).iter().all(|node| both.contains(node))));
+            assert_eq!(open.targets(partition), both);
+            assert_eq!(drained.targets(partition), drained.assigned(partition));
+            assert_eq!(drained.assigned_by_any(partition), both, "what was written before is believed to be where it was");
+        }
+        let lost = in_transition(Duty::Lost, false, &Policy::default(), None);
+        assert!(partitions().all(|p| !at(lost.assigned_by_any(p), WARSAW)), "nobody writes to what is lost");
+    }
+
+    #[test]
+    fn rule_21_the_stricter_promise_counts_until_all_are_drained() {
+        let strict = Policy { level: Durability::Full, ..Policy::default() };
+        let queueing = Policy { degraded_writes: DegradedWrites::Queue, ..Policy::default() };
+        let promised =
+            |policy: &Policy, promise: &Policy, all_drained| in_transition(Duty::Active, all_drained, policy, Some(promise.clone()));
+        assert_eq!(
+            promised(&strict, &Policy::default(), false).level(),
+            Durability::Full,
+            "raised is kept until it is taken back everywhere"
+        );
+        assert_eq!(promised(&Policy::default(), &strict, false).level(), Durability::Full);
+        assert_eq!(promised(&strict, &Policy::default(), true).level(), Durability::Far);
+        for (policy, promise) in [(&queueing, &Policy::default()), (&Policy::default(), &queueing)] {
+            assert!(!promised(policy, promise, false).queues(), "one of the two does not queue");
+        }
+        assert!(promised(&queueing, &queueing, false).queues());
+        assert!(promised(&Policy::default(), &queueing, true).queues());
+        let both = promised(&queueing, &queueing, false);
+        assert!(both.may_queue(STRASBOURG) && !both.may_queue(MADRID), "Madrid is nobody under the older one");
     }
 }

@@ -798,6 +798,7 @@ async fn write(node: &Arc<Node>, to: NodeIndex, record: &Record, purpose: Purpos
         layout_version: node.layout().version(),
         supersedes: Vec::new(),
         open_versions: node.open_versions(),
+        open_layouts: node.open_layouts(),
     };
     match lane.store(request).await {
         Ok(stored) if stored.records.iter().all(|stored| &stored.id[..] == record.id().as_bytes()) => At::There(stored),

@@ -67,7 +67,8 @@ async fn challenge(node: &Arc<Node>, peer: NodeIndex) -> Result<Option<Vec<Recor
     let mut nonce = [0; 32];
     aws_lc_rs::rand::fill(&mut nonce).map_err(|_| "the system gives no randomness")?;
     let chooser = Arc::clone(node);
-    let keys = node.lifecycle.blocking("choose", move || choose(&chooser, peer, nonce)).await.unwrap_or_default();
+    let chosen = node.lifecycle.blocking("choose", move || choose(&chooser, peer, nonce)).await.unwrap_or_default();
+    let keys: Vec<RecordKey> = chosen.iter().map(|entry| entry.key).collect();
     if keys.is_empty() {
         return Ok(None);
     }
@@ -78,23 +79,35 @@ async fn challenge(node: &Arc<Node>, peer: NodeIndex) -> Result<Option<Vec<Recor
         .await
         .map_err(|status| status.message().to_owned())?
         .into_inner();
-    let expected = answer(node, nonce, keys.clone()).await;
+    let expected = answer(node, nonce, keys).await;
     let proofs = reply.proofs.into_iter().map(Some).chain(std::iter::repeat(None));
-    let wrong = keys
-        .into_iter()
-        .zip(expected)
-        .zip(proofs)
-        .filter(|((_, expected), proof)| !expected.is_empty() && proof.as_ref() != Some(expected));
-    Ok(Some(wrong.map(|((key, _), _)| key).collect()))
+    let compared = chosen.into_iter().zip(expected).zip(proofs).filter(|((_, expected), _)| !expected.is_empty());
+    let (right, wrong): (Vec<_>, Vec<_>) = compared.partition(|((_, expected), proof)| proof.as_ref() == Some(expected));
+    let wrong: Vec<IdEntry> = wrong.into_iter().map(|((entry, _), _)| entry).collect();
+    let judge = Arc::clone(node);
+    let accused =
+        move || -> Vec<RecordKey> { wrong.iter().filter(|entry| is_accused(&judge, peer, entry)).map(|entry| entry.key).collect() };
+    let wrong = node.lifecycle.blocking("accuse", accused).await.ok_or("the node is ending")?;
+    Ok(if right.is_empty() && wrong.is_empty() { None } else { Some(wrong) })
+}
+
+/// Whether a peer that has not proved a record is to be blamed for it: it still should hold it (another layout may have been
+/// closed meanwhile, and the copy let go of), and was to hold it before. A record that has come since the last comparison
+/// with the peer may be part of a put that is still on its way there, or that it had no room for. A settled version is not:
+/// whoever lacks it was named when it was settled. Blocking.
+fn is_accused(node: &Node, peer: NodeIndex, entry: &IdEntry) -> bool {
+    let Some((_, compared)) = node.ledger.compared_at(peer) else { return false };
+    let was_there = || node.store.get(&entry.key).ok().flatten().is_some_and(|found| found.received < compared);
+    should_hold(node, peer, entry) && (entry.kind == RecordKind::Version || was_there())
 }
 
 /// Some records that both should hold, from a random place of the id space on. Blocking.
-fn choose(node: &Node, peer: NodeIndex, nonce: [u8; 32]) -> Vec<RecordKey> {
+fn choose(node: &Node, peer: NodeIndex, nonce: [u8; 32]) -> Vec<IdEntry> {
     let [a, b, c, d, ..] = nonce;
     let first = u32::from_be_bytes([a, b, c, d]);
     let page = |first| node.store.ids(IdRange { first, last: u32::MAX }, None, &[], 16 * limits::AUDIT_RECORDS).unwrap_or_default();
     let entries = page(first).into_iter().chain(page(0));
-    entries.filter(|entry| should_hold(node, peer, entry)).map(|entry| entry.key).take(limits::AUDIT_RECORDS).collect()
+    entries.filter(|entry| should_hold(node, peer, entry)).take(limits::AUDIT_RECORDS).collect()
 }
 
 fn should_hold(node: &Node, peer: NodeIndex, entry: &IdEntry) -> bool {

@@ -9,7 +9,7 @@ use crate::{limits, node::Node};
 use afar_model::{
     hlc::Stamp,
     id::{BucketId, RecordId},
-    layout::NodeIndex,
+    layout::{Layout, NodeIndex},
     record::{Record, RecordKey, RecordKind, Setting, Version, VersionEntry},
 };
 use afar_proto::{
@@ -17,6 +17,7 @@ use afar_proto::{
     v1::{self, store_request::Work},
 };
 use afar_store::{AppendError, CommitError, SyncFailed, Written};
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::mpsc;
@@ -207,20 +208,20 @@ impl Session {
     /// Rule 21: what was placed by layouts that are all closed here is refused, and so is what was placed by none that is known
     /// here; the sender, or this node, has one to fetch.
     fn accept_layout(&self, request: &v1::StoreRecords) -> Result<(), Failure> {
-        let ours = self.node.open_versions();
-        let theirs = if request.open_versions.is_empty() { std::slice::from_ref(&request.layout_version) } else { &request.open_versions };
-        let layout = self.node.layout();
+        let (open, layout) = (self.node.layouts.open(), self.node.layout());
+        let theirs = Theirs::of(request);
         if !layout.duty(self.from).is_member() {
             return Err(Failure::new("layout", "the layout says that the sender is out of service"));
         }
         // What is said to everybody must be said to everybody that this node knows of.
         let to_all = |record: &v1::Record| record.kind == RecordKind::Setting as u32;
-        let knows_all = theirs.contains(&layout.version()) || request.class == Purpose::Repair.name();
-        if theirs.iter().any(|version| ours.contains(version)) && (knows_all || !request.records.iter().any(to_all)) {
+        let knows_all = theirs.name(&layout) || request.class == Purpose::Repair.name();
+        if open.layouts().any(|layout| theirs.name(layout)) && (knows_all || !request.records.iter().any(to_all)) {
             return Ok(());
         }
         self.node.layouts_differ(self.from);
-        Err(Failure::new("layout", format!("the sender writes by layout {}, this node by {}", numbers(theirs), numbers(&ours))))
+        let ours: Vec<String> = open.layouts().map(|layout| called(layout.version(), layout.hash())).collect();
+        Err(Failure::new("layout", format!("the sender writes by layout {}, this node by {}", theirs.words(), ours.join(" and "))))
     }
 
     async fn sync(&self, sequences: &[u64]) -> Result<(), Failure> {
@@ -263,8 +264,37 @@ impl Session {
     }
 }
 
-fn numbers(versions: &[u64]) -> String {
-    versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+/// By which layouts a sender writes. Two layouts may have one version, if two operators each made a child of one parent; only
+/// a sender that is older than the hashes on the wire is taken by the versions.
+struct Theirs<'a> {
+    versions: &'a [u64],
+    hashes: &'a [Bytes],
+}
+
+impl<'a> Theirs<'a> {
+    fn of(request: &'a v1::StoreRecords) -> Self {
+        let alone = std::slice::from_ref(&request.layout_version);
+        let versions = if request.open_versions.is_empty() { alone } else { &request.open_versions };
+        Self { versions, hashes: &request.open_layouts }
+    }
+
+    /// Whether it writes by this one.
+    fn name(&self, layout: &Layout) -> bool {
+        match self.hashes {
+            [] => self.versions.contains(&layout.version()),
+            hashes => hashes.iter().any(|hash| hash[..] == layout.hash()[..]),
+        }
+    }
+
+    fn words(&self) -> String {
+        let called =
+            |(index, version): (usize, &u64)| self.hashes.get(index).map_or_else(|| version.to_string(), |hash| called(*version, hash));
+        self.versions.iter().enumerate().map(called).collect::<Vec<_>>().join(" and ")
+    }
+}
+
+fn called(version: u64, hash: &[u8]) -> String {
+    format!("{version}-{}", hex::encode(hash.get(..4).unwrap_or(hash)))
 }
 
 /// A record that was hashed, and what its key held when it arrived.

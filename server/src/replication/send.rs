@@ -124,6 +124,7 @@ pub async fn attempt_at(
         class: purpose.name().to_owned(),
         layout_version: node.layout().version(),
         open_versions: node.open_versions(),
+        open_layouts: node.open_layouts(),
         supersedes: supersedes.iter().map(|id| convert::bytes(id.as_bytes())).collect(),
     };
     let stored = lane.store(request).await.map_err(failed)?;

@@ -1,6 +1,10 @@
 //! Layouts that not everybody has: nodes that were away, nodes that are out, and two operators at once (rule 21).
 use crate::common::{Known, try_put_bytes};
-use afar_proto::v1::{IdsRequest, ProveRequest, peer_client::PeerClient};
+use afar_model::{
+    id::{BucketId, RecordId},
+    record::{Record, RecordKind},
+};
+use afar_proto::v1::{IdsRequest, ProveRequest, StoreFailure, StoreRecords, StoreRequest, peer_client::PeerClient, store_request::Work};
 use afar_tests::{
     cluster::{Cluster, MADRID, STRASBOURG, Setup, THREE, WARSAW, check},
     data,
@@ -16,6 +20,39 @@ fn start() -> (Cluster, Operator) {
     let cluster = Setup::of(&[STRASBOURG, WARSAW, MADRID]).partitions(256).start();
     let operator = Operator::of(&cluster);
     (cluster, operator)
+}
+
+/// What a node answers to a record that is sent in Madrid's name by these layouts.
+async fn sent_by(cluster: &Cluster, layouts: StoreRecords) -> Option<StoreFailure> {
+    let record = Record::new(RecordKind::Chunk, BucketId::SYSTEM, vec![7; 100].into());
+    let work = StoreRecords { records: vec![(&record).into()], sync: true, class: "client".into(), ..layouts };
+    let request = StoreRequest { sequence: 1, work: Some(Work::Records(work)) };
+    let mut peer = PeerClient::new(wire::connect(cluster, "warsaw", Some("madrid")).await.unwrap());
+    let mut replies = peer.store(futures_util::stream::iter([request])).await.unwrap().into_inner();
+    replies.message().await.unwrap().unwrap().failure
+}
+
+#[test]
+fn rule_21_a_layout_is_its_hash_and_its_version_only_for_nodes_that_say_no_hash() {
+    let (cluster, _) = start();
+    wire::runtime().block_on(async {
+        let hash: RecordId = wire::layouts_at(&cluster, "warsaw").await.unwrap().0.parse().unwrap();
+        let by = |versions: &[u64], hashes: &[&[u8]]| StoreRecords {
+            layout_version: versions.last().copied().unwrap_or(1),
+            open_versions: versions.to_vec(),
+            open_layouts: hashes.iter().map(|hash| hash.to_vec().into()).collect(),
+            ..StoreRecords::default()
+        };
+        let rival = sent_by(&cluster, by(&[1], &[&[9; 32]])).await.expect("another layout of the same version is refused");
+        assert_eq!(rival.reason, "layout");
+        assert!(rival.detail.contains("by layout 1-09090909, this node by 1-"), "{rival:?}");
+        assert_eq!(sent_by(&cluster, by(&[1], &[hash.as_bytes()])).await, None, "the same layout");
+        assert_eq!(sent_by(&cluster, by(&[1, 2], &[hash.as_bytes(), &[9; 32]])).await, None, "one of two that are open");
+        // By nodes that are older than the hashes, and much older.
+        assert_eq!(sent_by(&cluster, by(&[1], &[])).await, None);
+        assert_eq!(sent_by(&cluster, by(&[], &[])).await, None);
+        assert!(sent_by(&cluster, by(&[2], &[])).await.is_some());
+    });
 }
 
 /// Some objects, put by way of these nodes.

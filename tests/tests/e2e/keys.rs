@@ -103,7 +103,7 @@ fn a_bucket_is_kept_otherwise_from_now_on_and_back() {
     until("the plan says how much there is to copy", SETTLE_MAX, || {
         let looked = admin.ok(&["bucket", "set", "box", "--copies", "3", "--dry-run", "--dir", root.to_str().unwrap()]);
         let says = |what: &str| looked.text().contains(what);
-        if says("becomes: 3 copies") && says("a further copy -> roubaix: about 3.0 MiB") { Ok(()) } else { Err(looked.to_string()) }
+        if says("becomes: 3 copies") && says("in all about 3.0 MiB to copy") { Ok(()) } else { Err(looked.to_string()) }
     });
     operate(&admin, root, &["bucket", "set", "box"]).expect(2);
     operate(&admin, root, &["bucket", "set", "nix", "--copies", "3"]).expect(10);

@@ -49,3 +49,5 @@ mod documents;
 mod promises;
 
 mod plans;
+
+mod membership;

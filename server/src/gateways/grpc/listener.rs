@@ -252,6 +252,8 @@ impl Hall {
             Err(error) => return tracing::debug!(%remote, %error, "its certificate is not believed any more"),
         };
         let name = self.name_of(&stream);
+        // Before the layout is looked at: else a change between the two would be missed, and a node that it names stay a client.
+        let mut changes = self.layouts.changes();
         let layout = self.layouts.current();
         let node = name.as_deref().and_then(|name| layout.node_named(name));
         if let Some(name) = name.as_deref().filter(|_| node.is_none()) {
@@ -262,10 +264,8 @@ impl Hall {
             return tracing::warn!(%remote, caller, "too many connections: this one is closed");
         };
         // A node that the layout does not name yet is a client until it does; then it must come again, by the other door.
-        let anew: Option<Leaving> = (name.is_some() && node.is_none()).then(|| {
-            let mut changes = self.layouts.changes();
-            Box::pin(async move { drop(changes.changed().await) }) as Leaving
-        });
+        let anew: Option<Leaving> =
+            (name.is_some() && node.is_none()).then(|| Box::pin(async move { drop(changes.changed().await) }) as Leaving);
         let close = CancellationToken::new();
         let connection = Connection {
             stream,

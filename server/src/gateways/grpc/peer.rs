@@ -125,11 +125,12 @@ impl Peer for PeerService {
         let limit = limit(request.limit);
         let from = ListFrom { prefix: request.prefix, after: Some(request.after).filter(|after| !after.is_empty()), from: None };
         let listed = self.blocking("list", move |node| node.store.list(&bucket, &from, limit)).await?.map_err(not_ready)?;
-        let more = listed.len() >= limit;
+        let full = listed.len() >= limit;
         let keys =
             listed.into_iter().map(|(key, entries)| v1::KeyVersions { key, entries: entries.iter().map(v1::VersionEntry::from).collect() });
+        let (keys, cut) = convert::fitting(keys);
         let catching_up = self.node.is_catching_up();
-        Ok(Response::new(v1::ListVersionsReply { catching_up, keys: keys.collect(), more }))
+        Ok(Response::new(v1::ListVersionsReply { catching_up, keys, more: full || cut }))
     }
 
     type FetchStream = Pin<Box<dyn Stream<Item = Result<v1::FetchReply, Status>> + Send>>;
@@ -180,8 +181,9 @@ impl Peer for PeerService {
         let after = cursor(&request)?;
         let limit = limit(request.limit);
         let rows = self.blocking("version ids", move |node| node.store.version_ids(after.as_ref(), limit)).await?.map_err(not_ready)?;
-        let more = rows.len() >= limit;
-        Ok(Response::new(v1::VersionIdsReply { versions: rows.into_iter().map(keyed).collect(), more }))
+        let full = rows.len() >= limit;
+        let (versions, cut) = convert::fitting(rows.into_iter().map(keyed));
+        Ok(Response::new(v1::VersionIdsReply { versions, more: full || cut }))
     }
 
     async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<v1::AuditReply>, Status> {
