@@ -126,7 +126,7 @@ fn rule_26_what_is_said_of_a_lost_version_does_not_revive_it() {
     let machine = Machine::new(1);
     let store = machine.open();
     let (unmarked, marked, late) = (version("a", 1), version("b", 2), version("c", 3));
-    commit(&store, vec![unmarked.clone(), marked.clone(), late.clone()]);
+    commit(&store, vec![unmarked, marked.clone(), late.clone()]);
     let mark = |key: &str, stamp, record: &Record| store.settle(vec![(bucket(), key.to_owned(), Stamp::from_u64(stamp), record.key().id)]);
     mark("b", 2, &marked);
     fill(&store, 0, 1);
@@ -137,7 +137,7 @@ fn rule_26_what_is_said_of_a_lost_version_does_not_revive_it() {
     for key in ["a", "b", "c"] {
         assert_eq!(store.versions(&bucket(), key, 10), Ok(Vec::new()), "{key}");
     }
-    commit(&store, vec![late.clone()]);
+    commit(&store, vec![late]);
     assert_eq!(store.versions(&bucket(), "c", 10).unwrap().len(), 1);
     assert!(store.check_index().matches);
 }
