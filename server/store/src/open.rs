@@ -319,7 +319,9 @@ impl Log {
         }
         for (segment, why) in lost {
             tracing::error!(segment, why, "records are lost: the index knows of more records than the log has");
-            self.damaged.push(DamagedRange { directory: id, segment, from: 0, to: 0, why });
+            if !self.damaged.iter().any(|known| known.segment == segment) {
+                self.damaged.push(DamagedRange { directory: id, segment, from: 0, to: 0, why });
+            }
         }
         Err("it knows of records that are not in the log".to_owned())
     }
