@@ -631,7 +631,7 @@ mod tests {
         assert_eq!(peer.doubts(), std::slice::from_ref(&doubt), "they are back, and have not looked yet");
         assert_eq!((peer.alone().objects, peer.alone().unknown), (2, true));
         peer.told(Accepted::Same, TWO, UnixMillis(105_000));
-        assert_eq!(peer.doubts(), [doubt]);
+        assert_eq!(peer.doubts(), doubts);
         assert!(peer.told(Accepted::Same, QUEUES, UnixMillis(106_000)));
         assert_eq!(peer.doubts(), [], "handed over");
     }
