@@ -622,13 +622,13 @@ mod tests {
     #[test]
     fn rule_8_what_replaced_disks_may_have_held_alone_is_remembered_until_they_hand_it_over() {
         let mut peer = replaced(TWO, 101);
-        let doubt = Doubt { incarnation: Incarnation::from_bytes([1; 16]), alone: TWO, heard: UnixMillis(100_000) };
-        assert_eq!(peer.doubts(), std::slice::from_ref(&doubt));
+        let doubts = [Doubt { incarnation: Incarnation::from_bytes([1; 16]), alone: TWO, heard: UnixMillis(100_000) }];
+        assert_eq!(peer.doubts(), doubts);
         peer.told(Accepted::Same, QUEUES, UnixMillis(103_000));
-        assert_eq!(peer.doubts(), std::slice::from_ref(&doubt), "that the new ones owe nothing says nothing of the old ones");
+        assert_eq!(peer.doubts(), doubts, "that the new ones owe nothing says nothing of the old ones");
         let back = peer.hear(claim(1, 3, (3, 50)), true, NOW).unwrap();
         peer.told(back, Alone { unknown: true, ..QUEUES }, UnixMillis(104_000));
-        assert_eq!(peer.doubts(), std::slice::from_ref(&doubt), "they are back, and have not looked yet");
+        assert_eq!(peer.doubts(), doubts, "they are back, and have not looked yet");
         assert_eq!((peer.alone().objects, peer.alone().unknown), (2, true));
         peer.told(Accepted::Same, TWO, UnixMillis(105_000));
         assert_eq!(peer.doubts(), doubts);
