@@ -100,6 +100,8 @@ fn what_was_written_is_found_after_an_abrupt_end_of_the_process() {
     fs::remove_dir_all(copy.path().join("state")).unwrap();
     let again = open(copy.path());
     records.iter().for_each(|record| assert_here(&again, record));
+    // An index that was copied while it was being written may be damaged: then it is made anew.
+    assert!(again.wait_for_views(Duration::from_secs(20)));
     assert!(again.check_index().matches);
     let usage = again.usage();
     assert_eq!(usage.records, 50);
