@@ -316,6 +316,10 @@ async fn replace(session: &Session, arguments: &Replace) -> Result<u8, Error> {
     let node = node.ok_or_else(|| Error::usage(format!("the layout names no node {:?} that takes part", arguments.name)))?;
     let address = node.endpoint.trim_start_matches("https://").to_owned();
     let (host, port) = cluster::address(&address).map_err(Error::usage)?;
+    if arguments.options.dry_run {
+        session.out.note(format!("would make {} for {} at {address}; the layout stays", arguments.output.display(), node.name));
+        return Outcome::default().tell(session);
+    }
     finish_bundle(session, Outcome::default(), &desk.operator, &about, &plan_of(&node, host, port), &arguments.output)
 }
 

@@ -186,6 +186,8 @@ impl Round<'_> {
     async fn records(&mut self) -> Result<bool, String> {
         let mut after: Option<RecordKey> = None;
         let mut complete = true;
+        // What this node knows that it lacks shows in no list of its own: a peer that lacks it, too, must not pass for a holder.
+        let mut lacked: HashSet<RecordKey> = self.node.ledger.own_missing(limits::LEDGER_EXCEPTIONS).into_iter().collect();
         loop {
             let (theirs, more) = self.their_ids(after).await?;
             let end = if more { theirs.last().map(|entry| entry.key) } else { None };
@@ -193,6 +195,7 @@ impl Round<'_> {
             let our_set: HashSet<RecordKey> = ours.iter().map(|entry| entry.key).collect();
             let their_set: HashSet<RecordKey> = theirs.iter().map(|entry| entry.key).collect();
             let mut wanted = Vec::new();
+            lacked.retain(|key| !their_set.contains(key));
             for entry in &theirs {
                 let (mine, held) = (self.assigned_now(self.node.me, entry), our_set.contains(&entry.key));
                 if mine && !held {
@@ -209,9 +212,15 @@ impl Round<'_> {
             complete &= self.pull(&wanted).await?;
             match end {
                 Some(end) => after = Some(end),
-                None => return Ok(complete),
+                None => break,
             }
         }
+        for key in lacked {
+            if self.node.is_assigned_by_any(self.peer, &key, Partition::of_record(&key.id, self.partitions)) {
+                self.missing(key);
+            }
+        }
+        Ok(complete)
     }
 
     /// By the current layout: what this node has to fetch.
