@@ -69,7 +69,7 @@ pub fn targets(node: &Node, bucket: &Bucket, partition: Partition, excluded: &BT
 /// heartbeats have told, which is waited for a little.
 ///
 /// # Errors
-/// As [`targets`].
+/// As [`targets()`].
 pub async fn feasible(node: &Node, bucket: &Bucket, partition: Partition) -> Result<(), ObjectError> {
     let mut changes = node.peers.changes();
     let until = tokio::time::Instant::now() + limits::SUSPECT_WAIT;

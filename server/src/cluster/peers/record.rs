@@ -30,7 +30,7 @@ pub struct PeerView {
     pub incarnation_changes: u64,
     /// Its run.
     pub boot: Option<BootId>,
-    /// When it was last heard, by [`Clock::monotonic`]; `None`: not in this run.
+    /// When it was last heard, by [`crate::clock::Clock::monotonic`]; `None`: not in this run.
     pub last_heard: Option<Duration>,
     /// When it was last heard by the wall clock, in an earlier run if need be.
     pub last_heard_wall: Option<UnixMillis>,
