@@ -111,8 +111,10 @@ impl Node {
         let added = |now: &[[u8; 32]], before: &[[u8; 32]]| now.iter().any(|digest| !before.contains(digest));
         let withdraws =
             added(&next.document.revoked, &current.document.revoked) || added(&next.document.distrusted, &current.document.distrusted);
+        // Where a bucket can be placed nowhere, no transition ends by waiting ([`Node::is_synced`]): only a change helps.
+        let stuck = || self.buckets.present().buckets.values().any(|bucket| bucket.now().placement.is_err());
         // A fire and a thief do not wait for a transition to end.
-        if open >= OPEN_MAX && !lost && !withdraws {
+        if open >= OPEN_MAX && !lost && !withdraws && !stuck() {
             problems.push(format!("{open} layouts are in transition already: wait until they are in force everywhere (see `afar status`)"));
         }
         problems.extend(self.identity.objection(&Trust::from(&next.document)));

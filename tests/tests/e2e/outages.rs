@@ -2,7 +2,7 @@
 //! unknown (14); an older version, or "not found", would be a lie.
 use crate::common::Known;
 use afar_tests::{
-    cluster::{Cluster, Setup, THREE},
+    cluster::{Cluster, MADRID, Setup, THREE},
     command::Afar,
     data,
     disks::find,
@@ -134,4 +134,24 @@ fn rule_4_who_is_catching_up_does_not_vouch_for_what_is_newest() {
     for name in ["strasbourg", "roubaix", "warsaw"] {
         outage.wait_right(&cluster.afar_at(&[name]));
     }
+}
+
+#[test]
+fn a_site_can_be_added_after_a_loss_that_left_no_two_far_apart_however_many_changes_are_under_way() {
+    let mut cluster = Cluster::three();
+    let operator = Operator::of(&cluster);
+    cluster.bucket("stuck", &[]);
+    let mut chance = data::chance(data::seed());
+    let known = Known::put(&cluster.afar(), &mut chance, "stuck/a", 3_000);
+    cluster.node_mut("warsaw").burn();
+    // Nothing is in force without Warsaw.
+    for capacity in ["2GiB", "3GiB"] {
+        operator.change(&["node", "set", "roubaix", "--capacity", capacity]);
+    }
+    let refused = operator.try_change(&["node", "set", "roubaix", "--capacity", "4GiB"]).expect(1);
+    assert!(refused.text().contains("in transition already"), "{refused}");
+    operator.change(&["site", "lost", "warsaw"]);
+    operator.add(&mut cluster, "madrid", &MADRID);
+    operator.wait_in_force_at(&cluster, &["strasbourg", "roubaix", "madrid"]);
+    known.must_be_at(&cluster.afar_at(&["madrid"]));
 }
