@@ -75,7 +75,7 @@ test-root: ## The tests that need root: a full disk, on a small tmpfs
 	AFAR_TEST_ROOT=1 $(CARGO) test --locked --workspace --test e2e full_disk -- --nocapture
 
 test-net: ## The tests that need root for machines of their own: sites cut, joined, drained, burnt, in network namespaces
-	@$(CARGO) build --locked --workspace
+	@$(CARGO) build --locked --workspace --all-targets
 	AFAR_TEST_NET=1 $(CARGO) test --locked --workspace --test net -- --test-threads 2
 
 # The earlier version is built from its own files in a target folder of its own: once, which takes some minutes.
@@ -90,7 +90,7 @@ test-upgrade: ## The tests that need an earlier version: nodes and clients of th
 	  mv "$$before/unpacked" "$$before/source"
 	fi
 	(cd "$$before/source" && CARGO_TARGET_DIR="$$before" $(CARGO) build --locked -p afar -p afard)
-	$(CARGO) build --locked --workspace
+	$(CARGO) build --locked --workspace --all-targets
 	AFAR_TEST_BEFORE="$$before/debug" $(CARGO) test --locked --workspace --test upgrade -- --ignored --test-threads 2
 
 bench: build ## The benchmark suite: every figure beside the machine's own floor (some minutes)
