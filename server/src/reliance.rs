@@ -197,11 +197,13 @@ impl Node {
         }
     }
 
-    /// Who holds all of a settled version: whoever else is assigned it lacks something, and is not believed to be safe.
-    pub fn note_holders(&self, version: RecordKey, key: &str, holders: &[NodeIndex]) {
+    /// Who holds all of a settled version that is theirs: whoever else is assigned it lacks something, and is not believed to be
+    /// safe. `lacking`: who is assigned something of it and lacks that.
+    pub fn note_holders(&self, version: RecordKey, key: &str, holders: &[NodeIndex], lacking: &[NodeIndex]) {
         let Some(bucket) = self.buckets.get(&version.bucket) else { return };
         let assigned = bucket.assigned_by_any(bucket.version_partition(key));
-        for lacking in assigned.iter().filter(|n| **n != self.me && !holders.contains(n)) {
+        let others = assigned.iter().filter(|n| !holders.contains(n));
+        for lacking in others.chain(lacking).filter(|n| **n != self.me) {
             self.ledger.lacks(*lacking, [version]);
         }
         for stand_in in holders.iter().filter(|n| **n != self.me && !assigned.contains(n)) {

@@ -224,6 +224,8 @@ impl<'a> Surveyor<'a> {
         let candidates = assigned.iter().map(|n| (*n, true)).chain(others.iter().map(|n| (*n, false)));
         for (candidate, is_assigned) in candidates {
             let holding = match self.holding(candidate, is_assigned, key, any) {
+                // Of which of its records is not known here.
+                _ if candidate != self.node.me && self.node.ledger.lacks_of(candidate, version) => Holding::No,
                 Holding::No if !is_assigned => self.stand_in(candidate, version),
                 holding => holding,
             };

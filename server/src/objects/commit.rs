@@ -7,6 +7,7 @@
 use super::{
     buckets::Bucket,
     error::ObjectError,
+    holders::Holders,
     targets::{self, Targets},
     versions,
 };
@@ -385,14 +386,18 @@ fn join(failures: &[NotCopied]) -> String {
     failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
-/// Tells everybody who holds the version that it is at its level, and who holds all of it; not awaited, for the next
-/// reader finds out by itself.
-pub fn settle(node: &Arc<Node>, bucket: &Bucket, key: &str, (stamp, id): (Stamp, RecordId), holders: &[NodeIndex]) {
-    node.note_holders(RecordKey { bucket: bucket.id, id }, key, holders);
+/// Tells everybody that the version is at its level, and who holds it; not awaited, for the next reader finds out by itself.
+pub fn settle(node: &Arc<Node>, bucket: &Bucket, key: &str, (stamp, id): (Stamp, RecordId), holders: &Holders) {
+    let complete = holders.complete(&bucket.assigned_by_any(bucket.version_partition(key)));
+    let lacking: Vec<NodeIndex> = holders.lacking().collect();
+    node.note_holders(RecordKey { bucket: bucket.id, id }, key, &complete, &lacking);
     node.store.settle(vec![(bucket.id, key.to_owned(), stamp, id)]);
+    let layout = node.layout();
+    let names = |nodes: &[NodeIndex]| nodes.iter().map(|n| layout.node_name(*n).to_owned()).collect();
     let settled = v1::Settled {
         version: Some(convert::version_ref(&bucket.id, key, stamp, &id)),
-        holders: holders.iter().map(|n| node.layout().node_name(*n).to_owned()).collect(),
+        holders: names(&complete),
+        lacking: names(&lacking),
     };
     for peer in bucket.eligible().into_iter().filter(|n| *n != node.me && node.peers.usable(*n)) {
         node.settlements.push(peer, settled.clone());

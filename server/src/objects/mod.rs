@@ -9,6 +9,8 @@ pub mod targets;
 
 pub mod commit;
 
+pub mod holders;
+
 pub mod versions;
 
 pub mod put;

@@ -12,6 +12,7 @@ use super::{
     buckets::Bucket,
     commit::{self, Commit, Committed},
     error::ObjectError,
+    holders::Holders,
     versions::{self, Listed},
 };
 use crate::{
@@ -602,7 +603,7 @@ impl Put {
         self,
         object: ObjectId,
         committed: Committed,
-        mut groups: Vec<Group>,
+        groups: Vec<Group>,
         deduplicated: u64,
     ) -> Result<Receipt, ObjectError> {
         if let Some(existing) = committed.existing {
@@ -625,11 +626,24 @@ impl Put {
                 }
             });
         }
-        groups.push(Group { nodes: committed.nodes.clone(), records: Vec::new() });
-        let holders = common(&groups);
+        let holders = self.holders(&groups, &committed.nodes);
         commit::settle(&self.node, &self.bucket, &self.intent.key, (committed.stamp, committed.id), &holders);
-        let counted = if holders.len() < 2 { committed.nodes } else { holders };
+        let whole: Vec<NodeIndex> = holders.whole().collect();
+        let counted = if whole.len() < 2 { committed.nodes } else { whole };
         Ok(receipt(&self.node, &self.bucket, &self.intent.key, committed.id, Some((object, self.size)), durability, &counted, deduplicated))
+    }
+
+    fn holders(&self, groups: &[Group], version: &[NodeIndex]) -> Holders {
+        let mut holders = Holders::default();
+        holders.note(&self.bucket.assigned_by_any(self.bucket.version_partition(&self.intent.key)), version);
+        let partitions = self.node.layout().partitions();
+        for group in groups {
+            let placed: BTreeSet<Partition> = group.records.iter().map(|(id, ..)| Partition::of_record(id, partitions)).collect();
+            for partition in placed {
+                holders.note(&self.bucket.assigned_by_any(partition), &group.nodes);
+            }
+        }
+        holders
     }
 }
 
@@ -645,12 +659,6 @@ type Name = (RecordId, RecordKind, u32);
 struct Group {
     nodes: Vec<NodeIndex>,
     records: Vec<Name>,
-}
-
-/// Nodes that hold everything.
-fn common(groups: &[Group]) -> Vec<NodeIndex> {
-    let Some((first, rest)) = groups.split_first() else { return Vec::new() };
-    first.nodes.iter().copied().filter(|n| rest.iter().all(|group| group.nodes.contains(n))).collect()
 }
 
 /// A receipt for a version that these nodes hold.

@@ -4,6 +4,7 @@ use super::{
     buckets::Bucket,
     commit::{self, Commit},
     error::ObjectError,
+    holders::Holders,
     put::{self, Intent, Piece, Put, Receipt},
     read::{self, Wanted},
     versions::{self, Listed},
@@ -59,7 +60,9 @@ pub async fn remove(node: &Arc<Node>, caller: &Caller, bucket: &str, key: &str, 
         let debts = commit::debts(node, &committed.owed, &[name]);
         node.store.owe(debts).await.map_err(|error| ObjectError::maybe(error.to_string()))?;
     }
-    commit::settle(node, &bucket, key, (committed.stamp, committed.id), &committed.nodes);
+    let mut holders = Holders::default();
+    holders.note(&bucket.assigned_by_any(bucket.version_partition(key)), &committed.nodes);
+    commit::settle(node, &bucket, key, (committed.stamp, committed.id), &holders);
     Ok(put::receipt(node, &bucket, key, committed.id, None, committed.level, &committed.nodes, 0))
 }
 

@@ -8,7 +8,7 @@
 //! * else it may have been acknowledged: all of it is here, but the other holder is out of reach. To answer the version
 //!   before it would lose an acknowledged write to the very fire that afar exists for, so it is shown; what it has lost is
 //!   what every object of that site has lost for now, its second copy.
-use super::{buckets::Bucket, commit, error::ObjectError};
+use super::{buckets::Bucket, commit, error::ObjectError, holders::Holders};
 use crate::{
     cluster::peers::ChannelKind,
     limits,
@@ -158,7 +158,7 @@ pub async fn complete(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &Lis
     }
     let mut far = true;
     // A version that is found by older layouts is brought to its level under the current one as well.
-    let mut holders: Vec<NodeIndex> = node.layout().node_indexes().collect();
+    let mut holders = Holders::default();
     for batch in keys.chunks(limits::PROVE_BATCH) {
         match bring_to_level(node, bucket, batch, &mut holders).await? {
             Standing::Settled => {}
@@ -177,7 +177,7 @@ pub async fn complete(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &Lis
 /// A record is nowhere to be read: is it nowhere at all?
 async fn disproof(node: &Arc<Node>, bucket: &Bucket, key: RecordKey) -> Result<Standing, ObjectError> {
     let partition = Partition::of_record(&key.id, node.layout().partitions());
-    match bring_to_level(node, bucket, &[(key, RecordKind::Chunk, partition)], &mut Vec::new()).await? {
+    match bring_to_level(node, bucket, &[(key, RecordKind::Chunk, partition)], &mut Holders::default()).await? {
         Standing::Disproved => Ok(Standing::Disproved),
         _ => Err(ObjectError::unavailable(format!("{key:?} is held but could not be read just now; retry"))),
     }
@@ -192,12 +192,12 @@ fn nobody_holds(bucket: &Bucket, absent: &[NodeIndex]) -> Result<Standing, Objec
     }
 }
 
-/// Asks everybody who may hold these records, and copies what is at too few places. Answers who holds all of them.
+/// Asks everybody who may hold these records, and copies what is at too few places. Notes who holds them.
 async fn bring_to_level(
     node: &Arc<Node>,
     bucket: &Bucket,
     keys: &[(RecordKey, RecordKind, Partition)],
-    holders: &mut Vec<NodeIndex>,
+    holders: &mut Holders,
 ) -> Result<Standing, ObjectError> {
     let names: Vec<RecordKey> = keys.iter().map(|(key, _, _)| *key).collect();
     let whom: Vec<NodeIndex> = bucket.eligible().into_iter().filter(|n| *n == node.me || node.peers.usable(*n)).collect();
@@ -211,7 +211,7 @@ async fn bring_to_level(
         if !spread.1 {
             standing = Standing::MayBeAcknowledged;
         }
-        holders.retain(|n| spread.0.contains(n));
+        holders.note(&bucket.assigned_by_any(*partition), &spread.0);
     }
     Ok(standing)
 }

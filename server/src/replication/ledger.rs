@@ -161,6 +161,11 @@ impl Ledger {
         }
     }
 
+    /// Whether the peer is known to lack something of a version.
+    pub fn lacks_of(&self, peer: NodeIndex, version: &RecordKey) -> bool {
+        self.accounts.lock().get(&peer).is_some_and(|account| account.missing.contains_key(version))
+    }
+
     /// The peer answered an audit, and every proof was right.
     pub fn audited(&self, peer: NodeIndex) {
         if let Some(account) = self.accounts.lock().get_mut(&peer) {

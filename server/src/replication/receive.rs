@@ -246,8 +246,9 @@ impl Session {
             else {
                 continue;
             };
-            let holders: Vec<NodeIndex> = settled.holders.iter().filter_map(|name| self.node.layout().node_named(name)).collect();
-            self.node.note_holders(RecordKey { bucket, id }, &version.key, &holders);
+            let layout = self.node.layout();
+            let named = |names: &[String]| names.iter().filter_map(|name| layout.node_named(name)).collect::<Vec<_>>();
+            self.node.note_holders(RecordKey { bucket, id }, &version.key, &named(&settled.holders), &named(&settled.lacking));
             versions.push((bucket, version.key, Stamp::from_u64(version.stamp), id));
         }
         self.node.store.settle(versions);

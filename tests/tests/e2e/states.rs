@@ -2,7 +2,7 @@
 use crate::common::{Known, MIB};
 use afar_proto::v1::StatRequest;
 use afar_tests::{
-    cluster::{Cluster, Setup, THREE, TWO, check, node_state},
+    cluster::{Cluster, MADRID, STRASBOURG, Setup, THREE, TWO, WARSAW, check, node_state},
     data,
     limits::SETTLE_MAX,
     wait::until,
@@ -32,6 +32,22 @@ fn the_status_counts_what_there_is() {
         assert_eq!(node_state(&status, name).as_deref(), Some("up"));
     }
     afar.run(&["status", "--check"]).expect(0);
+}
+
+#[test]
+fn what_was_just_acknowledged_is_not_called_at_risk() {
+    // Far from each other, all three.
+    let cluster = Setup::of(&[STRASBOURG, WARSAW, MADRID]).start();
+    cluster.bucket("fresh", &[]);
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    Known::put(&afar, &mut chance, "fresh/first", 100_000);
+    cluster.wait_state("safe");
+    // An object's version and its chunk are placed each for itself: often no two sites hold both.
+    for number in 0..30 {
+        Known::put(&afar, &mut chance, &format!("fresh/{number}"), 100_000);
+        let objects = cluster.status()["objects"].clone();
+        assert!(["at_risk", "degraded", "lost"].iter().all(|state| objects[*state] == 0), "{objects}");
+    }
 }
 
 #[test]
