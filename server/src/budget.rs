@@ -333,6 +333,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn rule_29_who_finds_no_room_is_told_and_what_is_mended_is_bounded() {
+        let budget = Budget::new(limits::TRANSFER_MIN, 2, 64);
+        let all = budget.admit(usize::MAX, Duration::ZERO).await.unwrap();
+        assert_eq!(budget.admit(CHUNK_BYTES, Duration::ZERO).await.err(), Some(NoRoom));
+        drop(all);
+        assert!(budget.admit(CHUNK_BYTES, Duration::ZERO).await.is_ok());
+        // A batch never asks for more than there is, and is given only what is free.
+        assert!(budget.shares().repair < limits::PULL_BYTES as u64, "else this shows nothing");
+        assert_eq!(budget.repair_batch() as u64, budget.shares().repair);
+        let batch = budget.repair(budget.repair_batch()).await.unwrap();
+        assert!(futures_util::poll!(std::pin::pin!(budget.repair(CHUNK_BYTES))).is_pending());
+        drop(batch);
+    }
+
+    #[tokio::test]
     async fn small_messages_do_not_wait_for_large_ones() {
         let budget = Budget::new(limits::TRANSFER_MIN, 2, 64);
         let large = budget.arriving(usize::MAX).await.unwrap();

@@ -657,6 +657,56 @@ mod tests {
     }
 
     #[test]
+    fn rule_21_a_custodians_name_without_its_signature_opens_nothing() {
+        let (parent, signed) = child(|_| ());
+        let (_, other) = child(|document| document.note = "another".into());
+        let borrowed = Signed { signatures: other.signatures, ..signed };
+        assert!(matches!(borrowed.open(&[&parent], &verify), Err(Refused::Unsigned(_))), "a signature of other words");
+    }
+
+    #[test]
+    fn rule_21_a_merge_is_signed_by_whom_both_sides_know() {
+        let (parent, ours) = child(|document| document.note = "one side".into());
+        let (_, theirs) = child(|document| document.custodians = vec![OURS, THEIRS]);
+        let (one, other) = (ours.open(&[&parent], &verify).unwrap(), theirs.open(&[&parent], &verify).unwrap());
+        let mut merge = Document::child_of(&one, UnixMillis(2), "merge");
+        merge.parents.push(*other.layout.hash());
+        let refused = sign(&merge, THEIRS).open(&[&one, &other], &verify);
+        assert!(matches!(refused, Err(Refused::Unsigned(_))), "one of the two never named that custodian: {refused:?}");
+        assert!(sign(&merge, OURS).open(&[&one, &other], &verify).is_ok());
+    }
+
+    #[test]
+    fn who_is_out_stays_out_by_whatever_door() {
+        // A site with nodes is not removed under them.
+        assert!(refusal(|document| document.sites[2].duty = Duty::Removed).contains("still has nodes"));
+        // Who was lost did not hand over, and is not put among those who did.
+        let (parent, signed) = child(|document| document.nodes[0].duty = Duty::Lost);
+        let lost = signed.open(&[&parent], &verify).unwrap();
+        let mut tidied = Document::child_of(&lost, UnixMillis(2), "tidied");
+        tidied.nodes[0].duty = Duty::Removed;
+        assert!(sign(&tidied, OURS).open(&[&lost], &verify).unwrap_err().to_string().contains("cannot be removed again"));
+        // A node that was lost with its site does not come back with it.
+        let (parent, signed) = child(|document| document.sites[0].duty = Duty::Lost);
+        let lost = signed.open(&[&parent], &verify).unwrap();
+        let mut rebuilt = Document::child_of(&lost, UnixMillis(2), "rebuilt");
+        rebuilt.sites[0].duty = Duty::Active;
+        assert!(sign(&rebuilt, OURS).open(&[&lost], &verify).unwrap_err().to_string().contains("was lost with its site"));
+    }
+
+    #[test]
+    fn what_nobody_could_call_or_fill_is_refused() {
+        assert!(refusal(|document| document.nodes[0].endpoint = "http://strasbourg:7700".into()).contains("write https://HOST:PORT"));
+        let set = vec![NodeIndex(0), NodeIndex(2)];
+        let plan = || Assignment::of_partitions((0..limits::PARTITIONS_DEFAULT).map(|_| set.clone())).unwrap();
+        let idle = refusal(|document| {
+            document.nodes[0].duty = Duty::Draining;
+            document.plans = vec![(Policy::default(), plan())];
+        });
+        assert!(idle.contains("strasbourg, which takes nothing more"), "{idle}");
+    }
+
+    #[test]
     fn what_is_no_layout_or_from_the_future_is_refused() {
         let (_, signed) = child(|_| ());
         for length in [0, 7, 9, 10, 40, signed.body.len() - 1] {

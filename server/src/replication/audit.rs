@@ -7,6 +7,7 @@ use afar_model::{
     layout::NodeIndex,
     placement::Partition,
     record::{RecordKey, RecordKind, Version},
+    units::UnixMillis,
 };
 use afar_proto::{convert, v1};
 use afar_store::{IdEntry, IdRange};
@@ -97,8 +98,13 @@ async fn challenge(node: &Arc<Node>, peer: NodeIndex) -> Result<Option<Vec<Recor
 /// whoever lacks it was named when it was settled. Blocking.
 fn is_accused(node: &Node, peer: NodeIndex, entry: &IdEntry) -> bool {
     let Some((_, compared)) = node.ledger.compared_at(peer) else { return false };
-    let was_there = || node.store.get(&entry.key).ok().flatten().is_some_and(|found| found.received < compared);
-    should_hold(node, peer, entry) && (entry.kind == RecordKind::Version || was_there())
+    let received = || node.store.get(&entry.key).ok().flatten().map(|found| found.received);
+    should_hold(node, peer, entry) && is_evidence(entry.kind, received, compared)
+}
+
+/// Whether a peer that was compared at that time had to have a record that came here when `received` says.
+fn is_evidence(kind: RecordKind, received: impl FnOnce() -> Option<UnixMillis>, compared: UnixMillis) -> bool {
+    kind == RecordKind::Version || received().is_some_and(|received| received < compared)
 }
 
 /// Some records that both should hold, from a random place of the id space on. Blocking.
@@ -126,4 +132,22 @@ fn version_partition(node: &Node, key: &RecordKey) -> Option<Partition> {
     let entries = node.store.versions(&key.bucket, &version.key, limits::VERSIONS_PER_KEY).ok()?;
     let settled = entries.iter().any(|entry| entry.id == key.id && entry.settled);
     node.buckets.get(&key.bucket).filter(|_| settled).map(|bucket| bucket.version_partition(&version.key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_accused_of_what_came_after_the_last_comparison_and_may_be_on_its_way() {
+        let at = |received: u64| move || Some(UnixMillis(received));
+        let compared = UnixMillis(1000);
+        for kind in [RecordKind::Chunk, RecordKind::Manifest, RecordKind::Setting] {
+            assert!(is_evidence(kind, at(999), compared), "both had it then, or the ledger knows better");
+            assert!(!is_evidence(kind, at(1000), compared) && !is_evidence(kind, at(2000), compared));
+            assert!(!is_evidence(kind, || None, compared), "it has gone here, too");
+        }
+        // Only settled versions are asked for, and who lacks one was named when it was settled.
+        assert!(is_evidence(RecordKind::Version, at(2000), compared));
+    }
 }

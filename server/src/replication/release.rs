@@ -74,7 +74,7 @@ fn find(node: &Node) -> Result<Vec<Surplus>, NotReady> {
     let mut note = |bucket: &BucketId, key: RecordKey, partition: &dyn Fn(&Bucket) -> Partition| {
         if let Some(bucket) = node.buckets.get(bucket).filter(|_| found.len() < limits::LEDGER_EXCEPTIONS) {
             let assigned = bucket.assigned(partition(&bucket));
-            if !assigned.is_empty() && !assigned.contains(&node.me) {
+            if is_surplus(&assigned, node.me) {
                 found.push((key, assigned));
             }
         }
@@ -136,9 +136,7 @@ async fn release(node: &Arc<Node>, layout: &LayoutHash, batch: &[Surplus]) -> u6
     let mut dropped = 0;
     for (holders, keys) in by_holders {
         let answers = futures_util::future::join_all(holders.iter().map(|n| fetch::prove_under(node, *n, &keys, layout))).await;
-        let proved = |index: usize| answers.iter().all(|answer| answer.get(index) == Some(&Proof::Durable));
-        let safe: Vec<RecordKey> =
-            keys.iter().enumerate().filter(|(index, key)| proved(*index) && far(node, key, holders)).map(|(_, key)| *key).collect();
+        let safe = proved(&keys, &answers, |key| far(node, key, holders));
         let Some(_permit) = node.layouts.may_drop(layout).filter(|_| permission(node, layout).is_ok() && !safe.is_empty()) else {
             continue;
         };
@@ -153,8 +151,46 @@ async fn release(node: &Arc<Node>, layout: &LayoutHash, batch: &[Surplus]) -> u6
     dropped
 }
 
+/// Assigned to others, and to somebody at all: where the policy cannot be met, nobody is assigned anything, and all is kept.
+fn is_surplus(assigned: &[NodeIndex], me: NodeIndex) -> bool {
+    !assigned.is_empty() && !assigned.contains(&me)
+}
+
+/// The keys that every holder (at least one) has said to be durable, and that would be left far enough apart.
+fn proved(keys: &[RecordKey], answers: &[Vec<Proof>], far: impl Fn(&RecordKey) -> bool) -> Vec<RecordKey> {
+    let durable = |index: usize| !answers.is_empty() && answers.iter().all(|answer| answer.get(index) == Some(&Proof::Durable));
+    keys.iter().enumerate().filter(|(index, key)| durable(*index) && far(key)).map(|(_, key)| *key).collect()
+}
+
 /// The predicate, once more, for what would be left.
 fn far(node: &Node, key: &RecordKey, holders: &[NodeIndex]) -> bool {
     let refuted = node.peers.refuted();
     node.buckets.get(&key.bucket).is_some_and(|bucket| bucket.reached(&refuted, holders) >= Some(bucket.level()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use afar_model::id::RecordId;
+
+    fn key(n: u8) -> RecordKey {
+        RecordKey { bucket: BucketId::ZERO, id: RecordId::from_bytes([n; 32]) }
+    }
+
+    #[test]
+    fn rule_11_only_what_every_assigned_holder_has_just_proved_is_dropped() {
+        use Proof::{Absent, Durable, Unknown};
+        let keys: Vec<RecordKey> = (0..6).map(key).collect();
+        let answers = [vec![Durable, Durable, Unknown, Durable, Absent, Durable], vec![Durable, Unknown, Durable, Absent, Absent]];
+        assert_eq!(proved(&keys, &answers, |_| true), [key(0)], "one holder of two is not enough, and a short answer proves nothing");
+        assert!(proved(&keys, &answers, |_| false).is_empty(), "not far enough apart");
+        assert!(proved(&keys, &[], |_| true).is_empty(), "nobody was asked");
+    }
+
+    #[test]
+    fn rule_11_an_assigned_holder_never_drops_and_nobody_does_where_nobody_is_assigned() {
+        let (me, other) = (NodeIndex(1), NodeIndex(2));
+        assert!(is_surplus(&[other], me));
+        assert!(!is_surplus(&[other, me], me) && !is_surplus(&[], me));
+    }
 }

@@ -153,22 +153,3 @@ fn rule_1_a_prepared_version_is_completed_by_the_next_reader() {
     });
     assert_eq!(sizes(&cluster, FROM), [NEW_BYTES as u64]);
 }
-
-#[test]
-fn an_audit_accuses_nobody_of_what_a_put_is_still_bringing() {
-    let cluster = Cluster::two();
-    cluster.bucket("bucket", &[]);
-    let mut chance = data::chance(data::seed());
-    Known::put(&cluster.afar(), &mut chance, "bucket/a", OLD_BYTES);
-    cluster.wait_state("safe");
-    // Chunks that one node has of a put whose other half has not arrived: the next audit asks for some of them.
-    let bucket = bucket_id(&cluster, "bucket");
-    let contents: Vec<Vec<u8>> = (0..64).map(|_| data::bytes(&mut chance, 1000)).collect();
-    let chunks: Vec<Record> = contents.iter().map(|content| Record::new(RecordKind::Chunk, bucket, content.clone().into())).collect();
-    wire::runtime().block_on(async { store(&mut peer(&cluster).await, &chunks).await });
-    until("the next comparison has brought them", SETTLE_MAX, || {
-        let there = contents.iter().filter(|content| chunks_on_disk(&cluster, FROM, content) == 1).count();
-        if there == contents.len() { Ok(()) } else { Err(there) }
-    });
-    assert!(!cluster.node(TO).log().contains("failed an audit"), "{}", cluster.node(TO).log_end());
-}
