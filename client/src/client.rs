@@ -270,6 +270,14 @@ impl Client {
         Ok(())
     }
 
+    /// Calls a bucket something else: by its name, or by `@` and its id.
+    ///
+    /// # Errors
+    /// If there is none, the new name is taken or cannot be one, or a site is missing.
+    pub async fn rename_bucket(&self, bucket: &str, name: &str) -> Result<Bucket, Error> {
+        ask!(self, v1::RenameBucketRequest { bucket: bucket.to_owned(), name: name.to_owned() }, admin.rename_bucket).try_into()
+    }
+
     /// Makes an access key.
     ///
     /// # Errors

@@ -100,9 +100,9 @@ impl Node {
     /// A bucket by name, or by `@` and its id.
     ///
     /// # Errors
-    /// If there is none.
+    /// If there is none, or several have that name.
     pub fn bucket(&self, name: &str) -> Result<Arc<Bucket>, ObjectError> {
-        self.buckets.find(name).ok_or_else(|| {
+        self.buckets.find(name)?.ok_or_else(|| {
             if self.is_catching_up() {
                 // Settings may not have arrived yet: their absence proves nothing either (rule 3).
                 return ObjectError::unavailable("this node is catching up and cannot tell yet which buckets there are");

@@ -3,8 +3,10 @@ use crate::{
     cluster::Cluster,
     limits::{LOOK_EVERY, SETTLE_MAX},
 };
+use afar_model::record::Record;
 use afar_proto::v1::{
-    self, PutEnd, PutHeader, PutPiece, PutRequest, objects_client::ObjectsClient, put_piece::Piece, status_client::StatusClient,
+    self, PutEnd, PutHeader, PutPiece, PutRequest, objects_client::ObjectsClient, peer_client::PeerClient, put_piece::Piece,
+    status_client::StatusClient, store_request::Work,
 };
 use bytes::Bytes;
 use rustls::{
@@ -40,6 +42,36 @@ pub async fn connect(cluster: &Cluster, node: &str, as_node: Option<&str>) -> Re
     let folder = cluster.node(name).folder();
     let read = |file: &str| std::fs::read(folder.join(file)).expect("a node's bundle");
     connect_with(cluster, node, &read("node.crt"), &read("node.key")).await
+}
+
+/// A client that speaks to a node in another node's name.
+///
+/// # Panics
+/// If it is not let in.
+pub async fn peer(cluster: &Cluster, node: &str, as_node: &str) -> PeerClient<Channel> {
+    let most = afar_proto::limits::MESSAGE_BYTES_MAX;
+    let channel = connect(cluster, node, Some(as_node)).await.expect("a connection in another node's name");
+    PeerClient::new(channel).max_decoding_message_size(most).max_encoding_message_size(most)
+}
+
+/// Makes these durable at one node alone, as a coordinator does that then says no more. Under the first layout.
+///
+/// # Panics
+/// If they are refused.
+pub async fn store_alone(peer: &mut PeerClient<Channel>, records: &[Record]) {
+    let work = v1::StoreRecords {
+        records: records.iter().map(Into::into).collect(),
+        sync: true,
+        class: "repair".into(),
+        layout_version: 1,
+        ..v1::StoreRecords::default()
+    };
+    let request = v1::StoreRequest { sequence: 1, work: Some(Work::Records(work)) };
+    let mut replies = peer.store(futures_util::stream::iter([request])).await.expect("a lane").into_inner();
+    let reply = replies.message().await.expect("an answer").expect("an answer");
+    assert!(reply.failure.is_none(), "refused: {reply:?}");
+    assert_eq!(reply.records.len(), records.len(), "{reply:?}");
+    assert!(reply.records.iter().all(|stored| stored.durable && stored.refused.is_none()), "{reply:?}");
 }
 
 /// A connection to a node with this certificate and its key, PEM.

@@ -18,9 +18,19 @@ pub enum Command {
     Ls,
     /// Keep a bucket's data otherwise from now on
     Set(Set),
+    /// Call a bucket something else
+    #[command(after_help = "\
+What is in it stays where it is. Two buckets that were made with one name at the same moment are told apart by their ids,
+which `afar bucket ls --json` shows: afar bucket rename @ID NAME")]
+    Rename {
+        /// Its name, or @ and its id
+        bucket: String,
+        /// What to call it
+        name: String,
+    },
     /// Remove an empty bucket
     Rm {
-        /// Its name
+        /// Its name, or @ and its id
         name: String,
     },
 }
@@ -100,6 +110,9 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error
         }
         Command::Ls => {
             let buckets = session.client()?.buckets().await?;
+            for bucket in buckets.iter().filter(|bucket| !bucket.warning.is_empty()) {
+                out.note(format!("afar: {}: {}", bucket.name, bucket.warning));
+            }
             if out.json {
                 out.value(&Value::Array(buckets.iter().map(json).collect()))?;
             } else {
@@ -111,6 +124,11 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error
             }
         }
         Command::Set(arguments) => return set(session, arguments).await,
+        Command::Rename { bucket, name } => {
+            afar_model::record::check_bucket_name(&name).map_err(|error| Error::usage(error.to_string()))?;
+            let renamed = session.client()?.rename_bucket(&bucket, &name).await?;
+            out.either(|| json(&renamed), || format!("{bucket} is called {} now", renamed.name))?;
+        }
         Command::Rm { name } => {
             session.client()?.remove_bucket(&name).await?;
             out.either(|| json!({"name": name, "removed": true}), || format!("removed {name}"))?;

@@ -439,6 +439,15 @@ pub enum Setting {
         /// When.
         stamp: Stamp,
     },
+    /// A bucket is called something else from now on. An `afard` that does not know this refuses the record.
+    BucketRenamed {
+        /// Which.
+        bucket: BucketId,
+        /// The new name.
+        name: String,
+        /// When: the latest counts.
+        stamp: Stamp,
+    },
 }
 
 impl Setting {
@@ -462,6 +471,7 @@ impl Setting {
             | Self::BucketClosed { stamp, .. }
             | Self::BucketOpened { stamp, .. }
             | Self::BucketRemoved { stamp, .. }
+            | Self::BucketRenamed { stamp, .. }
             | Self::KeyCreated { stamp, .. }
             | Self::KeyRevoked { stamp, .. } => *stamp,
         }

@@ -108,7 +108,7 @@ fn losses(node: &Node) -> v1::Check {
 
 fn policies(node: &Node) -> v1::Check {
     let present = node.buckets.present();
-    let mut troubles: Vec<String> = present.conflicts.iter().map(|name| format!("two buckets are named {name:?}: remove one")).collect();
+    let mut troubles: Vec<String> = present.contested().map(|name| format!("several buckets are named {name:?}, so that name means none: `afar bucket ls` shows their ids, `afar bucket rename @ID NAME` ends this")).collect();
     for bucket in present.buckets.values() {
         match &bucket.now().placement {
             Err(why) => troubles.push(format!("bucket {:?}: {why}", bucket.name)),

@@ -1,5 +1,6 @@
 //! The buckets that this node knows: a view of the settings in its log. Every node holds every setting, so this is
 //! local and complete up to what anti-entropy still brings.
+use super::error::ObjectError;
 use crate::cluster::{
     keyring::StoredKey,
     layouts::{Layouts, Open},
@@ -221,14 +222,34 @@ impl Bucket {
 pub struct Settings {
     /// Every live bucket.
     pub buckets: HashMap<BucketId, Arc<Bucket>>,
-    /// Names point to buckets: of two with one name, to the one that was created first.
-    pub names: BTreeMap<String, BucketId>,
+    /// Names point to buckets: to one each, or nobody knows which is meant (rule 23).
+    pub names: BTreeMap<String, BTreeSet<BucketId>>,
     /// Every live access key.
     pub keys: Vec<StoredKey>,
-    /// Names that two live buckets claim.
-    pub conflicts: BTreeSet<String>,
     /// Buckets that were removed: known, unlike one whose creation has not arrived yet.
     pub removed: BTreeSet<BucketId>,
+}
+
+/// Several buckets have one name: made at the same moment, by nodes that could not know of each other's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contested {
+    /// The name.
+    pub name: String,
+    /// The buckets.
+    pub ids: BTreeSet<BucketId>,
+}
+
+impl From<Contested> for ObjectError {
+    fn from(Contested { name, ids }: Contested) -> Self {
+        Self::Contested { name, ids: ids.iter().map(|id| format!("@{id}")).collect() }
+    }
+}
+
+impl Settings {
+    /// Names that several buckets have.
+    pub fn contested(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().filter(|(_, ids)| ids.len() > 1).map(|(name, _)| name.as_str())
+    }
 }
 
 /// The present [`Settings`], replaced as a whole whenever a setting arrives.
@@ -249,14 +270,25 @@ impl BucketTable {
         self.present.load_full()
     }
 
-    /// A bucket by name, or by `@` and its id in hex.
-    pub fn find(&self, name: &str) -> Option<Arc<Bucket>> {
+    /// A bucket by name, or by `@` and its id in hex; `None` if there is none.
+    ///
+    /// # Errors
+    /// If several have that name: what was put into one of them must not be looked for in another (rule 23).
+    pub fn find(&self, name: &str) -> Result<Option<Arc<Bucket>>, Contested> {
         let present = self.present.load();
         let id = match name.strip_prefix('@') {
-            Some(hex) => hex.parse().ok()?,
-            None => *present.names.get(name)?,
+            Some(hex) => hex.parse().ok(),
+            None => match present.names.get(name) {
+                Some(ids) if ids.len() > 1 => return Err(Contested { name: name.to_owned(), ids: ids.clone() }),
+                ids => ids.and_then(BTreeSet::first).copied(),
+            },
         };
-        present.buckets.get(&id).cloned()
+        Ok(id.and_then(|id| present.buckets.get(&id).cloned()))
+    }
+
+    /// Another bucket of that name.
+    pub fn other_named(&self, name: &str, than: &BucketId) -> Option<BucketId> {
+        self.present.load().names.get(name)?.iter().copied().find(|id| id != than)
     }
 
     /// A bucket by id.
@@ -287,6 +319,7 @@ fn fold(open: &Open, records: &[Record], refuted: &BTreeSet<(SiteIndex, SiteInde
     let mut settings = Settings::default();
     let mut keys: BTreeMap<String, StoredKey> = BTreeMap::new();
     let (mut removed, mut revoked) = (BTreeSet::new(), BTreeSet::new());
+    let mut renamed: BTreeMap<BucketId, (Stamp, String)> = BTreeMap::new();
     // Of closing and opening the later counts.
     let mut doors: BTreeMap<BucketId, (Stamp, bool)> = BTreeMap::new();
     let mut turn = |bucket, stamp, closed| {
@@ -306,6 +339,10 @@ fn fold(open: &Open, records: &[Record], refuted: &BTreeSet<(SiteIndex, SiteInde
             }
             Ok(Setting::BucketClosed { bucket, stamp }) => turn(bucket, stamp, true),
             Ok(Setting::BucketOpened { bucket, stamp }) => turn(bucket, stamp, false),
+            Ok(Setting::BucketRenamed { bucket, name, stamp }) => {
+                let latest = renamed.entry(bucket).or_default();
+                *latest = std::mem::take(latest).max((stamp, name));
+            }
             Ok(Setting::KeyCreated { access_key_id, name, sealed_secret, grants, stamp }) => {
                 keys.insert(access_key_id.clone(), StoredKey { access_key_id, name, sealed_secret, grants, created: stamp });
             }
@@ -321,27 +358,18 @@ fn fold(open: &Open, records: &[Record], refuted: &BTreeSet<(SiteIndex, SiteInde
             Arc::make_mut(bucket).closed = true;
         }
     }
+    for (id, (_, name)) in renamed {
+        if let Some(bucket) = settings.buckets.get_mut(&id) {
+            Arc::make_mut(bucket).name = name;
+        }
+    }
+    for (id, bucket) in &settings.buckets {
+        settings.names.entry(bucket.name.clone()).or_default().insert(*id);
+    }
     settings.removed = removed;
     keys.retain(|id, _| !revoked.contains(id));
     settings.keys = keys.into_values().collect();
-    name_buckets(&mut settings);
     settings
-}
-
-fn name_buckets(settings: &mut Settings) {
-    for bucket in settings.buckets.values() {
-        match settings.names.get(&bucket.name).and_then(|id| settings.buckets.get(id)) {
-            Some(other) => {
-                settings.conflicts.insert(bucket.name.clone());
-                if (bucket.created, bucket.id) < (other.created, other.id) {
-                    settings.names.insert(bucket.name.clone(), bucket.id);
-                }
-            }
-            None => {
-                settings.names.insert(bucket.name.clone(), bucket.id);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -364,21 +392,64 @@ mod tests {
         record(&Setting::BucketCreated { name: name.into(), policy: Policy::default(), shards: 16, stamp: Stamp::from_u64(stamp) })
     }
 
-    #[test]
-    fn settings_fold_in_any_order() {
+    /// What these settings amount to, in whichever order they come.
+    fn each_way(records: &[Record], check: impl Fn(&BucketTable)) {
         let folder = tempfile::tempdir().unwrap();
         let genesis = Chapter::genesis("test", examples::three_sites().unwrap(), Vec::new());
         let table = BucketTable::new(Arc::new(Layouts::load(folder.path(), "test", genesis, Vec::new()).unwrap()));
-        let (old, new) = (bucket("a", 1), bucket("a", 2));
-        let gone = bucket("b", 3);
-        let removal = record(&Setting::BucketRemoved { bucket: gone.id().into(), stamp: Stamp::from_u64(4) });
-        for records in [vec![old.clone(), new.clone(), gone.clone(), removal.clone()], vec![removal, gone, new, old.clone()]] {
-            table.rebuild(&records, &BTreeSet::new());
-            assert_eq!(table.find("a").unwrap().id, BucketId::from(old.id()), "the first to be created has the name");
-            assert!(table.present().conflicts.contains("a"));
-            assert!(table.find("b").is_none());
-            assert_eq!(table.find(&format!("@{}", old.id())).unwrap().name, "a");
+        for turn in 0..records.len() {
+            let mut turned = records.to_vec();
+            turned.rotate_left(turn);
+            for records in [turned.clone(), turned.into_iter().rev().collect()] {
+                table.rebuild(&records, &BTreeSet::new());
+                check(&table);
+            }
         }
+    }
+
+    fn called(bucket: &Record, name: &str, stamp: u64) -> Record {
+        record(&Setting::BucketRenamed { bucket: bucket.id().into(), name: name.into(), stamp: Stamp::from_u64(stamp) })
+    }
+
+    #[test]
+    fn rule_23_a_name_of_two_buckets_means_neither_until_one_is_removed_or_renamed() {
+        let (old, new) = (bucket("a", 1), bucket("a", 2));
+        let ids = BTreeSet::from([BucketId::from(old.id()), BucketId::from(new.id())]);
+        let gone = bucket("b", 3);
+        let removal = |bucket: &Record| record(&Setting::BucketRemoved { bucket: bucket.id().into(), stamp: Stamp::from_u64(4) });
+        let found = |table: &BucketTable, name: &str| table.find(name).unwrap().map(|bucket| bucket.id);
+        each_way(&[old.clone(), new.clone(), gone.clone(), removal(&gone)], |table| {
+            assert_eq!(table.find("a").unwrap_err(), Contested { name: "a".into(), ids: ids.clone() });
+            assert_eq!(table.present().contested().collect::<Vec<_>>(), ["a"]);
+            assert_eq!(found(table, "b"), None);
+            assert_eq!(found(table, &format!("@{}", old.id())), Some(old.id().into()), "its id means one of them");
+            assert_eq!(table.other_named("a", &old.id().into()), Some(new.id().into()));
+        });
+        each_way(&[old.clone(), new.clone(), removal(&old)], |table| assert_eq!(found(table, "a"), Some(new.id().into())));
+        each_way(&[old.clone(), new.clone(), called(&new, "c", 5), called(&new, "d", 6)], |table| {
+            assert_eq!((found(table, "a"), found(table, "c"), found(table, "d")), (Some(old.id().into()), None, Some(new.id().into())));
+        });
+        // A name that is given up is free again.
+        each_way(&[old.clone(), called(&old, "c", 5), new.clone()], |table| {
+            assert_eq!((found(table, "a"), found(table, "c")), (Some(new.id().into()), Some(old.id().into())));
+        });
+    }
+
+    #[test]
+    fn rule_23_what_has_ended_does_not_begin_again() {
+        let of = |setting: fn(String, Stamp) -> Setting, stamp| record(&setting("AFAR1".into(), Stamp::from_u64(stamp)));
+        let made = |access_key_id, stamp| Setting::KeyCreated {
+            access_key_id,
+            name: "k".into(),
+            sealed_secret: Vec::new(),
+            grants: Vec::new(),
+            stamp,
+        };
+        let revoked = |access_key_id, stamp| Setting::KeyRevoked { access_key_id, stamp };
+        each_way(&[of(made, 1), of(revoked, 2), of(made, 3)], |table| assert!(table.present().keys.is_empty()));
+        let bucket = bucket("a", 1);
+        let removed = record(&Setting::BucketRemoved { bucket: bucket.id().into(), stamp: Stamp::from_u64(2) });
+        each_way(&[bucket.clone(), removed, called(&bucket, "b", 9)], |table| assert!(table.present().names.is_empty()));
     }
 
     const STRASBOURG: NodeIndex = NodeIndex(0);

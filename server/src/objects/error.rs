@@ -63,6 +63,14 @@ pub enum ObjectError {
     /// Exit 1: a name that is taken. Repeating it does not help.
     #[error("{0}")]
     Exists(String),
+    /// Exit 1: several buckets have this name, so that it means none of them (rule 23).
+    #[error("{} buckets are named {name:?}, so the name means none of them: {}", ids.len(), ids.join(", "))]
+    Contested {
+        /// The name.
+        name: String,
+        /// What each of them can be called instead.
+        ids: Vec<String>,
+    },
     /// Exit 1: a bucket that is not empty. Repeating it does not help.
     #[error("bucket {bucket:?} is not empty: {why}")]
     NotEmpty {
@@ -99,7 +107,7 @@ impl ObjectError {
             Self::Busy(_) => 11,
             Self::NoSpace(_) => 13,
             Self::Denied(_) | Self::Forbidden(_) => 15,
-            Self::Exists(_) | Self::NotEmpty { .. } | Self::Internal(_) => 1,
+            Self::Exists(_) | Self::Contested { .. } | Self::NotEmpty { .. } | Self::Internal(_) => 1,
         }
     }
 
@@ -124,6 +132,10 @@ impl ObjectError {
             Self::Denied(_) => "put it under another key, or use an access key with the write right",
             Self::Forbidden(_) => "use an access key with that right; `afar key ls`, as an administrator, shows what each may do",
             Self::Exists(_) => "choose another name; `afar ls` shows the names that are taken",
+            Self::Contested { ids, .. } => {
+                let one = ids.last().map_or("@ID", String::as_str);
+                return format!("an administrator ends this: `afar bucket rename {one} NAME`, or `afar bucket rm {one}` if it is empty");
+            }
             Self::NotEmpty { bucket, .. } => {
                 return format!("`afar rm -r {bucket}` removes what is in it (recoverable), then remove the bucket");
             }
@@ -160,6 +172,7 @@ mod tests {
             (ObjectError::Denied(text()), 15, "another key"),
             (ObjectError::Forbidden("x"), 15, "right"),
             (ObjectError::Exists(text()), 1, "another name"),
+            (ObjectError::Contested { name: text(), ids: vec!["@00".into(), "@01".into()] }, 1, "afar bucket rename @01"),
             (ObjectError::NotEmpty { bucket: "docs".into(), why: "x" }, 1, "afar rm -r docs"),
             (ObjectError::Internal(text()), 1, "log"),
         ]

@@ -1,6 +1,6 @@
 //! Buckets and access keys: settings that every node holds. Making or ending one is a write to every node that answers,
 //! acknowledged only when it is far away like any other.
-use super::{error::ObjectError, list};
+use super::{buckets::Bucket, error::ObjectError, list};
 use crate::{
     cluster::keyring::{Caller, Secret},
     node::Node,
@@ -10,7 +10,7 @@ use crate::{
     },
 };
 use afar_model::{
-    id::BucketId,
+    id::{BucketId, RecordId},
     layout::NodeIndex,
     limits::SHARDS_DEFAULT,
     placement::{Geography, Placement, level, sites_of},
@@ -24,24 +24,51 @@ use std::sync::Arc;
 /// # Errors
 /// If the name is taken or impossible, the policy cannot be met, or a node of the layout does not answer: a name must be
 /// known everywhere before it is used, or two buckets could have it.
-pub async fn create_bucket(
-    node: &Arc<Node>,
-    caller: &Caller,
-    name: &str,
-    policy: Option<Policy>,
-) -> Result<Arc<super::buckets::Bucket>, ObjectError> {
+pub async fn create_bucket(node: &Arc<Node>, caller: &Caller, name: &str, policy: Option<Policy>) -> Result<Arc<Bucket>, ObjectError> {
     admin(caller)?;
     check_bucket_name(name)?;
     let policy = policy.unwrap_or_else(|| node.default_policy());
     let refuted = node.peers.refuted();
     let layout = node.layout();
     Placement::new(&policy, &Geography { layout: &layout, refuted: &refuted }).map_err(|why| ObjectError::Infeasible(why.to_string()))?;
-    if node.buckets.find(name).is_some() {
-        return Err(ObjectError::Exists(format!("bucket {name:?} exists already")));
+    if node.buckets.find(name)?.is_some() {
+        return Err(taken(name));
     }
     let setting = Setting::BucketCreated { name: name.to_owned(), policy, shards: SHARDS_DEFAULT, stamp: node.tick() };
-    let id = write(node, &setting, true).await?;
-    node.buckets.get(&BucketId::from(id)).ok_or_else(|| ObjectError::Internal("the bucket was made but is not visible here yet".into()))
+    let written = write(node, &setting, true).await?;
+    let id = BucketId::from(written.id);
+    // Two that are made at the same moment at two nodes know nothing of each other when they begin. Whoever ends later finds the
+    // other, here or where both arrived, and takes its own away: nothing can be in it, for nobody was told of it.
+    if written.name_taken || node.buckets.other_named(name, &id).is_some() {
+        write(node, &Setting::BucketRemoved { bucket: id, stamp: node.tick() }, true).await?;
+        return Err(taken(name));
+    }
+    node.buckets.get(&id).ok_or_else(|| ObjectError::Internal("the bucket was made but is not visible here yet".into()))
+}
+
+/// Calls a bucket something else. What is in it stays where it is.
+///
+/// # Errors
+/// If there is none, the new name is taken or impossible, or a node of the layout does not answer.
+pub async fn rename_bucket(node: &Arc<Node>, caller: &Caller, bucket: &str, name: &str) -> Result<Arc<Bucket>, ObjectError> {
+    admin(caller)?;
+    check_bucket_name(name)?;
+    let bucket = node.bucket(bucket)?;
+    if node.buckets.other_named(name, &bucket.id).is_some() {
+        return Err(taken(name));
+    }
+    let rename = |name: &str| Setting::BucketRenamed { bucket: bucket.id, name: name.to_owned(), stamp: node.tick() };
+    let written = write(node, &rename(name), true).await?;
+    // As for a bucket that is made: its old name is given back to it.
+    if written.name_taken || node.buckets.other_named(name, &bucket.id).is_some() {
+        write(node, &rename(&bucket.name), true).await?;
+        return Err(taken(name));
+    }
+    node.buckets.get(&bucket.id).ok_or_else(|| ObjectError::Internal("the bucket was renamed but is not visible here".into()))
+}
+
+fn taken(name: &str) -> ObjectError {
+    ObjectError::Exists(format!("bucket {name:?} exists already"))
 }
 
 /// Ends a bucket that holds nothing.
@@ -118,8 +145,15 @@ fn text(length: usize, alphabet: &[u8]) -> Result<String, ObjectError> {
     Ok(random.iter().filter_map(|byte| alphabet.get(usize::from(*byte) % alphabet.len())).map(|c| char::from(*c)).collect())
 }
 
+/// A setting that is where it has to be.
+struct Written {
+    id: RecordId,
+    /// A node knows another bucket by the name that this one gives.
+    name_taken: bool,
+}
+
 /// Writes a setting to every node that answers, to all of them if `everywhere`.
-async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<afar_model::id::RecordId, ObjectError> {
+async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<Written, ObjectError> {
     if let Some(trouble) = node.clock_trouble() {
         return Err(ObjectError::unavailable(format!("this node refuses writes: {trouble}")));
     }
@@ -139,25 +173,21 @@ async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<
     }
     let record = Record::new(RecordKind::Setting, BucketId::SYSTEM, setting.encode());
     let copies = targets.iter().map(|n| copy_to(node, *n, std::slice::from_ref(&record), Purpose::Repair, LaneKind::Small));
-    let (mut durable, mut failures, mut taken) = (Vec::new(), Vec::new(), None);
+    let (mut durable, mut failures, mut name_taken) = (Vec::new(), Vec::new(), false);
     for (target, copied) in targets.iter().zip(futures_util::future::join_all(copies).await) {
         match copied {
             Ok(copied) => {
                 durable.push(*target);
-                taken = taken.or(copied.into_iter().find_map(|copied| copied.same_name));
+                name_taken |= copied.iter().any(|copied| copied.same_name.is_some());
             }
             Err(error) => failures.push(error.to_string()),
         }
     }
     node.reload_settings().await;
-    let far = enough(node, &durable);
-    if let Some(other) = taken {
-        return Err(ObjectError::Exists(format!("a bucket of that name exists already: {other}")));
-    }
-    if !far || (everywhere && !failures.is_empty()) {
+    if !enough(node, &durable) || (everywhere && !failures.is_empty()) {
         return Err(ObjectError::maybe(format!("not everywhere yet: {}", failures.join("; "))));
     }
-    Ok(record.id())
+    Ok(Written { id: record.id(), name_taken })
 }
 
 /// Whether a setting on these nodes is where it has to be: on all of them, or far under the default policy.

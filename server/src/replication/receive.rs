@@ -360,10 +360,12 @@ impl Arrived {
     fn look_up_name(&mut self, node: &Node) -> Result<(), Failure> {
         let setting = Setting::decode(self.record.body()).map_err(|error| Failure::new("corrupt", error))?;
         node.observe(setting.stamp());
-        if let Setting::BucketCreated { name, .. } = setting {
-            let id = BucketId::from(self.record.id());
-            self.same_name = node.buckets.find(&name).map(|bucket| bucket.id).filter(|other| *other != id);
-        }
+        let named = match setting {
+            Setting::BucketCreated { name, .. } => Some((name, BucketId::from(self.record.id()))),
+            Setting::BucketRenamed { bucket, name, .. } => Some((name, bucket)),
+            _ => None,
+        };
+        self.same_name = named.and_then(|(name, id)| node.buckets.other_named(&name, &id));
         Ok(())
     }
 

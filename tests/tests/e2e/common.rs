@@ -1,4 +1,5 @@
 //! What most tests say.
+use afar_model::id::BucketId;
 use afar_tests::{
     cluster::Cluster,
     command::{Afar, Ran},
@@ -39,6 +40,16 @@ pub fn try_put_bytes(afar: &Afar, content: &[u8], to: &str) -> Ran {
 #[track_caller]
 pub fn read(afar: &Afar, from: &str) -> Vec<u8> {
     afar.ok(&["cat", from]).stdout
+}
+
+/// A bucket's id.
+#[track_caller]
+pub fn bucket_id(cluster: &Cluster, name: &str) -> BucketId {
+    let listed = cluster.afar().ok(&["bucket", "ls", "--json"]);
+    let buckets = listed.json();
+    let bucket =
+        buckets.as_array().into_iter().flatten().find(|bucket| bucket["name"] == name).unwrap_or_else(|| panic!("no {name}: {listed}"));
+    bucket["id"].as_str().expect("an id").parse().expect("an id")
 }
 
 /// An object that was put, to be looked at later.

@@ -34,6 +34,8 @@ mod trust;
 
 mod certificates;
 
+mod names;
+
 mod keys;
 
 mod full_disk;

@@ -1,6 +1,6 @@
 //! What is left behind by a coordinator that dies between its messages: a version that was sent, settled by nobody, with its
 //! chunk or without it. The test speaks to a node as another node would.
-use crate::common::{Known, chunks_on_disk};
+use crate::common::{Known, bucket_id, chunks_on_disk};
 use afar_model::{
     hlc::Stamp,
     id::{BucketId, ObjectId, RecordId, UploadId},
@@ -9,9 +9,15 @@ use afar_model::{
 };
 use afar_proto::{
     convert,
-    v1::{StoreRecords, StoreRequest, VersionsRequest, peer_client::PeerClient, store_request::Work},
+    v1::{VersionsRequest, peer_client::PeerClient},
 };
-use afar_tests::{cluster::Cluster, data, limits::SETTLE_MAX, wait::until, wire};
+use afar_tests::{
+    cluster::Cluster,
+    data,
+    limits::SETTLE_MAX,
+    wait::until,
+    wire::{self, store_alone},
+};
 use rand::RngCore;
 use std::{collections::BTreeMap, time::SystemTime};
 use tonic::transport::Channel;
@@ -19,16 +25,12 @@ use tonic::transport::Channel;
 /// Who is spoken to, and in whose name.
 const TO: &str = "strasbourg";
 const FROM: &str = "warsaw";
-/// The version of the layout that `cluster init` makes.
-const LAYOUT: u64 = 1;
 /// More than fits into a version, so that there is a chunk to be lost.
 const OLD_BYTES: usize = 80_000;
 const NEW_BYTES: usize = 100_000;
 
 async fn peer(cluster: &Cluster) -> PeerClient<Channel> {
-    let most = afar_proto::limits::MESSAGE_BYTES_MAX;
-    let channel = wire::connect(cluster, TO, Some(FROM)).await.expect("a connection in another node's name");
-    PeerClient::new(channel).max_decoding_message_size(most).max_encoding_message_size(most)
+    wire::peer(cluster, TO, FROM).await
 }
 
 /// The versions of a key as the views of the node have them, newest first.
@@ -36,31 +38,6 @@ async fn versions(peer: &mut PeerClient<Channel>, bucket: BucketId, key: &str) -
     let request = VersionsRequest { bucket: convert::bytes(bucket.as_bytes()), key: key.into(), limit: 16 };
     let reply = peer.versions(request).await.expect("versions").into_inner();
     reply.entries.iter().map(|entry| VersionEntry::try_from(entry).expect("an entry")).collect()
-}
-
-fn bucket_id(cluster: &Cluster, name: &str) -> BucketId {
-    let listed = cluster.afar().ok(&["bucket", "ls", "--json"]);
-    let buckets = listed.json();
-    let bucket =
-        buckets.as_array().into_iter().flatten().find(|bucket| bucket["name"] == name).unwrap_or_else(|| panic!("no {name}: {listed}"));
-    bucket["id"].as_str().expect("an id").parse().expect("an id")
-}
-
-/// Makes these durable at one node alone, as a coordinator does that then says no more.
-async fn store(peer: &mut PeerClient<Channel>, records: &[Record]) {
-    let work = StoreRecords {
-        records: records.iter().map(Into::into).collect(),
-        sync: true,
-        class: "repair".into(),
-        layout_version: LAYOUT,
-        ..StoreRecords::default()
-    };
-    let request = StoreRequest { sequence: 1, work: Some(Work::Records(work)) };
-    let mut replies = peer.store(futures_util::stream::iter([request])).await.expect("a lane").into_inner();
-    let reply = replies.message().await.expect("an answer").expect("an answer");
-    assert!(reply.failure.is_none(), "refused: {reply:?}");
-    assert_eq!(reply.records.len(), records.len(), "{reply:?}");
-    assert!(reply.records.iter().all(|stored| stored.durable && stored.refused.is_none()), "{reply:?}");
 }
 
 /// A chunk with this content, and the version that names it, newer than every other of the key.
@@ -97,7 +74,7 @@ fn left_behind(cluster: &Cluster, with_chunk: bool) -> (Known, Known, BucketId, 
         let (chunk, version) = prepared(bucket, "a", &new.content, UploadId::from_bytes(upload), &present);
         let id = version.id();
         let records = if with_chunk { vec![chunk, version] } else { vec![version] };
-        store(&mut peer, &records).await;
+        store_alone(&mut peer, &records).await;
         id
     });
     (old, new, bucket, version)

@@ -39,8 +39,8 @@ impl AdminService {
             }
             Ok(_) => String::new(),
         };
-        if self.node.buckets.present().conflicts.contains(&bucket.name) {
-            warning.push_str(" two buckets have this name");
+        if self.node.buckets.other_named(&bucket.name, &bucket.id).is_some() {
+            warning.push_str(&format!(" another bucket has this name: this one answers to @{} only", bucket.id));
         }
         v1::Bucket {
             id: convert::bytes(bucket.id.as_bytes()),
@@ -117,6 +117,13 @@ impl Admin for AdminService {
         let caller = auth::caller_at(&request, &self.node)?;
         settings::remove_bucket(&self.node, &caller, &request.into_inner().name).await?;
         Ok(Response::new(v1::RemoveBucketReply {}))
+    }
+
+    async fn rename_bucket(&self, request: Request<v1::RenameBucketRequest>) -> Result<Response<v1::Bucket>, Status> {
+        let caller = auth::caller_at(&request, &self.node)?;
+        let request = request.into_inner();
+        let bucket = settings::rename_bucket(&self.node, &caller, &request.bucket, &request.name).await?;
+        Ok(Response::new(self.bucket(&bucket)))
     }
 
     async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Result<Response<v1::CreatedKey>, Status> {

@@ -66,7 +66,7 @@ impl From<ObjectError> for Status {
             ObjectError::Unavailable { .. } => Code::Unavailable,
             ObjectError::Busy(_) | ObjectError::NoSpace(_) => Code::ResourceExhausted,
             ObjectError::Exists(_) => Code::AlreadyExists,
-            ObjectError::NotEmpty { .. } => Code::FailedPrecondition,
+            ObjectError::NotEmpty { .. } | ObjectError::Contested { .. } => Code::FailedPrecondition,
             ObjectError::Denied(_) | ObjectError::Forbidden(_) => Code::PermissionDenied,
             ObjectError::Internal(_) => Code::Internal,
         };

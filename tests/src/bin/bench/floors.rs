@@ -23,6 +23,7 @@ pub fn measure(disk: &Path, mib: usize) -> Floors {
     let per_gib = |cpu: Duration| cpu.as_secs_f64() * 1024.0 / mib as f64;
     let rate = |elapsed: Duration| mib as f64 / elapsed.as_secs_f64();
     let disk_mib = mib.min(2048);
+    let (memory, memory_cpu) = timed(|| touch(mib));
     let (write, _) = timed(|| write(disk, &piece, disk_mib));
     Floors {
         tcp_mib_s: rate(tcp),
@@ -31,6 +32,8 @@ pub fn measure(disk: &Path, mib: usize) -> Floors {
         sync_ms: sync(disk),
         blake3_mib_s: rate(hash),
         blake3_cpu_s_gib: per_gib(hash_cpu),
+        memory_mib_s: rate(memory),
+        memory_cpu_s_gib: per_gib(memory_cpu),
         processors: std::thread::available_parallelism().map_or(1, usize::from),
     }
 }
@@ -39,6 +42,16 @@ fn timed(work: impl FnOnce()) -> (Duration, Duration) {
     let (before, start) = (used(std::process::id()), Instant::now());
     work();
     (start.elapsed(), used(std::process::id()).since(before).cpu)
+}
+
+/// Touches memory that this process has never had, a page at a time, and gives it back.
+fn touch(mib: usize) {
+    let mut memory = vec![0_u8; mib * MIB];
+    for page in memory.chunks_mut(4096) {
+        if let Some(first) = page.first_mut() {
+            *first = std::hint::black_box(1);
+        }
+    }
 }
 
 fn tcp(piece: &[u8], mib: usize) {

@@ -22,6 +22,11 @@ pub struct Floors {
     pub blake3_mib_s: f64,
     /// Its processor time, seconds per GiB.
     pub blake3_cpu_s_gib: f64,
+    /// Memory touched for the first time, MiB/s. What is written lands in pages that are new to it; on a virtual machine that
+    /// gives free memory back to its host this can be the slowest thing of all, and vary from run to run.
+    pub memory_mib_s: f64,
+    /// Its processor time, seconds per GiB.
+    pub memory_cpu_s_gib: f64,
     /// Processors.
     pub processors: usize,
 }
@@ -108,6 +113,7 @@ impl Report {
         println!("  raw TCP, loopback           {:8.0} MiB/s   {:.2} CPU s/GiB", floors.tcp_mib_s, floors.tcp_cpu_s_gib);
         println!("  disk, sequential, fdatasync {:8.0} MiB/s   4 KiB + fdatasync {:.2} ms", floors.disk_mib_s, floors.sync_ms);
         println!("  BLAKE3, one core            {:8.0} MiB/s   {:.2} CPU s/GiB", floors.blake3_mib_s, floors.blake3_cpu_s_gib);
+        println!("  memory, first touch         {:8.0} MiB/s   {:.2} CPU s/GiB", floors.memory_mib_s, floors.memory_cpu_s_gib);
     }
 
     /// Prints and keeps a table.

@@ -1,0 +1,112 @@
+//! Buckets' names: one name means one bucket, whoever made it where and when (rule 23).
+use crate::common::{Known, bucket_id};
+use afar_model::{
+    hlc::Stamp,
+    id::BucketId,
+    policy::Policy,
+    record::{Record, RecordKind, Setting},
+    units::UnixMillis,
+};
+use afar_tests::{
+    cluster::{Cluster, ROUBAIX, STRASBOURG, WARSAW},
+    data,
+    limits::SETTLE_MAX,
+    wait::until,
+    wire,
+};
+use serde_json::Value;
+use std::{collections::BTreeSet, thread};
+
+const NODES: [&str; 3] = [STRASBOURG.name, ROUBAIX.name, WARSAW.name];
+
+/// The ids of the buckets of that name that a node knows.
+fn ids(cluster: &Cluster, node: &str, name: &str) -> BTreeSet<String> {
+    let listed = cluster.afar_at(&[node]).ok(&["bucket", "ls", "--json"]).json();
+    let of_name = listed.as_array().into_iter().flatten().filter(|bucket| bucket["name"] == name);
+    of_name.filter_map(|bucket| bucket["id"].as_str().map(str::to_owned)).collect()
+}
+
+#[test]
+fn rule_23_of_buckets_made_at_one_moment_at_two_nodes_at_most_one_stands() {
+    let cluster = Cluster::three();
+    for round in 0..8 {
+        let name = format!("round-{round}");
+        let codes: Vec<i32> = thread::scope(|scope| {
+            let make = |node: &'static str| {
+                let (afar, name) = (cluster.afar_at(&[node]), &name);
+                scope.spawn(move || afar.run(&["bucket", "create", name]).expect_one_of(&[0, 1]).code)
+            };
+            let made: Vec<_> = NODES.into_iter().map(make).collect();
+            made.into_iter().map(|made| made.join().expect("a client")).collect()
+        });
+        let made = codes.iter().filter(|code| **code == 0).count();
+        assert!(made <= 1, "{name} was made {made} times");
+        let known: BTreeSet<BTreeSet<String>> = NODES.iter().map(|node| ids(&cluster, node, &name)).collect();
+        assert_eq!(known.iter().map(BTreeSet::len).collect::<Vec<_>>(), [made], "{name}: {known:?}");
+        // Nothing is left in the way of who comes next.
+        cluster.afar().run(&["bucket", "create", &name]).expect(i32::from(made == 1));
+    }
+}
+
+#[test]
+fn rule_23_a_name_is_given_only_while_every_site_hears_of_it() {
+    let mut cluster = Cluster::three();
+    let mut chance = data::chance(data::seed());
+    cluster.bucket("before", &[]);
+    cluster.bucket("other", &[]);
+    let known = Known::put(&cluster.afar(), &mut chance, "before/a", 100_000);
+    cluster.node_mut("warsaw").kill();
+    let afar = cluster.afar_at(&["strasbourg", "roubaix"]);
+    for arguments in [["bucket", "create", "after"].as_slice(), &["bucket", "rename", "before", "after"]] {
+        let refused = afar.run(arguments).expect(14);
+        assert!(refused.text().contains("warsaw"), "{refused}");
+    }
+    cluster.node_mut("warsaw").start();
+    cluster.wait_formed();
+    assert!(cluster.afar().run(&["bucket", "rename", "before", "other"]).expect(1).text().contains("exists already"));
+    cluster.afar().ok(&["bucket", "rename", "before", "after"]);
+    for node in NODES {
+        let afar = cluster.afar_at(&[node]);
+        assert_eq!(afar.ok(&["cat", "after/a"]).stdout, known.content);
+        afar.run(&["cat", "before/a"]).expect(10);
+    }
+    cluster.bucket("before", &[]);
+    cluster.afar().run(&["cat", "before/a"]).expect(10);
+}
+
+#[test]
+fn rule_23_a_name_of_two_buckets_is_frozen_until_an_administrator_says_which_is_which() {
+    let cluster = Cluster::three();
+    let mut chance = data::chance(data::seed());
+    cluster.bucket("docs", &[]);
+    let known = Known::put(&cluster.afar(), &mut chance, "docs/a", 100_000);
+    let first = bucket_id(&cluster, "docs");
+    // As a node leaves it behind that dies between making a bucket and hearing of the other.
+    let twin = Setting::BucketCreated { name: "docs".into(), policy: Policy::default(), shards: 16, stamp: Stamp::at(UnixMillis(1)) };
+    let twin = Record::new(RecordKind::Setting, BucketId::SYSTEM, twin.encode());
+    let second = BucketId::from(twin.id());
+    wire::runtime().block_on(async {
+        wire::store_alone(&mut wire::peer(&cluster, "strasbourg", "warsaw").await, &[twin]).await;
+    });
+    for node in NODES {
+        until("the second has come everywhere", SETTLE_MAX, || {
+            let known = ids(&cluster, node, "docs");
+            if known.len() == 2 { Ok(()) } else { Err(known) }
+        });
+        let afar = cluster.afar_at(&[node]);
+        // Neither is read for the other, and nothing is put where it may be looked for in vain.
+        for refused in [afar.run(&["cat", "docs/a"]), afar.run_with_input(&["put", "-", "docs/b"], b"b")] {
+            let text = refused.expect(1).text();
+            assert!(text.contains(&first.to_string()) && text.contains("afar bucket rename @"), "{text}");
+        }
+    }
+    let named = |check: &Value| check["detail"].as_str().is_some_and(|words| words.contains("\"docs\""));
+    let status = cluster.status();
+    assert!(status["checks"].as_array().into_iter().flatten().any(named), "{status:#}");
+    cluster.afar().ok(&["bucket", "rename", &format!("@{second}"), "docs-2"]);
+    for node in NODES {
+        let afar = cluster.afar_at(&[node]);
+        assert_eq!(afar.ok(&["cat", "docs/a"]).stdout, known.content);
+        afar.run(&["cat", "docs-2/a"]).expect(10);
+    }
+}
