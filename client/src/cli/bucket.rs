@@ -38,7 +38,7 @@ which `afar bucket ls --json` shows: afar bucket rename @ID NAME")]
 /// Make a bucket
 #[derive(Debug, Args)]
 #[command(
-    after_help = "What is not said is as the cluster's default policy has it. --verify-distance:\nsites nearer than claimed; --degraded-writes: writes that cannot be far now."
+    after_help = "What is not said is as the default policy has it. A home has one of the copies,\nand alone acknowledges what is queued. `man afar`, POLICY, has it all."
 )]
 pub struct Create {
     /// 3 to 63 of a-z, 0-9, '-' and '.'
@@ -50,7 +50,9 @@ pub struct Create {
 /// Keep a bucket's data otherwise from now on
 #[derive(Debug, Args)]
 #[command(after_help = "\
-What is not said stays as it is. Until the data have moved, both promises are kept; what was set is undone by setting it back.
+What is not said stays as it is (--home '' takes it away). Until the data have
+moved, both promises are kept; what was set is undone by setting it back. What
+these sites cannot keep whole is refused (5). `man afar`, POLICY, has it all.
 Example: three copies instead of two, first only looked at:
   afar bucket set backups --copies 3 --dir hosting --dry-run")]
 pub struct Set {
@@ -93,13 +95,11 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error
     match command {
         Command::Create(arguments) => {
             afar_model::record::check_bucket_name(&arguments.name).map_err(|error| Error::usage(error.to_string()))?;
+            // Nonsense whatever the cluster is refused before anybody is asked.
+            arguments.policy.changing(&Policy::default())?;
             let client = session.client()?;
             let policy = match arguments.policy.given() {
-                true => {
-                    // Nonsense whatever the cluster is refused before anybody is asked.
-                    arguments.policy.changing(&Policy::default())?;
-                    Some(arguments.policy.changing(&client.default_policy().await?)?)
-                }
+                true => Some(arguments.policy.changing(&client.default_policy().await?)?),
                 false => None,
             };
             let bucket = client.create_bucket(&arguments.name, policy.as_ref()).await?;

@@ -9,12 +9,12 @@ use crate::{
     client::{Client, Config},
     cluster::{
         AdminKey,
-        operator::{Custodian, Draft, Operator, Said, name_of},
+        operator::{Custodian, Draft, Operator, Said, Unkept, name_of},
     },
     error::{Error, Kind},
     limits,
 };
-use afar_model::{document::Document, layout::Layout, placement::Geography, plan, policy::Policy};
+use afar_model::{document::Document, layout::Layout, plan, policy::Policy};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::{
@@ -26,7 +26,7 @@ use std::{
 /// Options of every command that changes the layout.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    /// Where `cluster init` wrote [default: .]
+    /// Cluster's folder [env: AFAR_CLUSTER_DIR]
     #[arg(long, value_name = "DIR", env = "AFAR_CLUSTER_DIR", default_value = ".", hide_env = true, hide_default_value = true)]
     pub dir: PathBuf,
     /// Only say what would happen
@@ -130,13 +130,17 @@ pub async fn carry_out_in(session: &Session, desk: &mut Desk, document: Document
     };
     let known = if way.is_in_place() { Known::nothing_moves() } else { known(desk).await };
     let out = &session.out;
+    if let Some(refusal) = refusal(&draft).filter(|_| !options.dry_run) {
+        return Err(refusal);
+    }
     if !out.json {
         out.lines(&words(desk, &draft, &known)?)?;
     }
     let fields =
         |desk: &Desk, applied| -> Result<_, Error> { if out.json { value(desk, &draft, &known, applied) } else { Ok(Map::new()) } };
     if options.dry_run {
-        let code = u8::from(!draft.infeasible.is_empty()) * 5;
+        // What would be refused is so, with the same code, when it is only looked at.
+        let code = refusal(&draft).map_or(0, |refusal| refusal.kind().exit_code());
         return Ok(Outcome { code, applied: false, fields: fields(desk, None)? });
     }
     confirm(options, "apply this?")?;
@@ -153,6 +157,15 @@ pub async fn carry_out_in(session: &Session, desk: &mut Desk, document: Document
         out.lines(&lines)?;
     }
     Ok(Outcome { code: 0, applied: true, fields: fields(desk, Some((&have, &silent)))? })
+}
+
+/// Why a change must not be made, if it must not: nodes would refuse it, too, and nobody need be asked whether he wants it.
+fn refusal(draft: &Draft) -> Option<Error> {
+    let why: Vec<String> = draft.refused().map(Unkept::words).collect();
+    let help = draft.refused().map(|unkept| plan::sentence(&unkept.help)).find(|help| !help.is_empty());
+    let error = Error::new(Kind::BelowPolicy, format!("not applied: {}", why.join("\n       ")));
+    let help = help.unwrap_or_else(|| "add a site first (`afar node add`), or ask less of the bucket (`afar bucket set`)".into());
+    (!why.is_empty()).then(|| error.hint(help))
 }
 
 /// What the cluster says of what it stores.
@@ -187,11 +200,9 @@ fn words(desk: &Desk, draft: &Draft, known: &Known) -> Result<Vec<String>, Error
     lines.extend(layout_lines(&draft.layout));
     lines.extend(trust_lines(&head.document, &draft.document));
     lines.extend(Forecast::new(draft, known).words());
-    for (buckets, policy, why) in &draft.infeasible {
-        let who = if buckets.is_empty() { "new buckets".to_owned() } else { format!("buckets {}", buckets.join(", ")) };
-        lines.push(format!("{who} could not be kept: {why}"));
-        let suggestions = plan::suggest(policy, &Geography::claimed(&draft.layout));
-        lines.extend(suggestions.iter().take(3).map(|suggestion| format!("  would help: {suggestion}")));
+    for unkept in &draft.unkept {
+        lines.push(unkept.words());
+        lines.extend(unkept.help.iter().take(3).map(|suggestion| format!("  would help: {suggestion}")));
     }
     Ok(lines)
 }
@@ -255,11 +266,14 @@ pub fn layout_value(layout: &Layout) -> Value {
 
 fn value(desk: &Desk, draft: &Draft, known: &Known, applied: Option<(&Vec<String>, &Vec<String>)>) -> Result<Map<String, Value>, Error> {
     let forecast = Forecast::new(draft, known);
-    let infeasible = draft.infeasible.iter().map(|(buckets, policy, why)| {
-        let help = plan::suggest(policy, &Geography::claimed(&draft.layout));
-        json!({"buckets": buckets, "policy": policy::json(policy), "why": why.to_string(),
-               "suggestions": help.iter().map(ToString::to_string).collect::<Vec<_>>()})
-    });
+    let unkept = |far: bool| -> Vec<Value> {
+        let of = draft.unkept.iter().filter(|unkept| unkept.far == far);
+        of.map(|unkept| {
+            json!({"buckets": unkept.buckets, "policy": policy::json(&unkept.policy), "why": unkept.why, "refused": unkept.refused,
+                   "suggestions": unkept.help.iter().map(ToString::to_string).collect::<Vec<_>>()})
+        })
+        .collect()
+    };
     let head = desk.operator.head()?;
     let parent = desk.operator.chapters().iter().find(|chapter| draft.document.parents.first() == Some(chapter.layout.hash()));
     let value = json!({
@@ -271,7 +285,8 @@ fn value(desk: &Desk, draft: &Draft, known: &Known, applied: Option<(&Vec<String
         "note": draft.document.note,
         "layout": layout_value(&draft.layout),
         "plans": forecast.plan_values(),
-        "infeasible": infeasible.collect::<Vec<_>>(),
+        "infeasible": unkept(false),
+        "incomplete": unkept(true),
         "changed": forecast.changed_values(),
         "moving": forecast.moving_value(),
         "trust": parent.map(|parent| trust_lines(&parent.document, &draft.document)),

@@ -48,7 +48,7 @@ pub struct PolicyFlags {
     /// What far means [default: 700]
     #[arg(long, value_name = "KM")]
     min_distance_km: Option<u64>,
-    /// Site that holds a copy if it may
+    /// Has a copy of all if it may; see below
     #[arg(long, value_name = "SITE")]
     home: Option<String>,
     /// OK means: far, full [default: far]
@@ -60,10 +60,10 @@ pub struct PolicyFlags {
     /// [default: any number]
     #[arg(long, value_name = "N")]
     max_copies_per_provider: Option<u8>,
-    /// enforce, warn, off [default: enforce]
+    /// Nearer than claimed: enforce, warn, off
     #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]
     verify_distance: Option<Verify>,
-    /// refuse, queue [default: refuse]
+    /// Not far now: refuse, queue
     #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]
     degraded_writes: Option<Degraded>,
 }
@@ -100,7 +100,8 @@ impl PolicyFlags {
                 Some(Level::Far) => Durability::Far,
                 None => default.level,
             },
-            home: self.home.clone().or_else(|| default.home.clone()),
+            // As in a node's file, an empty one is none.
+            home: self.home.clone().or_else(|| default.home.clone()).filter(|home| !home.is_empty()),
             countries: if self.countries.is_empty() {
                 default.countries.clone()
             } else {
@@ -182,7 +183,9 @@ mod tests {
         let default = Policy { home: Some("strasbourg".into()), verify_distance: VerifyDistance::Off, ..Policy::default() };
         let flags = PolicyFlags { degraded_writes: Some(Degraded::Queue), ..PolicyFlags::default() };
         let policy = flags.changing(&default).unwrap();
-        assert_eq!(policy, Policy { degraded_writes: DegradedWrites::Queue, ..default });
+        assert_eq!(policy, Policy { degraded_writes: DegradedWrites::Queue, ..default.clone() });
+        let homeless = PolicyFlags { home: Some(String::new()), ..PolicyFlags::default() };
+        assert!(homeless.given() && homeless.changing(&default).unwrap().home.is_none(), "and a home can be taken away");
     }
 
     #[test]

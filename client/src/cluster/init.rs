@@ -19,7 +19,8 @@ use afar_model::{
     document::PublicKey,
     layout::{Duty, Layout, Node, Site, is_name},
     limits,
-    placement::{Geography, Placement},
+    placement::Geography,
+    plan,
     policy::Policy,
 };
 use std::{
@@ -133,9 +134,11 @@ impl Blueprint {
             }
         };
         if let Some(layout) = layout.as_ref()
-            && let Err(infeasible) = Placement::new(&self.policy, &Geography::claimed(layout))
+            && let Some(unmet) = plan::unmet(&self.policy, &Geography::claimed(layout))
         {
-            problems.push(format!("the policy cannot be kept: {infeasible}"));
+            let help = plan::sentence(&plan::suggest(&self.policy, &Geography::claimed(layout)));
+            let help = if help.is_empty() { help } else { format!("; would help: {help}") };
+            problems.push(format!("the policy cannot be kept: {}{help}", unmet.why));
         }
         if problems.is_empty() {
             return Ok(());
@@ -342,6 +345,8 @@ pub fn client_env(endpoints: impl Iterator<Item = String>, key: &AdminKey, folde
         ("AFAR_ACCESS_KEY_ID", key.access_key_id.clone()),
         ("AFAR_SECRET_ACCESS_KEY", key.secret_access_key.clone()),
         ("AFAR_CA_FILE", folder.join("client/ca.crt").display().to_string()),
+        // For the commands that change the layout, which need more of the folder than this file.
+        ("AFAR_CLUSTER_DIR", folder.display().to_string()),
     ])
 }
 
@@ -421,6 +426,7 @@ mod tests {
         let key = AdminKey::read(&target.join("client/admin.key")).unwrap();
         let env = fs::read_to_string(target.join("client/env")).unwrap();
         assert!(env.contains(&format!("export AFAR_ACCESS_KEY_ID='{}'\n", key.access_key_id)), "{env}");
+        assert!(env.contains(&format!("export AFAR_CLUSTER_DIR='{}'\n", target.display())), "where layouts are changed: {env}");
         assert_eq!(fs::read_dir(folder.path().join("new")).unwrap().count(), 1, "no leftovers");
     }
 

@@ -16,7 +16,7 @@ use afar_model::{
     document::{Chain, Chapter, Document, LayoutHash, PublicKey, Refused, ShortHash, Signature, Signed},
     id::BucketId,
     layout::{Duty, Layout, NodeIndex},
-    placement::{Geography, Infeasible, Partition, Placement},
+    placement::{Geography, Partition, Placement},
     plan,
     policy::Policy,
     units::UnixMillis,
@@ -184,10 +184,52 @@ pub struct Draft {
     pub layout: Layout,
     /// For each policy in use.
     pub plans: Vec<Planned>,
-    /// Policies that cannot be met, and the buckets that have them.
-    pub infeasible: Vec<(Vec<String>, Policy, Infeasible)>,
+    /// Policies that could not be kept whole.
+    pub unkept: Vec<Unkept>,
     /// Buckets whose promise it alters.
     pub changed: Vec<Repromised>,
+}
+
+impl Draft {
+    /// Policies for whose sake the change must not be made; none if it may.
+    pub fn refused(&self) -> impl Iterator<Item = &Unkept> {
+        self.unkept.iter().filter(|unkept| unkept.refused)
+    }
+}
+
+/// A policy that a layout could not keep whole.
+#[derive(Debug, Clone)]
+pub struct Unkept {
+    /// It.
+    pub policy: Policy,
+    /// Buckets that have it; none: those to come.
+    pub buckets: Vec<String>,
+    /// Whether copies would be far all the same, only fewer than it asks for.
+    pub far: bool,
+    /// What conflicts.
+    pub why: String,
+    /// The smallest changes that would help; may be empty.
+    pub help: Vec<plan::Suggestion>,
+    /// Whether that speaks against the change. It does not if it was so before for buckets that do not exist yet (a cluster grows
+    /// site by site), if a loss is only being said, or if a copy is missing of what was promised before.
+    pub refused: bool,
+}
+
+impl Unkept {
+    /// `buckets a, b could not be kept: …`.
+    pub fn words(&self) -> String {
+        let who = match self.buckets.as_slice() {
+            [] => "new buckets".to_owned(),
+            [bucket] => format!("bucket {bucket}"),
+            buckets => format!("buckets {}", buckets.join(", ")),
+        };
+        let how = match (self.far, self.refused) {
+            (true, _) => " whole",
+            (false, true) => " any more",
+            (false, false) => "",
+        };
+        format!("{who} could not be kept{how}: {}", self.why)
+    }
 }
 
 /// What a draft means for one policy.
@@ -245,7 +287,7 @@ impl Operator {
         let path = folder.join("layout/chain");
         let bytes = fs::read(&path).map_err(|error| {
             Error::usage(format!("{}: {error}", path.display())).hint(
-                "name the folder that `afar cluster init` made with --dir, or run this in it; a cluster without nodes has no layout \
+                "name the folder that `afar cluster init` made with --dir or AFAR_CLUSTER_DIR; a cluster without nodes has no layout \
                  yet, and one that an earlier version made must be adopted first (`afar cluster adopt`)",
             )
         })?;
@@ -506,28 +548,41 @@ impl Operator {
             _ => 0,
         };
         let weights: Vec<u64> = layout.node_indexes().map(weight).collect();
-        let (mut plans, mut infeasible) = (Vec::new(), Vec::new());
+        let (mut plans, mut unkept) = (Vec::new(), Vec::new());
         let present = |policy: &Policy| {
             let name = |node: NodeIndex| layout.node_named(head.layout.node_name(node));
             effective(policy, &head.layout).and_then(|previous| previous.renumbered(name).ok())
         };
-        for (policy, buckets) in policies_in_use(&document, head, said).into_iter().filter(|(policy, _)| wanted(policy)) {
+        let repromised = repromised(&document, said);
+        let anew = |policy: &Policy| repromised.iter().any(|(_, _, after)| after.placement_key() == policy.placement_key());
+        let lost = gives_up(&document, &head.document);
+        for (policy, buckets) in policies_in_use(&document, head, said).into_iter().filter(|(policy, _)| wanted(policy) || anew(policy)) {
+            if let Some(unmet) = plan::unmet(&policy, &geography) {
+                let was_possible = || plan::unmet(&policy, &Geography::claimed(&head.layout)).is_none_or(|before| before.far);
+                let refused = match unmet.far {
+                    true => anew(&policy) && document.parents.len() < 2,
+                    false => !lost && (!buckets.is_empty() || was_possible()),
+                };
+                let (help, policy) = (plan::suggest(&policy, &geography), policy.clone());
+                unkept.push(Unkept { policy, buckets: buckets.clone(), far: unmet.far, why: unmet.why, help, refused });
+            }
+            if !wanted(&policy) {
+                continue;
+            }
             let previous = present(&kept_now(&policy, &buckets, head, said));
-            match plan::assign(&policy, &geography, &weights, layout.partitions(), previous.as_ref()) {
-                Ok(assignment) => {
-                    document.plans.push((policy.clone(), assignment.clone()));
-                    plans.push(Planned { policy, buckets, previous, assignment });
-                }
-                Err(why) => infeasible.push((buckets, policy, why)),
+            // What can be assigned nowhere is among the above.
+            if let Ok(assignment) = plan::assign(&policy, &geography, &weights, layout.partitions(), previous.as_ref()) {
+                document.plans.push((policy.clone(), assignment.clone()));
+                plans.push(Planned { policy, buckets, previous, assignment });
             }
         }
         let layout = document.layout([0; 32]).map_err(words)?;
-        let changed = repromised(&document, said).into_iter().map(|(bucket, before, after)| {
+        let changed = repromised.into_iter().map(|(bucket, before, after)| {
             let (previous, assignment) = (present(&before), effective(&after, &layout));
             Repromised { bucket, before, after, previous, assignment }
         });
         let changed = changed.collect();
-        Ok(Draft { document, layout, plans, infeasible, changed })
+        Ok(Draft { document, layout, plans, unkept, changed })
     }
 
     /// Has every node that answers check a signed layout, then sends it to all of them; one refusal stops it. Answers who has
@@ -570,6 +625,14 @@ impl Operator {
         have.dedup();
         Ok((have, silent))
     }
+}
+
+/// Whether a document says that somebody who took part is lost: that is no choice, so what it costs is no reason to refuse it.
+fn gives_up(document: &Document, before: &Document) -> bool {
+    let site = |name: &str| before.sites.iter().any(|was| was.name == name && was.duty != Duty::Lost);
+    let node = |name: &str| before.nodes.iter().any(|was| was.name == name && was.duty.is_member());
+    document.sites.iter().any(|now| now.duty == Duty::Lost && site(&now.name))
+        || document.nodes.iter().any(|now| now.duty == Duty::Lost && node(&now.name))
 }
 
 /// Where the data of a group of buckets are now: by the policy that they shall have, if one of them has it already or it is
@@ -803,6 +866,71 @@ mod tests {
         let draft = operator.plan_only(document, &said, &[Policy::default()]).unwrap();
         assert_eq!(moves(draft.changed.first().unwrap()), []);
         assert_eq!(draft.document.promises, [(BOX, Policy::default())]);
+    }
+
+    fn refusals(draft: &Draft) -> Vec<String> {
+        draft.refused().map(Unkept::words).collect()
+    }
+
+    #[test]
+    fn a_promise_that_nobody_could_keep_whole_is_refused() {
+        let (_folder, mut operator) = operator();
+        let nine = Policy { copies: 9, ..Policy::default() };
+        let promised = |operator: &Operator, policy: &Policy, was: &Policy| {
+            let said = [said(operator, "warsaw", &[(BOX, "box", was.clone())])];
+            let mut document = operator.change("more copies").unwrap();
+            document.promise(BOX, policy.clone());
+            operator.plan_only(document, &said, std::slice::from_ref(policy)).unwrap()
+        };
+        assert_eq!(refusals(&promised(&operator, &three(), &Policy::default())), Vec::<String>::new());
+        let draft = promised(&operator, &nine, &Policy::default());
+        assert_eq!(refusals(&draft), ["bucket box could not be kept whole: 9 copies cannot be had: only 3 sites have a node"]);
+        assert_eq!(plan::sentence(&draft.unkept[0].help), "lower copies from 9 to 3");
+        // It is so already, and planned for: what is promised anew counts all the same.
+        apply(&mut operator, &draft.document);
+        assert_eq!(refusals(&promised(&operator, &nine, &three())).len(), 1);
+        assert_eq!(refusals(&promised(&operator, &nine, &nine)), Vec::<String>::new(), "nothing is promised anew");
+    }
+
+    #[test]
+    fn a_copy_that_leaves_with_its_site_is_told_of() {
+        let (_folder, operator) = operator();
+        let said = [said(&operator, "warsaw", &[(BOX, "box", three())])];
+        let mut document = operator.change("roubaix leaves").unwrap();
+        document.nodes.iter_mut().filter(|node| node.name == "roubaix").for_each(|node| node.duty = Duty::Draining);
+        let draft = operator.plan(document, &said).unwrap();
+        let told: Vec<String> = draft.unkept.iter().map(Unkept::words).collect();
+        assert_eq!(told, ["bucket box could not be kept whole: 3 copies cannot be had: only 2 sites have a node"]);
+        assert_eq!(refusals(&draft), Vec::<String>::new());
+    }
+
+    #[test]
+    fn who_leaves_nobody_far_may_not_leave_but_may_be_lost() {
+        let (_folder, operator) = operator();
+        let without_warsaw = |duty: Duty, buckets: &[(BucketId, &str, Policy)]| {
+            let mut document = operator.change("warsaw").unwrap();
+            document.nodes.iter_mut().filter(|node| node.name == "warsaw").for_each(|node| node.duty = duty);
+            refusals(&operator.plan(document, &[said(&operator, "warsaw", buckets)]).unwrap())
+        };
+        let kept = [(BOX, "box", Policy::default())];
+        let drained = without_warsaw(Duty::Draining, &kept);
+        assert!(drained.len() == 1 && drained[0].starts_with("bucket box could not be kept any more: no 2 sites"), "{drained:?}");
+        assert_eq!(without_warsaw(Duty::Draining, &[]).len(), 1, "nor could any bucket to come");
+        assert_eq!(without_warsaw(Duty::Lost, &kept), Vec::<String>::new(), "a loss is no choice");
+    }
+
+    #[test]
+    fn a_cluster_grows_site_by_site() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("layout")).unwrap();
+        let (sites, nodes) = (examples::three_sites().unwrap().sites().to_vec(), examples::three_sites().unwrap().nodes().to_vec());
+        let alone = Layout::new(1, 64, sites[..1].to_vec(), nodes[..1].to_vec()).unwrap();
+        let operator = Operator::begin(folder.path(), "demo", alone, Vec::new()).unwrap();
+        let mut document = operator.change("add roubaix").unwrap();
+        (document.sites, document.nodes) = (sites[..2].to_vec(), nodes[..2].to_vec());
+        document.custodians.push([1; 32]);
+        let draft = operator.plan(document, &[said(&operator, "strasbourg", &[])]).unwrap();
+        assert_eq!((draft.unkept.len(), refusals(&draft).len()), (1, 0), "the two are near, and the third is on its way");
     }
 
     #[test]

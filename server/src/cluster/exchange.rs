@@ -12,7 +12,8 @@ use afar_model::{
     document::{self, Chain, Chapter, Document, LayoutHash, Refused, ShortHash},
     id::Incarnation,
     layout::{Duty, NodeIndex},
-    placement::{Geography, Placement},
+    placement::Geography,
+    plan,
 };
 use afar_proto::{convert, v1, v1::layouts_client::LayoutsClient};
 use bytes::Bytes;
@@ -154,8 +155,12 @@ impl Node {
         let present = self.buckets.present();
         for bucket in present.buckets.values().filter(|_| !lost) {
             let policy = next.layout.promise(&bucket.id).unwrap_or(bucket.policy());
-            if let Err(why) = Placement::new(policy, &Geography::claimed(&next.layout)) {
-                problems.push(format!("bucket {:?} could not be kept any more: {why}", bucket.name));
+            let Some(unmet) = plan::unmet(policy, &Geography::claimed(&next.layout)) else { continue };
+            // A copy that is missing because its site has left is told of by status. To promise it anew would be to promise what
+            // nobody can keep; but a merge, which ends a conflict, takes a side's promises as they are.
+            if !unmet.far || (policy != bucket.policy() && next.document.parents.len() < 2) {
+                let more = if unmet.far { "" } else { " any more" };
+                problems.push(format!("bucket {:?} could not be kept{more}: {}", bucket.name, unmet.why));
             }
         }
         problems

@@ -20,11 +20,12 @@ use crate::{
     },
 };
 use afar_model::{
+    coverage,
     hlc::Stamp,
     id::{RecordId, UploadId},
     layout::{NodeIndex, SiteIndex},
     placement::Partition,
-    policy::Durability,
+    policy::{DegradedWrites, Durability},
     record::{Record, RecordKey, RecordKind, VersionEntry},
 };
 use afar_proto::{convert, v1};
@@ -58,7 +59,11 @@ pub struct Committed {
 /// If that is not far, and the bucket does not queue: with the sites that were considered.
 pub fn targets(node: &Node, bucket: &Bucket, partition: Partition, excluded: &BTreeSet<NodeIndex>) -> Result<Targets, ObjectError> {
     let refuted = node.peers.refuted();
-    bucket.now().placement.as_ref().map_err(|why| ObjectError::NotFar(why.to_string()))?;
+    bucket.now().placement.as_ref().map_err(|why| {
+        // No site that comes back changes that.
+        let help = "add a site that is far enough away (`afar node add`); `afar layout plan` says what else would help".to_owned();
+        ObjectError::NotFar { why: why.to_string(), help }
+    })?;
     let usable = |candidate| !excluded.contains(&candidate) && node.can_store(candidate);
     let chosen = targets::choose(bucket, &refuted, partition, &usable);
     let far = chosen.level >= Some(Durability::Far);
@@ -88,7 +93,7 @@ fn refusal(node: &Node, bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteInde
     let layout = &bucket.now().layout;
     let eligible = bucket.eligible();
     let mut parts = Vec::new();
-    let mut up = Vec::new();
+    let (mut up, mut away) = (Vec::new(), Vec::new());
     for site in layout.site_indexes() {
         let nodes: Vec<NodeIndex> = layout.nodes_at(site).collect();
         let name = layout.site_name(site);
@@ -100,6 +105,7 @@ fn refusal(node: &Node, bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteInde
             up.push(site);
             parts.push(format!("{name}: up"));
         } else {
+            away.push(name);
             parts.push(format!("{name}: {}", node.why_unusable(&nodes)));
         }
     }
@@ -110,7 +116,26 @@ fn refusal(node: &Node, bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteInde
         }
     }
     let want = format!("the policy wants {} sites at least {} apart", bucket.policy().far_copies, bucket.policy().min_distance);
-    ObjectError::NotFar(format!("{want}; {}", parts.join("; ")))
+    let may_queue = |n: &NodeIndex| node.can_store(*n) && coverage::may_queue(bucket.policy(), layout, *n);
+    let alone = bucket.policy().degraded_writes == DegradedWrites::Refuse && eligible.iter().any(may_queue);
+    ObjectError::NotFar { why: format!("{want}; {}", parts.join("; ")), help: help(&away, alone.then_some(bucket.name.as_str())) }
+}
+
+/// What ends a refusal: that somebody comes back. To queue is the last resort, told only of a bucket that could; and not even that
+/// takes this write, for every node must have heard of it before.
+fn help(away: &[&str], could_queue: Option<&str>) -> String {
+    if away.is_empty() {
+        return "`afar doctor` measures the ways between the sites; correct a wrong place (`afar site set`), or add a site (`afar node add`)"
+            .to_owned();
+    }
+    let back = format!("bring back {}: `afar status -x` shows what is wrong", away.join(" or "));
+    match could_queue {
+        Some(bucket) => format!(
+            "{back}; before the next outage, if it is better to take writes that a fire at one site would lose: \
+             `afar bucket set {bucket} --degraded-writes queue`"
+        ),
+        None => back,
+    }
 }
 
 /// What is being committed.
@@ -361,7 +386,7 @@ impl Commit<'_> {
 
     fn after(&self, anywhere: bool, error: ObjectError, failures: &str) -> ObjectError {
         match error {
-            ObjectError::NotFar(why) if !anywhere && failures.is_empty() => ObjectError::NotFar(why),
+            refused @ ObjectError::NotFar { .. } if !anywhere && failures.is_empty() => refused,
             error if anywhere => ObjectError::maybe(format!("{error} ({failures})")),
             error => ObjectError::unavailable(format!("{error} ({failures})")),
         }
@@ -421,7 +446,7 @@ pub fn debts(node: &Node, to: &[NodeIndex], keys: &[(RecordKey, RecordKind, u32)
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use afar_model::policy::{DegradedWrites, Policy};
+    use afar_model::policy::Policy;
 
     const STRASBOURG: NodeIndex = NodeIndex(0);
     const ROUBAIX: NodeIndex = NodeIndex(1);
@@ -442,6 +467,15 @@ mod tests {
         assert!(local(&[ROUBAIX, WARSAW]), "far is found by any reader");
         let homeless = Policy { home: None, ..policy.clone() };
         assert!(acknowledged(&homeless, &[ROUBAIX], Durability::Local), "without a home every node is asked");
+    }
+
+    #[test]
+    fn to_queue_is_advised_only_of_a_bucket_that_could_and_last() {
+        let could = help(&["warsaw", "madrid"], Some("docs"));
+        let (back, queue) = (could.find("bring back warsaw or madrid").unwrap(), could.find("afar bucket set docs").unwrap());
+        assert!(back < queue && could.is_ascii(), "{could}");
+        assert!(!help(&["warsaw"], None).contains("queue"), "it does already, or nobody who could is there");
+        assert!(!help(&[], Some("docs")).contains("queue"), "who comes back would make nothing far");
     }
 
     #[test]

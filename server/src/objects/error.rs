@@ -35,11 +35,21 @@ pub enum ObjectError {
     #[error("{0}")]
     Integrity(String),
     /// Exit 5: the write cannot be far away now, so it was refused.
-    #[error("refused: the write cannot be far away now: {0}")]
-    NotFar(String),
-    /// Exit 5: no bucket could ever be kept like that at these sites.
-    #[error("no bucket can be kept like that: {0}")]
-    Infeasible(String),
+    #[error("refused: the write cannot be far away now: {why}")]
+    NotFar {
+        /// Which sites were considered, and why each failed.
+        why: String,
+        /// What to do.
+        help: String,
+    },
+    /// Exit 5: no bucket can be kept whole like that at these sites.
+    #[error("no bucket can be kept like that: {why}")]
+    Infeasible {
+        /// What conflicts.
+        why: String,
+        /// The smallest changes that help; empty if none of the usual does.
+        help: String,
+    },
     /// Exit 14. `maybe`: it may still take effect later.
     #[error("{why}")]
     Unavailable {
@@ -96,13 +106,19 @@ impl ObjectError {
         Self::Unavailable { why: format!("{why}; the write may still take effect later: repeat it, or look"), maybe: true }
     }
 
+    /// Refused, for a reason that no bucket's policy can change.
+    pub fn not_far(why: impl Into<String>) -> Self {
+        let help = "bring back the sites that do not answer: `afar status -x` shows what is wrong with each".to_owned();
+        Self::NotFar { why: why.into(), help }
+    }
+
     /// The exit code that the command line's contract names.
     pub const fn exit(&self) -> u8 {
         match self {
             Self::NoSuchBucket(_) | Self::NoSuchObject { .. } | Self::NoSuchKey(_) => 10,
             Self::Key(_) | Self::BucketName(_) | Self::Invalid(_) => 2,
             Self::Mismatch(_) | Self::Integrity(_) => 4,
-            Self::NotFar(_) | Self::Infeasible(_) => 5,
+            Self::NotFar { .. } | Self::Infeasible { .. } => 5,
             Self::Unavailable { .. } => 14,
             Self::Busy(_) => 11,
             Self::NoSpace(_) => 13,
@@ -111,21 +127,24 @@ impl ObjectError {
         }
     }
 
-    /// What to do about it, in the command line's words. ASCII, for it travels in a header.
+    /// What to do about it, in the command line's words (`afar COMMAND`: whichever it was). ASCII, for it travels in a header.
     pub fn hint(&self) -> String {
         let hint = match self {
             Self::NoSuchBucket(_) => "`afar ls` shows the buckets that there are, `afar bucket create NAME` makes one",
-            Self::NoSuchObject { .. } => "`afar ls -r BUCKET` shows the keys that there are, with --versions older versions too",
+            Self::NoSuchObject { bucket, .. } => {
+                return format!("`afar ls -r {bucket}` shows the keys that there are, with --versions older versions too");
+            }
             Self::NoSuchKey(_) => "`afar key ls` shows the access keys that there are",
             Self::Key(_) => "give it another key: `afar put FILE BUCKET/KEY`",
             Self::BucketName(_) => "choose a name of 3 to 63 of a-z, 0-9, '-' and '.'",
             Self::Invalid(_) => "`afar COMMAND --help` shows what is expected",
             Self::Mismatch(_) => "put it again; if that recurs, check the memory of the machine that it comes from",
             Self::Integrity(_) => "keep every disk that ever held a copy, and see what `afar status -x` says",
-            Self::NotFar(_) => {
-                "`afar status` shows which sites answer; a bucket made with --degraded-writes queue takes such writes, and says so"
+            Self::NotFar { help, .. } => return help.clone(),
+            Self::Infeasible { help, .. } if !help.is_empty() => return help.clone(),
+            Self::Infeasible { .. } => {
+                "ask for fewer copies or a smaller distance, or add a site; `afar status` shows the sites that there are"
             }
-            Self::Infeasible(_) => "ask for fewer copies or a smaller distance, or add a site",
             Self::Unavailable { .. } => "retry later; `afar status` shows which nodes answer",
             Self::Busy(_) => "retry later, or put fewer files at once (--jobs)",
             Self::NoSpace(_) => "add a disk or a node, or free space; `afar status` shows which node is full",
@@ -163,8 +182,10 @@ mod tests {
             (ObjectError::Invalid(text()), 2, "--help"),
             (ObjectError::Mismatch(text()), 4, "again"),
             (ObjectError::Integrity(text()), 4, "disk"),
-            (ObjectError::NotFar(text()), 5, "--degraded-writes queue"),
-            (ObjectError::Infeasible(text()), 5, "distance"),
+            (ObjectError::not_far("x"), 5, "bring back"),
+            (ObjectError::NotFar { why: text(), help: "start warsaw".into() }, 5, "start warsaw"),
+            (ObjectError::Infeasible { why: text(), help: String::new() }, 5, "distance"),
+            (ObjectError::Infeasible { why: text(), help: "lower copies from 9 to 3".into() }, 5, "from 9 to 3"),
             (ObjectError::unavailable("x"), 14, "retry later"),
             (ObjectError::maybe("x"), 14, "retry later"),
             (ObjectError::Busy(text()), 11, "retry later"),

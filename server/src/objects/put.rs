@@ -401,7 +401,7 @@ impl Put {
     /// If somebody had no room, that is the reason.
     fn because(&self, error: ObjectError) -> ObjectError {
         match (&error, &self.full) {
-            (ObjectError::NotFar(_) | ObjectError::Unavailable { .. }, Some(full)) => {
+            (ObjectError::NotFar { .. } | ObjectError::Unavailable { .. }, Some(full)) => {
                 ObjectError::NoSpace(format!("no room for a far copy: {full}"))
             }
             _ => error,

@@ -13,7 +13,8 @@ use afar_model::{
     id::{BucketId, RecordId},
     layout::NodeIndex,
     limits::SHARDS_DEFAULT,
-    placement::{Geography, Placement, level, sites_of},
+    placement::{Geography, level, sites_of},
+    plan,
     policy::{Durability, Policy},
     record::{Grant, Record, RecordKind, Setting, check_bucket_name},
 };
@@ -28,9 +29,7 @@ pub async fn create_bucket(node: &Arc<Node>, caller: &Caller, name: &str, policy
     admin(caller)?;
     check_bucket_name(name)?;
     let policy = policy.unwrap_or_else(|| node.default_policy());
-    let refuted = node.peers.refuted();
-    let layout = node.layout();
-    Placement::new(&policy, &Geography { layout: &layout, refuted: &refuted }).map_err(|why| ObjectError::Infeasible(why.to_string()))?;
+    refuse_unmet(node, &policy).await?;
     if node.buckets.find(name)?.is_some() {
         return Err(taken(name));
     }
@@ -44,6 +43,22 @@ pub async fn create_bucket(node: &Arc<Node>, caller: &Caller, name: &str, policy
         return Err(taken(name));
     }
     node.buckets.get(&id).ok_or_else(|| ObjectError::Internal("the bucket was made but is not visible here yet".into()))
+}
+
+/// A bucket that could never have all its copies would be reported as broken for its whole life. One that had them and lost
+/// them with a site is another matter: that is what status is for.
+async fn refuse_unmet(node: &Arc<Node>, policy: &Policy) -> Result<(), ObjectError> {
+    let (policy, layout, refuted) = (policy.clone(), node.layout(), node.peers.refuted());
+    // To look for what would help takes a while.
+    let look = move || {
+        let geography = Geography { layout: &layout, refuted: &refuted };
+        plan::unmet(&policy, &geography).map(|unmet| (unmet.why, plan::sentence(&plan::suggest(&policy, &geography))))
+    };
+    match node.lifecycle.blocking("look whether a policy can be met", look).await {
+        Some(None) => Ok(()),
+        Some(Some((why, help))) => Err(ObjectError::Infeasible { why, help }),
+        None => Err(ObjectError::unavailable("the node is ending")),
+    }
 }
 
 /// Calls a bucket something else. What is in it stays where it is.
@@ -169,7 +184,7 @@ async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<
         let why = format!(
             "settings must be on every node, or at two sites that count as {far} apart under the cluster's default policy, and neither can be had"
         );
-        return Err(ObjectError::NotFar(why));
+        return Err(ObjectError::not_far(why));
     }
     let record = Record::new(RecordKind::Setting, BucketId::SYSTEM, setting.encode());
     let copies = targets.iter().map(|n| copy_to(node, *n, std::slice::from_ref(&record), Purpose::Repair, LaneKind::Small));

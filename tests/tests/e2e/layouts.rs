@@ -78,6 +78,12 @@ fn rule_21_a_node_joins_hands_over_and_leaves_while_everything_is_read_back() {
     load.go_on(20);
     operator.wait_in_force(&cluster);
     wait_empty(&load, "warsaw");
+    until("it says that it is done", SETTLE_MAX, || {
+        // To say it again signs nothing.
+        let said = operator.ask(&["node", "drain", "warsaw"]);
+        assert_eq!(said["applied"], false, "{said}");
+        if said["draining"][0]["done"] == true { Ok(()) } else { Err(said.to_string()) }
+    });
     until("the drain is done", SETTLE_MAX, || {
         let ran = operator.try_change(&["node", "remove", "warsaw"]);
         if ran.code == 0 { Ok(()) } else { Err(ran.to_string()) }
@@ -197,13 +203,20 @@ fn what_makes_no_sense_is_refused_before_anything_happens() {
     assert!(unknown.text().contains("strasbourg, roubaix, warsaw"), "it says which there are: {unknown}");
     assert!(!std::path::Path::new(&bundle).exists(), "nothing is left behind");
 
-    // Without Warsaw no two sites are far apart: the dry run says so, and what would help; nodes refuse it.
+    // Without Warsaw no two sites are far apart: that is refused with what would help, looked at or meant; and nodes refuse it.
     let dry = operator.run(&["node", "drain", "warsaw", "--dry-run"]).expect(5).json();
     let infeasible = &dry["infeasible"][0];
     assert!(infeasible["why"].as_str().is_some_and(|why| why.contains("405.8")), "{dry}");
     assert!(infeasible["suggestions"].as_array().is_some_and(|found| !found.is_empty()), "{dry}");
-    let refused = operator.try_change(&["node", "drain", "warsaw"]).expect(1);
-    assert!(refused.text().contains("could not be kept any more") && refused.text().contains("not applied"), "{refused}");
+    for meant in [["node", "drain", "warsaw"], ["site", "drain", "warsaw"]] {
+        let refused = operator.try_change(&meant).expect(5);
+        assert!(refused.text().contains("could not be kept any more") && refused.text().contains("not applied"), "{refused}");
+    }
+    let drains = |document: &mut afar_model::document::Document| {
+        document.nodes.iter_mut().filter(|node| node.name == "warsaw").for_each(|node| node.duty = afar_model::layout::Duty::Draining);
+    };
+    let refused = operator.apply(&cluster, drains).unwrap_err().to_string();
+    assert!(refused.contains("could not be kept any more") && refused.contains("not every node would take it"), "{refused}");
     assert_eq!(operator.version(), 1, "nothing has changed");
 
     // A certificate of another authority opens nothing.

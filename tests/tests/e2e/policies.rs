@@ -1,9 +1,11 @@
 //! Far means far: what is refused and why, what is queued and how it shows, what stays inside a policy.
 use crate::common::{Known, MIB, chunks_on_disk, put_bytes, try_put_bytes, wait_alone};
+use afar_model::policy::{Policy, VerifyDistance};
 use afar_tests::{
     cluster::{Cluster, ROUBAIX, STRASBOURG, Setup, THREE},
     data,
     limits::SETTLE_MAX,
+    operator::Operator,
     wait::until,
 };
 
@@ -18,6 +20,11 @@ fn a_write_that_cannot_be_far_is_refused_and_says_why() {
     for word in ["strasbourg", "roubaix", "warsaw", "405.8", "700"] {
         assert!(text.contains(word), "the refusal should name {word:?}: {text}");
     }
+    // What helps is that Warsaw comes back; to queue is the last resort, and no word of it where it is none.
+    let (back, queue) = (text.find("bring back warsaw"), text.find("afar bucket set far --degraded-writes queue"));
+    assert!(refused.code == 14 || (back.is_some() && queue > back), "{text}");
+    let refused = afar.run(&["key", "create", "k", "--read"]).expect_one_of(&[0, 5, 14]);
+    assert!(!refused.text().contains("queue"), "{refused}");
     afar.run(&["cat", "far/a"]).expect(10);
 }
 
@@ -27,6 +34,39 @@ fn a_policy_that_no_layout_of_these_sites_can_keep_is_refused_with_the_distances
     let refused = cluster.afar().run(&["bucket", "create", "moon", "--min-distance-km", "1300"]);
     assert_ne!(refused.code, 0, "{refused}");
     assert!(refused.text().contains("1024.8") || refused.text().contains("1247.9"), "{refused}");
+}
+
+#[test]
+fn a_policy_that_these_sites_cannot_keep_whole_is_refused_with_the_smallest_change_that_helps() {
+    let cluster = Cluster::three();
+    let (afar, operator) = (cluster.afar(), Operator::of(&cluster));
+    cluster.bucket("kept", &[]);
+    let refused = afar.run(&["bucket", "create", "many", "--copies", "9"]).expect(5);
+    for said in ["9 copies cannot be had: only 3 sites have a node", "lower copies from 9 to 3"] {
+        assert!(refused.text().contains(said), "{refused}");
+    }
+    let set = ["bucket", "set", "kept", "--copies", "9"];
+    let looked = operator.run(&[&set[..], &["--dry-run"]].concat()).expect(5).json();
+    assert_eq!(
+        (&looked["incomplete"][0]["refused"], &looked["incomplete"][0]["suggestions"][0]),
+        (&true.into(), &"lower copies from 9 to 3".into()),
+        "{looked}"
+    );
+    let refused = operator.try_change(&set).expect(5);
+    assert!(refused.text().contains("bucket kept could not be kept whole") && refused.text().contains("from 9 to 3"), "{refused}");
+    // Nor does a node take it from a client that does not look.
+    let bucket = afar.ok(&["bucket", "ls", "--json"]).json()[0]["id"].as_str().unwrap().parse().unwrap();
+    let nine = Policy { copies: 9, verify_distance: VerifyDistance::Off, ..Policy::default() };
+    let refused = operator.apply(&cluster, |document| document.promise(bucket, nine)).unwrap_err();
+    assert!(refused.to_string().contains("\"kept\" could not be kept: 9 copies cannot be had"), "{refused}");
+    // All three sites can be had.
+    afar.ok(&["bucket", "create", "three", "--copies", "3"]);
+    operator.change(&["bucket", "set", "kept", "--copies", "3"]);
+    until("both have three", SETTLE_MAX, || {
+        let buckets = afar.ok(&["bucket", "ls", "--json"]).json();
+        let three = buckets.as_array().is_some_and(|all| all.iter().all(|bucket| bucket["policy"]["copies"] == 3));
+        if three { Ok(()) } else { Err(buckets.to_string()) }
+    });
 }
 
 #[test]

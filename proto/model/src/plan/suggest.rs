@@ -8,7 +8,7 @@ use crate::{
     countries,
     geo::Coordinates,
     layout::{Duty, Layout, Node, Site, SiteIndex},
-    placement::{Geography, allowed, violations},
+    placement::{Geography, Placement, allowed, violations},
     policy::Policy,
     units::Metres,
 };
@@ -16,6 +16,8 @@ use std::{collections::BTreeSet, fmt};
 
 /// At most this many suggestions: more are no advice.
 const SUGGESTIONS_MAX: usize = 6;
+/// So many of them are said where there is little room.
+const ADVISED: usize = 3;
 /// A distance below this is not worth the name.
 const DISTANCE_MIN: Metres = Metres::from_km(1);
 /// A new site this near to one that exists would be the same place.
@@ -165,6 +167,38 @@ impl fmt::Display for Suggestion {
         }
         Ok(())
     }
+}
+
+/// That a layout cannot keep a policy with all its copies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmet {
+    /// Whether copies would be far all the same, only fewer than it asks for; else nothing could be acknowledged.
+    pub far: bool,
+    /// What conflicts.
+    pub why: String,
+}
+
+/// Whether a layout cannot keep a policy whole, and why; `None` if it can.
+pub fn unmet(policy: &Policy, geography: &Geography<'_>) -> Option<Unmet> {
+    match Placement::derive(policy, geography) {
+        Ok(placement) if placement.is_complete() => None,
+        Ok(_) => Some(Unmet { far: true, why: together(&conflict(policy, geography)) }),
+        Err(why) => Some(Unmet { far: false, why: why.to_string() }),
+    }
+}
+
+/// The smallest of what [`suggest`] finds, in one sentence; empty if nothing of this kind helps.
+pub fn sentence(found: &[Suggestion]) -> String {
+    found.iter().take(ADVISED).map(ToString::to_string).collect::<Vec<_>>().join("; or ")
+}
+
+/// That demands cannot be met together.
+fn together(needed: &[Constraint]) -> String {
+    let (sites, demands): (Vec<&Constraint>, Vec<&Constraint>) = needed.iter().partition(|one| matches!(one, Constraint::Sites(_)));
+    let words = |some: &[&Constraint]| some.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ");
+    let both = if demands.len() > 1 { " together" } else { "" };
+    let because = if sites.is_empty() { String::new() } else { format!(": {}", words(&sites)) };
+    format!("{} cannot be had{both}{because}", words(&demands))
 }
 
 /// Which demands of a policy conflict: all of these together cannot be met, and without any one of them the others could. If there are fewer

@@ -4,7 +4,7 @@ use afar_model::{
     assignment::Assignment,
     layout::{Layout, NodeIndex, Site, SiteIndex, examples},
     placement::{Geography, Partition, Placement},
-    plan::{Change, Constraint, Move, Survivor, Usable, conflict, moves, suggest, survivors, usable_capacity},
+    plan::{Change, Constraint, Move, Survivor, Usable, conflict, moves, sentence, suggest, survivors, unmet, usable_capacity},
     policy::Policy,
     units::Metres,
 };
@@ -109,6 +109,24 @@ fn rule_22_advice_names_the_smallest_change_first_and_in_plain_words() {
     assert_eq!(conflict(&many, &Geography::claimed(&demo())), [Constraint::Copies(4), Constraint::Sites(3)]);
 
     assert_eq!(advice(&Policy::default()), Vec::<String>::new(), "nothing to advise");
+}
+
+#[test]
+fn what_cannot_be_kept_whole_says_what_conflicts_and_whether_it_would_be_far_all_the_same() {
+    let layout = demo();
+    let asked = |policy: &Policy| {
+        let geography = Geography::claimed(&layout);
+        unmet(policy, &geography).map(|unmet| (unmet.far, unmet.why, sentence(&suggest(policy, &geography))))
+    };
+    assert_eq!(asked(&Policy::default()), None);
+    assert_eq!(asked(&Policy { copies: 3, ..Policy::default() }), None);
+    let many = asked(&Policy { copies: 9, ..Policy::default() }).unwrap();
+    assert_eq!(many, (true, "9 copies cannot be had: only 3 sites have a node".into(), "lower copies from 9 to 3".into()));
+    let (far, why, advice) = asked(&Policy { countries: vec!["FR".into()], ..Policy::default() }).unwrap();
+    assert!(!far && why.contains("strasbourg-roubaix 405.8 km"), "{why}");
+    assert!(advice.starts_with("allow copies in PL; or "), "{advice}");
+    let (far, why, _) = asked(&Policy { home: Some("paris".into()), ..Policy::default() }).unwrap();
+    assert!(!far && why.contains("paris"), "{why}");
 }
 
 #[test]

@@ -62,7 +62,7 @@ impl From<ObjectError> for Status {
             ObjectError::NoSuchBucket(_) | ObjectError::NoSuchObject { .. } | ObjectError::NoSuchKey(_) => Code::NotFound,
             ObjectError::Key(_) | ObjectError::BucketName(_) | ObjectError::Invalid(_) => Code::InvalidArgument,
             ObjectError::Mismatch(_) | ObjectError::Integrity(_) => Code::DataLoss,
-            ObjectError::NotFar(_) | ObjectError::Infeasible(_) => Code::FailedPrecondition,
+            ObjectError::NotFar { .. } | ObjectError::Infeasible { .. } => Code::FailedPrecondition,
             ObjectError::Unavailable { .. } => Code::Unavailable,
             ObjectError::Busy(_) | ObjectError::NoSpace(_) => Code::ResourceExhausted,
             ObjectError::Exists(_) => Code::AlreadyExists,
@@ -166,7 +166,7 @@ impl Objects for ObjectsService {
             return Err(status(
                 Code::Unimplemented,
                 meta::exit::FAILED,
-                "removing one version is not possible yet: without --version a marker is written",
+                "one version cannot be removed yet: without one a delete marker is written",
             ));
         }
         let upload: UploadId = convert::id("upload", &request.upload).map_err(|error| invalid(&error))?;
