@@ -199,7 +199,7 @@ impl Client {
         }
     }
 
-    /// Hides a key behind a delete marker, or removes one version for good.
+    /// Hides a key behind a delete marker. (To remove one version for good is more than nodes can do yet: they refuse it.)
     ///
     /// # Errors
     /// If there is no such key, or nobody could.

@@ -117,14 +117,14 @@ impl Error {
         Self::new(Kind::Usage, message)
     }
 
-    /// A file or the network of this machine: [`Kind::Failed`].
+    /// A file or the network of this machine: [`Kind::Failed`], or [`Kind::Space`] if its disk is full.
     pub fn io(what: impl fmt::Display, error: &io::Error) -> Self {
-        let failed = Self::new(Kind::Failed, format!("{what}: {error}"));
+        let of = |kind| Self::new(kind, format!("{what}: {error}"));
         match error.kind() {
-            io::ErrorKind::NotFound => failed.hint("check the path"),
-            io::ErrorKind::PermissionDenied => failed.hint("run it as a user who may do that, or change the permissions"),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => failed.hint("free space on this machine"),
-            _ => failed,
+            io::ErrorKind::NotFound => of(Kind::Failed).hint("check the path"),
+            io::ErrorKind::PermissionDenied => of(Kind::Failed).hint("run it as a user who may do that, or change the permissions"),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => of(Kind::Space).hint("free space on this machine"),
+            _ => of(Kind::Failed),
         }
     }
 
@@ -144,6 +144,13 @@ impl Error {
     #[must_use]
     pub fn during(mut self, what: impl fmt::Display) -> Self {
         self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    /// Puts a command's name where the hint says `afar COMMAND`: who wrote the hint, perhaps a node, cannot know it.
+    #[must_use]
+    pub(crate) fn of_command(mut self, name: &str) -> Self {
+        self.hint = self.what_to_do().map(|hint| hint.replace("afar COMMAND", &format!("afar {name}")));
         self
     }
 
@@ -247,9 +254,7 @@ const fn hint_for(kind: Kind) -> Option<&'static str> {
         Kind::Space => Some("free space or add capacity; `afar status` shows which node is full"),
         Kind::Unreachable => Some("retry later; `afar status` shows which nodes answer"),
         Kind::Denied => Some("use a key with that right; `afar key ls` (as an administrator) shows what each may do"),
-        Kind::BelowPolicy => {
-            Some("`afar status` shows which sites answer; a bucket with --degraded-writes queue accepts such writes and says so")
-        }
+        Kind::BelowPolicy => Some("bring back the sites that do not answer: `afar status -x` shows what is wrong with each"),
         Kind::Integrity => Some("do not use these bytes; `afar status -x` shows what is damaged"),
     }
 }
@@ -302,7 +307,7 @@ mod tests {
             (2, "--help"),
             (3, "again"),
             (4, "do not use"),
-            (5, "--degraded-writes"),
+            (5, "bring back"),
             (10, "afar ls"),
             (11, "retry"),
             (12, "AFAR_ACCESS_KEY_ID"),
@@ -320,6 +325,21 @@ mod tests {
             assert_eq!(Error::from_status("e", &status).what_to_do(), Some("do this"), "{exit}");
         }
         assert_eq!(Error::new(Kind::OutputClosed, "").what_to_do(), None);
+    }
+
+    #[test]
+    fn a_full_disk_of_this_machine_is_no_trouble_of_one_file() {
+        let of = |kind: io::ErrorKind| Error::io("x", &kind.into());
+        assert_eq!((of(io::ErrorKind::StorageFull).kind(), of(io::ErrorKind::IsADirectory).kind()), (Kind::Space, Kind::Failed));
+        assert_eq!(of(io::ErrorKind::StorageFull).what_to_do(), Some("free space on this machine"));
+    }
+
+    #[test]
+    fn a_hint_names_the_command_that_it_is_about() {
+        let told = |error: Error| error.of_command("bucket create").what_to_do().map(str::to_owned);
+        assert_eq!(told(Error::usage("no")).as_deref(), Some("`afar bucket create --help` shows what is expected"));
+        assert_eq!(told(Error::usage("no").hint("look")).as_deref(), Some("look"));
+        assert_eq!(told(Error::new(Kind::OutputClosed, "")), None);
     }
 
     #[test]

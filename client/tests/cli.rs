@@ -66,6 +66,8 @@ fn usage_errors_exit_2_with_a_suggestion_and_say_nothing_on_stdout() {
         assert!(ran.stdout.is_empty() && !ran.stderr.is_empty(), "{arguments:?}");
     }
     assert!(run(home.path(), &["pit", "a", "b"]).stderr.contains("'put'"), "did you mean");
+    let named = run(home.path(), &["bucket", "create", "docs", "--copies", "0"]).stderr;
+    assert!(named.contains("`afar bucket create --help`"), "the hint names the command: {named}");
     assert!(run(home.path(), &["put", "--recursve", "a", "b"]).stderr.contains("--recursive"));
 }
 
@@ -137,8 +139,10 @@ fn a_secret_is_fetched_from_a_file_or_a_command_and_never_shown() {
         let output = command.env(name, value).args(arguments).output().unwrap();
         (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
     };
-    let (code, text) = with("AFAR_SECRET_ACCESS_KEY_FILE", secret.to_str().unwrap(), &["ls"]);
-    assert!(code == Some(2) && text.contains("readable by everybody") && text.contains("chmod 600"), "{text}");
+    for command in ["ls", "status", "doctor"] {
+        let (code, text) = with("AFAR_SECRET_ACCESS_KEY_FILE", secret.to_str().unwrap(), &[command]);
+        assert!(code == Some(2) && text.contains("readable by everybody") && text.contains("chmod 600"), "{command}: {text}");
+    }
     let (code, text) = with("AFAR_SECRET_ACCESS_KEY_COMMAND", "echo hush; exit 1", &["ls"]);
     assert!(code == Some(2) && text.contains("AFAR_SECRET_ACCESS_KEY_COMMAND") && !text.contains("hush"), "{text}");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
@@ -249,6 +253,7 @@ fn cluster_init_makes_a_cluster_or_says_what_is_wrong_and_makes_nothing() {
         ("c", &[][..], "not empty"),
         ("d", &["--copies", "0"], "copies"),
         ("d", &["--min-distance-km", "2000"], "cannot be kept"),
+        ("d", &["--copies", "9"], "only 3 sites have a node; would help: lower copies from 9 to 3"),
         ("d", &["--home", "paris"], "paris"),
         ("d", &["--countries", "FR"], "strasbourg-roubaix"),
         ("d", &["--site", "warsaw=0,0,PL"], "two sites are named"),

@@ -10,12 +10,17 @@ use std::time::Instant;
 
 /// Copy an object within the cluster
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  afar cp backups/monday.tar archive/2026/
+  afar ls --versions backups/monday.tar       what was there before, with ids, then
+  afar cp --version ID backups/monday.tar backups/monday.tar   brings it back")]
 pub struct Arguments {
     /// BUCKET/KEY
     from: String,
     /// BUCKET/KEY, BUCKET or BUCKET/PREFIX/
     to: String,
-    /// Copy this version
+    /// Copy this version, which may be of a key that was removed
     #[arg(long, value_name = "ID")]
     version: Option<afar_model::id::IdPrefix>,
 }

@@ -13,6 +13,7 @@ use clap::Args;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -26,7 +27,9 @@ use std::{
 Examples:
   afar get backups/monday.tar .             as ./monday.tar, once verified
   afar get backups@3f2a91c0 monday.tar      by id, or its beginning
-  afar get -r backups/host1/ restored/      everything under a prefix")]
+  afar get -r backups/host1/ restored/      everything under a prefix
+
+What cannot be written is named, the rest is fetched, and the exit code is 3.")]
 pub struct Arguments {
     /// BUCKET/KEY or BUCKET@ID, then a file, a folder, or `-` for standard output
     #[arg(required = true, num_args = 2.., value_names = ["SRC", "DST"])]
@@ -115,7 +118,7 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, E
         let (info, took) = (info?, begun.elapsed());
         return session.out.either(|| got_json(&info, path, took), || got_words(&info, path, took)).map(|()| 0);
     }
-    get_many(&session.out, &client, pairs, arguments.jobs).await
+    get_many(&session.out, &client, pairs, Vec::new(), arguments.jobs).await
 }
 
 /// Which object goes into which file.
@@ -140,59 +143,108 @@ fn targets(wanted: &[Wanted], destination: &str) -> Result<Vec<(Wanted, PathBuf)
 
 async fn get_tree(session: &Session, client: &Client, place: &Place, folder: &Path, jobs: usize) -> Result<u8, Error> {
     let listing = Listing { bucket: place.bucket.clone(), prefix: place.path.clone(), ..Listing::default() };
-    let mut pairs = Vec::new();
+    let mut found = Vec::new();
     let mut keys = pin!(client.list(listing));
     while let Some(line) = keys.try_next().await? {
-        let Listed::Entry(entry) = line else { continue };
-        if !units::is_under(&place.path, &entry.key) {
-            continue;
+        if let Listed::Entry(entry) = line
+            && units::is_under(&place.path, &entry.key)
+        {
+            found.push(entry);
         }
-        // From the last slash of the prefix on, as a shell's `cp -r` would.
-        let from = place.path.rfind('/').map_or(0, |slash| slash + 1);
-        let name = entry.key.get(from..).unwrap_or(&entry.key);
-        let path = folder.join(safe_relative(name).ok_or_else(|| {
-            Error::new(Kind::Failed, format!("{}/{}: no file can safely have that name", place.bucket, entry.key))
-                .hint("get it by itself, into a file that you name")
-        })?);
-        let wanted = Wanted { version: Some(entry.version), ..Wanted::key(&place.bucket, entry.key) };
-        pairs.push((wanted, path));
     }
-    if pairs.is_empty() {
+    if found.is_empty() {
         return Err(Error::new(Kind::NotFound, format!("nothing under {place}")).hint("`afar ls` shows what is there"));
     }
-    for (_, path) in &pairs {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|error| Error::io(parent.display(), &error))?;
+    // From the last slash of the prefix on, as a shell's `cp -r` would.
+    let from = place.path.rfind('/').map_or(0, |slash| slash + 1);
+    let names: Vec<&str> = found.iter().map(|entry| entry.key.get(from..).unwrap_or(&entry.key)).collect();
+    let (mut pairs, mut failed) = (Vec::new(), Vec::new());
+    for (entry, why_not) in found.iter().zip(unfit(&names)) {
+        let wanted = Wanted { version: Some(entry.version), ..Wanted::key(&place.bucket, &entry.key) };
+        let path = folder.join(entry.key.get(from..).unwrap_or(&entry.key));
+        match why_not.map_or_else(|| make_parent(&path), |why| Err(Error::new(Kind::Failed, why))) {
+            Ok(()) => pairs.push((wanted, path)),
+            Err(error) if is_of_one_file(&error) => failed.push(error.during(called(&wanted))),
+            Err(error) => return Err(error),
         }
     }
-    get_many(&session.out, client, pairs, jobs).await
+    get_many(&session.out, client, pairs, failed, jobs).await
 }
 
-/// A key as a path that stays below where it is put: no empty part, no `.` or `..`, no NUL.
-fn safe_relative(key: &str) -> Option<PathBuf> {
-    let fine = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
-    (!key.is_empty() && key.split('/').all(fine)).then(|| key.into())
+fn make_parent(path: &Path) -> Result<(), Error> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    fs::create_dir_all(parent).map_err(|error| Error::io(parent.display(), &error))
 }
 
-async fn get_many(out: &Out, client: &Client, pairs: Vec<(Wanted, PathBuf)>, jobs: usize) -> Result<u8, Error> {
+/// What is wrong with one file is no reason to leave the others; what is wrong with the cluster, or with this machine, is.
+fn is_of_one_file(error: &Error) -> bool {
+    error.kind() == Kind::Failed
+}
+
+/// How people would name it.
+fn called(wanted: &Wanted) -> String {
+    Wanted { version: None, ..wanted.clone() }.to_string()
+}
+
+/// The longest name that usual file systems have, in bytes.
+const NAME_MAX: usize = 255;
+
+/// Why names cannot be files below a folder, each by itself and all of them together. A key is any text; a file's name is not, and
+/// must never lead out of the folder.
+fn unfit(names: &[&str]) -> Vec<Option<&'static str>> {
+    let fitting: BTreeSet<&str> = names.iter().copied().filter(|name| unfit_alone(name).is_none()).collect();
+    let is_folder = |name: &str| {
+        let within = format!("{name}/");
+        fitting.range(within.as_str()..).next().is_some_and(|next| next.starts_with(&within))
+    };
+    let why =
+        |name: &&str| unfit_alone(name).or_else(|| is_folder(name).then_some("cannot be a file: other keys need a folder of that name"));
+    names.iter().map(why).collect()
+}
+
+fn unfit_alone(name: &str) -> Option<&'static str> {
+    let any = |wrong: &dyn Fn(&str) -> bool| name.split('/').any(wrong);
+    if any(&str::is_empty) {
+        Some("cannot be a file: it begins or ends with a slash, or has two in a row")
+    } else if any(&|part| part == "." || part == "..") {
+        Some("cannot be a file: a part of it is \".\" or \"..\"")
+    } else if name.contains('\0') {
+        Some("cannot be a file: it has a NUL")
+    } else if any(&|part| part.len() > NAME_MAX) {
+        Some("cannot be a file: a part of it is longer than 255 bytes")
+    } else {
+        None
+    }
+}
+
+async fn get_many(out: &Out, client: &Client, pairs: Vec<(Wanted, PathBuf)>, failed: Vec<Error>, jobs: usize) -> Result<u8, Error> {
     let begun = Instant::now();
     let progress = Progress::new(out, "get", None, pairs.len());
+    let mut sums = Sums { failed: failed.len() as u64, ..Sums::default() };
+    failed.iter().for_each(|error| progress.suspend(|| out.warn(error)));
     let mut gets = stream::iter(pairs)
         .map(|(wanted, path)| {
             let told = progress.of_file();
             async move {
                 let begun = Instant::now();
                 let outcome = Box::pin(client.get_file(&wanted, &path, Some(told))).await;
-                (outcome, path, begun.elapsed())
+                (outcome, wanted, path, begun.elapsed())
             }
         })
         .buffer_unordered(jobs.clamp(1, limits::JOBS_MAX));
-    let (mut files, mut bytes) = (0_u64, 0_u64);
-    while let Some((outcome, path, took)) = gets.next().await {
-        let info = outcome.map_err(|error| error.during(path.display()))?;
+    while let Some((outcome, wanted, path, took)) = gets.next().await {
         progress.file_done();
-        files += 1;
-        bytes += info.size;
+        let info = match outcome.map_err(|error| error.during(called(&wanted))) {
+            Ok(info) => info,
+            Err(error) if is_of_one_file(&error) => {
+                sums.failed += 1;
+                progress.suspend(|| out.warn(&error));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        sums.files += 1;
+        sums.bytes += info.size;
         if out.json {
             let mut line = got_json(&info, &path, took);
             line["message_type"] = json!("got");
@@ -203,21 +255,37 @@ async fn get_many(out: &Out, client: &Client, pairs: Vec<(Wanted, PathBuf)>, job
     }
     drop(gets);
     drop(progress);
-    let took = begun.elapsed();
+    summarise(out, &sums, begun.elapsed())
+}
+
+/// Sums of several gets.
+#[derive(Debug, Default)]
+struct Sums {
+    files: u64,
+    bytes: u64,
+    failed: u64,
+}
+
+fn summarise(out: &Out, sums: &Sums, took: Duration) -> Result<u8, Error> {
+    let Sums { files, bytes, failed } = *sums;
+    let value =
+        || json!({"message_type": "summary", "files": files, "bytes": bytes, "failed": failed, "seconds": units::json_seconds(took)});
+    let words = || {
+        let failed = if failed > 0 { format!("; {failed} not") } else { String::new() };
+        let (objects, bytes) = (units::plural(files as usize, "object", "objects"), units::bytes(bytes));
+        format!("got {objects} ({bytes}) in {}, all verified{failed}", units::seconds(took))
+    };
     if out.json || !out.quiet {
-        out.either(
-            || json!({"message_type": "summary", "files": files, "bytes": bytes, "failed": 0, "seconds": units::json_seconds(took)}),
-            || {
-                format!(
-                    "got {} ({}) in {}, all verified",
-                    units::plural(files as usize, "object", "objects"),
-                    units::bytes(bytes),
-                    units::seconds(took)
-                )
-            },
-        )?;
+        out.either(value, words)?;
     }
-    Ok(0)
+    if failed == 0 {
+        return Ok(0);
+    }
+    let message = format!("{} could not be fetched; the others are", units::plural(failed as usize, "object", "objects"));
+    Err(Error::new(Kind::Incomplete, message).hint(
+        "see the messages above; what cannot be a file under its own name is had by `afar get BUCKET/KEY FILE`, or under another \
+         key once `afar cp BUCKET/KEY BUCKET/OTHER` has copied it",
+    ))
 }
 
 fn got_json(info: &Info, path: &Path, took: Duration) -> Value {
@@ -238,10 +306,28 @@ mod tests {
 
     #[test]
     fn a_key_never_leads_out_of_the_folder() {
-        for key in ["../a", "a/../../b", "/etc/passwd", "a//b", "a/", "", ".", "a/./b", "a\0b"] {
-            assert_eq!(safe_relative(key), None, "{key:?}");
+        let long = format!("a/{}", "b".repeat(256));
+        for key in ["../a", "a/../../b", "/etc/passwd", "a//b", "a/", "", ".", "a/./b", "a\0b", &long] {
+            assert!(unfit(&[key])[0].is_some(), "{key:?}");
         }
-        assert_eq!(safe_relative("a/b.txt"), Some("a/b.txt".into()));
+        for key in ["a/b.txt", "..a", "a..", ".hidden/...", "a b", "ä", &long[..257]] {
+            assert_eq!(unfit(&[key]), [None], "{key:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_others_need_as_a_folder_is_no_file_and_the_others_are() {
+        let names = ["a", "a-b", "a/b", "a/b/c", "a/bc", "d", "d//e", "../a"];
+        let fits: Vec<&str> = names.iter().zip(unfit(&names)).filter(|(_, why)| why.is_none()).map(|(name, _)| *name).collect();
+        assert_eq!(fits, ["a-b", "a/b/c", "a/bc", "d"], "what lies below a key that is no file itself takes no name away");
+    }
+
+    #[test]
+    fn what_was_left_out_is_exit_3() {
+        let quiet = Out { json: false, quiet: true, verbose: 0, color: false, progress: super::super::output::ProgressStyle::None };
+        assert_eq!(summarise(&quiet, &Sums { files: 2, ..Sums::default() }, Duration::ZERO).unwrap(), 0);
+        let error = summarise(&quiet, &Sums { files: 2, failed: 1, ..Sums::default() }, Duration::ZERO).unwrap_err();
+        assert!(error.kind() == Kind::Incomplete && error.message().starts_with("1 object could not"), "{error}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::pin::pin;
 /// List buckets, or what is in one
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  afar ls                    buckets\n  afar ls backups/host1/     one level\n  afar ls -r backups         everything"
+    after_help = "Examples:\n  afar ls                    buckets\n  afar ls backups/host1/     one level\n  afar ls -r backups         everything\n  afar ls -r --versions backups/host1/   what was removed or replaced, too"
 )]
 pub struct Arguments {
     /// BUCKET or BUCKET/PREFIX

@@ -15,6 +15,7 @@ mod adopt;
 mod bucket;
 
 pub(crate) mod cluster;
+mod draining;
 mod forecast;
 mod layout;
 mod node;
@@ -58,7 +59,7 @@ use crate::{
     demo,
     error::{Error, Kind},
 };
-use clap::{Args, CommandFactory as _, Parser, Subcommand, error::ErrorKind};
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, error::ErrorKind};
 use output::{ColorChoice, Out, ProgressStyle};
 use std::{
     ffi::OsString,
@@ -193,8 +194,9 @@ impl Session {
 /// Runs the program and returns its exit code.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    let cli = match Cli::try_parse_from(&arguments) {
-        Ok(cli) => cli,
+    let parsed = definition().try_get_matches_from(&arguments);
+    let (cli, name) = match parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, name_of(&matches)))) {
+        Ok(parsed) => parsed,
         Err(error) => return refuse(&arguments, &error),
     };
     start_log(cli.global.verbose);
@@ -205,10 +207,17 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             return 1;
         }
     };
-    let code = runtime.block_on(run(cli));
+    let code = runtime.block_on(run(cli, &name));
     // A thread that waits for a terminal or a slow disk must not keep the program from ending.
     runtime.shutdown_background();
     code
+}
+
+/// The command that was given: `bucket create`.
+fn name_of(matches: &ArgMatches) -> String {
+    let below = |matches: &ArgMatches| matches.subcommand().map(|(name, matches)| (name.to_owned(), matches.clone()));
+    let names = std::iter::successors(below(matches), |(_, matches)| below(matches)).map(|(name, _)| name);
+    names.collect::<Vec<_>>().join(" ")
 }
 
 fn start_log(verbose: u8) {
@@ -243,7 +252,7 @@ fn refuse(arguments: &[OsString], error: &clap::Error) -> u8 {
     code
 }
 
-async fn run(cli: Cli) -> u8 {
+async fn run(cli: Cli, name: &str) -> u8 {
     let Cli { global, command } = cli;
     let choice = global.color.unwrap_or(ColorChoice::Auto);
     let out = Out {
@@ -276,8 +285,9 @@ async fn run(cli: Cli) -> u8 {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            output::report(out.json, &error);
-            error.kind().exit_code()
+            let code = error.kind().exit_code();
+            output::report(out.json, &error.of_command(name));
+            code
         }
     }
 }

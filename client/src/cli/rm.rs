@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Kind},
     names::{Named, NamedBy, Place, Wanted},
 };
-use afar_model::{id::IdPrefix, policy::Durability};
+use afar_model::policy::Durability;
 use clap::Args;
 use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
@@ -15,6 +15,11 @@ use std::pin::pin;
 
 /// Remove objects (recoverable until the bucket's undelete window ends)
 #[derive(Debug, Args)]
+#[command(after_help = "\
+What was removed, or put over, is there as an older version, and comes back as a
+copy of it:
+  afar ls --versions backups/monday.tar
+  afar cp --version ID backups/monday.tar backups/monday.tar")]
 pub struct Arguments {
     /// BUCKET/KEY; with -r BUCKET/PREFIX
     #[arg(required = true, value_name = "BUCKET/KEY")]
@@ -31,9 +36,6 @@ pub struct Arguments {
     /// Only say what would be removed
     #[arg(short = 'n', long)]
     dry_run: bool,
-    /// Remove this one version for good, subject to retention
-    #[arg(long, value_name = "ID", conflicts_with = "recursive")]
-    version: Option<IdPrefix>,
 }
 
 pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, Error> {
@@ -41,12 +43,8 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, E
         let places = arguments.what.iter().map(|what| what.parse()).collect::<Result<Vec<Place>, _>>()?;
         return remove_trees(session, &arguments, &places).await;
     }
-    let named = arguments.what.iter().map(|what| by_key(what, arguments.version.as_ref())).collect::<Result<Vec<_>, _>>()?;
+    let wanted = arguments.what.iter().map(|what| by_key(what)).collect::<Result<Vec<_>, _>>()?;
     let client = session.client()?;
-    let mut wanted = Vec::with_capacity(named.len());
-    for named in &named {
-        wanted.push(client.resolve(named).await?);
-    }
     let mut removal =
         Removal { out: &session.out, client: &client, arguments: &arguments, several: wanted.len() > 1, sums: Sums::default() };
     for wanted in &wanted {
@@ -65,7 +63,7 @@ async fn remove_trees(session: &Session, arguments: &Arguments, places: &[Place]
         }
         let what = format!("{} ({}) under {place}", units::plural(keys.len(), "object", "objects"), units::bytes(bytes));
         if !keys.is_empty() && !arguments.dry_run && !arguments.yes {
-            let question = format!("Remove {what}? They stay recoverable until the bucket's undelete window ends.");
+            let question = format!("Remove {what}? They can be brought back: see `afar rm --help`.");
             if !output::confirm(&question, "--yes")? {
                 return Err(Error::new(Kind::Failed, "nothing was removed").hint("answer y, or say --yes"));
             }
@@ -77,12 +75,12 @@ async fn remove_trees(session: &Session, arguments: &Arguments, places: &[Place]
     removal.end()
 }
 
-fn by_key(what: &str, version: Option<&IdPrefix>) -> Result<Named, Error> {
-    let named: Named = what.parse()?;
-    if matches!(named.by, NamedBy::Id(_)) {
-        return Err(Error::usage(format!("{what}: an id may stand under several keys")).hint("remove by BUCKET/KEY"));
+fn by_key(what: &str) -> Result<Wanted, Error> {
+    let Named { bucket, by, .. } = what.parse()?;
+    match by {
+        NamedBy::Key(key) => Ok(Wanted::key(bucket, key)),
+        NamedBy::Id(_) => Err(Error::usage(format!("{what}: an id may stand under several keys")).hint("remove by BUCKET/KEY")),
     }
-    named.at_version(version.cloned())
 }
 
 async fn find(client: &Client, place: &Place) -> Result<(Vec<String>, u64), Error> {

@@ -98,6 +98,14 @@ fn objects_are_listed_copied_and_removed() {
     afar.run(&["stat", "things/a/one"]).expect(10);
     afar.run(&["rm", "things/a/one"]).expect(10);
     afar.ok(&["rm", "-f", "things/a/one"]);
+    // As `afar rm --help` says it: an older version, brought back as a copy of itself.
+    let versions = afar.ok(&["ls", "--versions", "--json", "things/a/one"]).json_lines();
+    let types: Vec<&str> = versions.iter().filter_map(|line| line["type"].as_str()).collect();
+    assert_eq!(types, ["delete_marker", "object", "object"], "newest first: {versions:?}");
+    let oldest = versions[2]["version"].as_str().unwrap();
+    afar.ok(&["cp", "--version", &oldest[..8], "things/a/one", "things/a/one"]);
+    assert!(read(&afar, "things/a/one") == old, "what was there before anything was put over it");
+    afar.ok(&["rm", "things/a/one"]);
     for node in cluster.nodes() {
         let at_node = cluster.afar_at(&[node.name()]);
         let listed = String::from_utf8(at_node.ok(&["ls", "-r", "things"]).stdout).unwrap();
@@ -172,6 +180,43 @@ fn rule_3_an_abbreviated_id_is_made_whole_or_refused() {
     cluster.node_mut("warsaw").kill();
     cluster.node_mut("roubaix").kill();
     cluster.afar_at(&["strasbourg"]).run(&["cat", "short@ffffffff"]).expect(14);
+}
+
+#[test]
+fn a_key_that_cannot_be_a_file_keeps_no_other_from_being_fetched() {
+    let cluster = Cluster::two();
+    cluster.bucket("odd", &[]);
+    let afar = cluster.afar();
+    let long = "l".repeat(300);
+    let odd = ["a/../b", "/abs", "a//b", ".", &long, "folder"];
+    let fine = ["a/b", "folder/file", "plain"];
+    for key in odd.iter().chain(&fine) {
+        put_bytes(&afar, key.as_bytes(), &format!("odd/{key}"));
+    }
+    let target = cluster.scratch().join("fetched");
+    // Nor does what is in its way here.
+    fs::create_dir_all(target.join("plain")).unwrap();
+    let got = afar.run(&["get", "-r", "--json", "odd", target.to_str().unwrap()]).expect(3);
+    for key in ["a/b", "folder/file"] {
+        assert_eq!(fs::read_to_string(target.join(key)).unwrap(), key);
+    }
+    let summary = got.json_lines().pop().unwrap();
+    let sums = (&summary["message_type"], &summary["files"], &summary["failed"]);
+    assert_eq!(sums, (&"summary".into(), &2.into(), &(odd.len() + 1).into()), "{got}");
+    let said: Vec<serde_json::Value> = got.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for key in odd.iter().chain(&["plain"]) {
+        let named = |line: &&serde_json::Value| line["message"].as_str().is_some_and(|said| said.starts_with(&format!("odd/{key}: ")));
+        assert_eq!(said.iter().filter(named).count(), 1, "{key}: {got}");
+    }
+    let last = said.last().unwrap();
+    assert!(last["code"] == 3 && last["hint"].as_str().is_some_and(|hint| hint.contains("afar get BUCKET/KEY FILE")), "{got}");
+    assert!(!cluster.scratch().join("b").exists() && fs::read_dir(cluster.scratch().join("fetched")).unwrap().count() == 3, "nowhere else");
+    // As the hint says.
+    let file = cluster.scratch().join("by-itself");
+    afar.ok(&["get", "odd/a/../b", file.to_str().unwrap()]);
+    assert_eq!(fs::read(&file).unwrap(), b"a/../b");
+    afar.ok(&["cp", "odd/a/../b", "odd/renamed"]);
+    assert_eq!(read(&afar, "odd/renamed"), b"a/../b");
 }
 
 #[test]
