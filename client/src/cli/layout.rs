@@ -1,6 +1,7 @@
 //! `afar layout`: what the cluster is, was, and would be.
 use super::{
     Session,
+    draining::{Draining, draining},
     operate::{self, Options, carry_out, sit_down},
     units,
 };
@@ -80,8 +81,10 @@ async fn show(session: &Session, options: &Options) -> Result<u8, Error> {
     let head = desk.operator.head()?;
     let behind: Vec<&str> = desk.said.iter().filter(|said| said.current != *head.layout.hash()).map(|said| said.node.as_str()).collect();
     let open = desk.said.iter().map(|said| said.open).max();
+    let draining = draining(&desk).await?;
     session.out.either(
-        || json!({"name": name_of(head), "note": head.document.note, "layout": operate::layout_value(&head.layout), "behind": behind, "open": open}),
+        || json!({"name": name_of(head), "note": head.document.note, "layout": operate::layout_value(&head.layout), "behind": behind, "open": open,
+                  "draining": draining.iter().map(Draining::value).collect::<Vec<_>>()}),
         || {
             let mut lines = vec![format!("layout {}: {}", name_of(head), head.document.note)];
             lines.extend(operate::layout_lines(&head.layout));
@@ -91,6 +94,7 @@ async fn show(session: &Session, options: &Options) -> Result<u8, Error> {
                 Some(_) if behind.is_empty() => lines.push("taking over: data are moving; see `afar status`".into()),
                 Some(_) => lines.push(format!("not yet at: {}", behind.join(", "))),
             }
+            lines.extend(draining.iter().map(Draining::words));
             lines.join("\n")
         },
     )?;
@@ -123,11 +127,33 @@ async fn history(session: &Session, options: &Options) -> Result<u8, Error> {
     Ok(0)
 }
 
+/// The fewest digits of a hash that name a layout: as many as are shown.
+const DIGITS_MIN: usize = 8;
+
+/// A layout as `afar layout history` names it (`7-1f2e3d4c`), or by its version or hash alone, as far as that is unambiguous.
 fn find<'a>(operator: &'a Operator, name: &str) -> Result<&'a Chapter, Error> {
-    let found = operator.chapters().iter().find(|chapter| {
-        name_of(chapter) == name || hex::encode(chapter.layout.hash()) == name || chapter.document.version.to_string() == name
-    });
-    found.ok_or_else(|| Error::usage(format!("no layout is called {name:?}")).hint("see `afar layout history`"))
+    // As it was printed, perhaps.
+    let text = name.trim_end_matches('…').to_ascii_lowercase();
+    let (version, digits) = match text.split_once('-') {
+        Some((version, digits)) => (Some(version), Some(digits)),
+        None if text.len() >= DIGITS_MIN && text.bytes().all(|digit| digit.is_ascii_hexdigit()) => (None, Some(text.as_str())),
+        None => (Some(text.as_str()), None),
+    };
+    let fits = |chapter: &&Chapter| {
+        let hash = hex::encode(chapter.layout.hash());
+        version.is_none_or(|version| chapter.document.version.to_string() == version)
+            && digits.is_none_or(|digits| digits.len() >= DIGITS_MIN && hash.starts_with(digits))
+    };
+    let found: Vec<&Chapter> = operator.chapters().iter().filter(fits).collect();
+    match found.as_slice() {
+        [one] => Ok(one),
+        [] => Err(Error::usage(format!("no layout is called {name:?}"))
+            .hint(format!("`afar layout history` names them; of a hash at least {DIGITS_MIN} digits"))),
+        several => {
+            let names: Vec<String> = several.iter().map(|chapter| name_of(chapter)).collect();
+            Err(Error::usage(format!("{name:?} may be {}", names.join(" or "))).hint("say which, as `afar layout history` names them"))
+        }
+    }
 }
 
 /// What an older layout said, as a child of the newest: who has left since stays away, and nobody disappears.
@@ -227,4 +253,27 @@ async fn release(session: &Session, hashes: &[String], options: &Options) -> Res
         }
     }
     carry_out(session, &mut desk, document, options).await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use afar_model::layout::examples;
+
+    #[test]
+    fn a_layout_is_found_by_its_name_its_version_or_the_beginning_of_its_hash() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("layout")).unwrap();
+        let operator = Operator::begin(folder.path(), "demo", examples::three_sites().unwrap(), Vec::new()).unwrap();
+        let (chapter, name) = (operator.head().unwrap(), name_of(operator.head().unwrap()));
+        let hash = hex::encode(chapter.layout.hash());
+        let short = &hash[..8];
+        for called in [name.as_str(), "1", &hash, short, &format!("{short}…"), &short.to_uppercase(), &format!("1-{hash}")] {
+            assert_eq!(find(&operator, called).map(name_of).ok().as_deref(), Some(name.as_str()), "{called}");
+        }
+        for called in ["", "2", &hash[..7], &format!("2-{short}"), "1-", &format!("1-{}", &hash[..7]), "deadbeef"] {
+            assert!(find(&operator, called).is_err(), "{called}");
+        }
+    }
 }

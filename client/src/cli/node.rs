@@ -2,7 +2,7 @@
 // Doc comments of arguments are their help texts: square brackets are syntax there, not links.
 #![allow(rustdoc::broken_intra_doc_links)]
 use super::{
-    Session, cluster,
+    Session, cluster, draining,
     operate::{Options, Outcome, Way, carry_out, carry_out_in, sit_down},
     units,
 };
@@ -34,7 +34,7 @@ pub enum Command {
     /// Add a node: makes its bundle, and a layout that names it
     Add(Add),
     /// Hand over everything that a node holds, so that it can leave
-    Drain(Named),
+    Drain(Drain),
     /// Take a node that is drained out of the layout
     Remove(Remove),
     /// A new bundle for a node whose machine was replaced: same name, empty disks
@@ -70,9 +70,12 @@ pub struct Add {
     options: Options,
 }
 
-/// Name a node
+/// Drain a node
 #[derive(Debug, Args)]
-pub struct Named {
+#[command(after_help = "\
+The same command again says how far it is, and when `afar node remove NAME` may
+follow. `afar layout show` says it of every node that is being drained.")]
+pub struct Drain {
     /// Its name
     name: String,
     #[command(flatten)]
@@ -147,9 +150,7 @@ fn size(text: &str) -> Result<u64, String> {
 pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error> {
     match command {
         Command::Add(arguments) => add(session, arguments).await,
-        Command::Drain(Named { name, options }) => {
-            change(session, &options, &name, format!("drain {name}"), |node| node.duty = Duty::Draining).await
-        }
+        Command::Drain(Drain { name, options }) => drain(session, &options, &name).await,
         Command::Remove(Remove { name, lost: true, options }) => {
             change(session, &options, &name, format!("{name} is lost"), |node| node.duty = Duty::Lost).await
         }
@@ -220,6 +221,21 @@ async fn certificate_at(endpoint: &str, folder: &Path, cluster: &str) -> Result<
 
 fn plan_of(node: &Node, host: String, port: u16) -> NodePlan {
     NodePlan { name: node.name.clone(), site: node.site.clone(), host, port, capacity: node.capacity }
+}
+
+async fn drain(session: &Session, options: &Options, name: &str) -> Result<u8, Error> {
+    let mut desk = sit_down(options).await?;
+    let mut document = desk.operator.change(format!("drain {name}"))?;
+    let node = named(&mut document, name)?;
+    if node.duty == Duty::Draining {
+        return draining::tell(session, &desk, &[name.to_owned()]).await;
+    }
+    node.duty = Duty::Draining;
+    let outcome = carry_out_in(session, &mut desk, document, options, Way::default()).await?;
+    if outcome.applied {
+        session.out.note(format!("`afar node drain {name}` again says how far it is, and when {name} can be removed"));
+    }
+    outcome.tell(session)
 }
 
 async fn change(session: &Session, options: &Options, name: &str, note: String, change: impl FnOnce(&mut Node)) -> Result<u8, Error> {

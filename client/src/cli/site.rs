@@ -1,6 +1,6 @@
 //! `afar site`: places come into use with their first node, are corrected, retired, and lost.
 use super::{
-    Session,
+    Session, draining,
     operate::{Options, carry_out, sit_down},
 };
 use crate::error::Error;
@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
 /// Correct, retire and give up sites
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Hand over everything that a site holds, so that it can be retired
+    /// Hand over everything that a site holds; said again, how far that is
     Drain(Named),
     /// Take a site whose nodes are drained out of the layout
     Remove(Named),
@@ -68,6 +68,10 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error
     let mut desk = sit_down(&options).await?;
     let mut document = desk.operator.change(format!("{note} {name}"))?;
     match command {
+        Command::Drain(_) if named(&mut document, &name)?.duty == Duty::Draining => {
+            let nodes: Vec<String> = document.nodes.iter().filter(|node| node.site == name).map(|node| node.name.clone()).collect();
+            return draining::tell(session, &desk, &nodes).await;
+        }
         Command::Drain(_) => duties(&mut document, &name, Duty::Draining)?,
         Command::Remove(_) => duties(&mut document, &name, Duty::Removed)?,
         Command::Lost(_) => duties(&mut document, &name, Duty::Lost)?,
