@@ -158,7 +158,7 @@ impl Door {
 
     /// That it did not answer.
     pub fn silent(&self, within: Duration) -> Error {
-        Error::new(Kind::Unreachable, format!("{} did not answer within {}", self.name, humantime::format_duration(within)))
+        Error::connection(Kind::Unreachable, format!("{} did not answer within {}", self.name, humantime::format_duration(within)))
             .hint("retry later; `afar status` shows which nodes answer")
     }
 }

@@ -353,7 +353,15 @@ pub fn read_bounded(path: &Path, max: u64) -> Result<String, Error> {
 fn read_secret(path: &Path) -> Result<String, Error> {
     refuse_public(path)?;
     let text = read_bounded(path, limits::SECRET_BYTES_MAX)?;
-    one_secret(&text).ok_or_else(|| Error::usage(format!("{}: does not hold one secret and nothing else", path.display())))
+    let wrong = || {
+        let what = Error::usage(format!("{}: does not hold one secret and nothing else", path.display()));
+        match text.contains("secret_access_key") {
+            true => what
+                .hint("this file names a key and its secret, as a node reads it: write the secret alone into a file, or source client/env"),
+            false => what.hint("write into it what `afar key create` showed as secret_access_key, alone"),
+        }
+    };
+    one_secret(&text).ok_or_else(wrong)
 }
 
 fn one_secret(text: &str) -> Option<String> {
@@ -496,6 +504,12 @@ endpoint = "https://work:1,https://work:2"
         assert_eq!(read_secret(&private).unwrap(), "hush");
         let error = read_secret(&public).unwrap_err();
         assert!(error.what_to_do().unwrap().starts_with("chmod 600"));
+        for (text, hint) in
+            [("", "key create"), ("two words", "key create"), ("access_key_id = \"A\"\nsecret_access_key = \"hush\"\n", "alone")]
+        {
+            let error = read_secret(&write(folder.path(), "no-secret", text, 0o600)).unwrap_err();
+            assert!(error.what_to_do().unwrap().contains(hint) && !format!("{error:?}").contains("hush"), "{error:?}");
+        }
         let none = |_: &str| None;
         let config = write(folder.path(), "config.toml", FILE, 0o644);
         assert!(Settings::gather(&Global { config: Some(config), ..Global::default() }, &none).is_err());

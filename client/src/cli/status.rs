@@ -75,16 +75,20 @@ pub(crate) async fn ask(client: &Client) -> Result<ClusterStatus, Error> {
     Err(nobody(answers.iter().filter_map(|answer| answer.outcome.as_ref().err())))
 }
 
-/// That no node answers, and what each said.
+/// That no node answers, and what each said; or, if one did and refused the key, that: it is no outage, and nobody need look whether
+/// nodes run. (Who may not know a key yet does not refuse it.)
 pub(super) fn nobody<'a>(errors: impl Iterator<Item = &'a Error>) -> Error {
     let errors: Vec<&Error> = errors.collect();
-    // A wrong key is no outage: if all who spoke refused it, that is what must be mended.
-    let all = |kind: &Kind| !errors.is_empty() && errors.iter().all(|error| error.kind() == *kind);
-    let refused = [Kind::Authentication, Kind::Denied].into_iter().find(all);
-    let kind = refused.unwrap_or(Kind::Unreachable);
+    let refuses = |error: &Error| matches!(error.kind(), Kind::Authentication | Kind::Denied);
+    if let Some(refused) = errors.iter().find(|error| refuses(error) && !error.is_connection()) {
+        return (*refused).clone();
+    }
+    // That nobody is who he should be is no outage, either.
+    let strangers = !errors.is_empty() && errors.iter().all(|error| refuses(error));
+    let kind = if strangers { Kind::Authentication } else { Kind::Unreachable };
     let why: Vec<String> = errors.iter().map(ToString::to_string).collect();
     Error::new(kind, format!("no node answers: {}", why.join("; ")))
-        .hint("check that the nodes run and that the endpoints and the key are right")
+        .hint("check that the nodes run and that the endpoints and the CA file are right")
 }
 
 /// How much the buckets care about distances; a key that may not list buckets cares.
@@ -411,6 +415,31 @@ mod tests {
         assert_eq!(value["default_policy"]["min_distance_km"], 700.0);
         assert_eq!(render(&OUT, &status(State::Safe), true), ["no problems"]);
         assert_eq!(render(&OUT, &status(State::Degraded), true), ["DEGRADED   Objects: 1 204 331 safe"]);
+    }
+
+    #[test]
+    fn a_refused_key_is_no_outage() {
+        let denied = || Error::new(Kind::Denied, "access key A may not examine nodes");
+        let dead = || Error::connection(Kind::Unreachable, "b cannot be reached");
+        let told = |errors: &[Error]| {
+            let error = nobody(errors.iter());
+            (error.kind(), error.to_string(), error.what_to_do().unwrap_or_default().to_owned())
+        };
+        let (kind, message, hint) = told(&[denied(), denied()]);
+        assert_eq!((kind, message.as_str()), (Kind::Denied, "access key A may not examine nodes"), "said once");
+        assert!(hint.contains("right"), "{hint}");
+        assert_eq!(told(&[dead(), denied()]).0, Kind::Denied, "who does not answer says nothing about the key");
+        assert_eq!(told(&[Error::new(Kind::Authentication, "unknown"), dead()]).0, Kind::Authentication);
+        let unsure = || Error::new(Kind::Unreachable, "catching up: may not know this access key yet");
+        assert_eq!(told(&[unsure(), denied()]).0, Kind::Denied, "nor does who is not sure");
+        for unclear in [vec![dead()], vec![unsure(), dead()], Vec::new()] {
+            let (kind, message, _) = told(&unclear);
+            assert!(kind == Kind::Unreachable && message.starts_with("no node answers"), "{message}");
+        }
+        // The node's certificate, not the key.
+        let stranger = Error::connection(Kind::Authentication, "a is not who it should be");
+        assert_eq!(told(std::slice::from_ref(&stranger)).0, Kind::Authentication);
+        assert_eq!(told(&[stranger, dead()]).0, Kind::Unreachable);
     }
 
     #[test]

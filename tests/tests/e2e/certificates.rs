@@ -145,7 +145,11 @@ fn a_doctor_examines_every_node_and_says_what_to_do() {
     let reader = admin
         .with("AFAR_ACCESS_KEY_ID", made["access_key_id"].as_str().unwrap())
         .with("AFAR_SECRET_ACCESS_KEY", made["secret_access_key"].as_str().unwrap());
-    reader.run(&["doctor"]).expect(15);
+    let refused = reader.run(&["doctor"]).expect(15);
+    assert!(refused.text().contains("may not examine nodes") && !refused.text().contains("no node answers"), "{refused}");
+    let stranger = admin.with("AFAR_SECRET_ACCESS_KEY", "not-the-secret-of-this-key");
+    let refused = stranger.run(&["doctor"]).expect(12);
+    assert!(refused.text().contains("AFAR_SECRET_ACCESS_KEY") && !refused.text().contains("no node answers"), "{refused}");
     cluster.node_mut("warsaw").kill();
     let ran = cluster.afar_at(&["strasbourg"]).run(&["doctor"]).expect(5);
     let screen = String::from_utf8_lossy(&ran.stdout).into_owned();
