@@ -1,6 +1,8 @@
 //! The node's program: arguments, log, runtime, signals. Everything else is in the library.
+mod manual;
+
 use afard::{clock::Clock, config::Config, inspect, node::Node};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use std::{path::PathBuf, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -15,7 +17,7 @@ const INTERRUPTED: u8 = 130;
 
 const AFTER: &str = "\
 Exit codes: 0 good, 1 failed, 2 configuration, 11 the data are in use by another
-  process, 130/143 told to stop. The file: deploy/afard.toml.md";
+  process, 130/143 told to stop. The file: man afard.toml, deploy/afard.toml.md";
 
 /// afar's node: keeps records on its disks and on far away peers'
 #[derive(Debug, Parser)]
@@ -51,6 +53,12 @@ struct Arguments {
 enum Command {
     /// Read data without an index, a cluster or a running node
     Inspect(Inspect),
+    /// Write the man pages, of the program and of its file, to a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder, made if it is not there
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +92,10 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match (arguments.command, arguments.config) {
         (Some(Command::Inspect(asked)), _) => inspect_files(asked),
+        (Some(Command::Man { folder }), _) => match manual::write(Arguments::command(), &folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => complain(&format!("{}: {error}", folder.display()), 1),
+        },
         (None, Some(path)) => match Config::load(&path) {
             Ok(mut config) => {
                 config.init_dirs |= arguments.init_dirs;
@@ -191,7 +203,6 @@ fn inspect_files(asked: Inspect) -> ExitCode {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn every_help_fits_a_terminal_of_24_by_80() {
