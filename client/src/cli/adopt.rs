@@ -22,7 +22,7 @@ For a cluster whose nodes' files name no custodians under [layout]. In this orde
   (upgrade every node; put what it shows into each node's afard.toml; restart them one at a time)
   afar cluster adopt --dir DIR     says which nodes are ready; when all are, the layout can change")]
 pub struct Adopt {
-    /// Where `cluster init` wrote [default: .]
+    /// Cluster's folder [env: AFAR_CLUSTER_DIR]
     #[arg(long, value_name = "DIR", env = "AFAR_CLUSTER_DIR", default_value = ".", hide_env = true, hide_default_value = true)]
     dir: PathBuf,
 }
