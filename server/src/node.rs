@@ -317,13 +317,23 @@ impl Node {
 
     /// Takes part in what the cluster thinks of its nodes.
     fn join_membership(&self) {
-        let names = {
-            let layout = self.layout();
-            layout.members().map(|node| layout.node_name(node).to_owned()).collect()
-        };
         let deliver = membership::over(&self.peers);
-        let membership = Membership::start(&self.config.node, names, deliver, &self.clock, &self.lifecycle);
+        let membership = Membership::start(&self.config.node, self.member_names(), deliver, &self.clock, &self.lifecycle);
         self.peers.set_membership(membership);
+        // A layout may have come meanwhile.
+        self.follow_members();
+    }
+
+    /// Those who joined are asked whether they live from now on, and those who left are not.
+    pub fn follow_members(&self) {
+        if let Some(membership) = self.peers.membership() {
+            membership.set_members(self.member_names());
+        }
+    }
+
+    fn member_names(&self) -> Vec<String> {
+        let layout = self.layout();
+        layout.members().map(|node| layout.node_name(node).to_owned()).collect()
     }
 
     /// Work that goes on by itself until the node ends.

@@ -164,8 +164,11 @@ impl Node {
     /// A new layout is current here: everything that follows from it is made anew.
     pub async fn layout_changed(self: &Arc<Self>) {
         self.follow_trust();
+        self.rebalance.begin();
         self.ledger.layout_changed();
-        for peer in self.peers.layout_changed() {
+        let new = self.peers.layout_changed();
+        self.follow_members();
+        for peer in new {
             self.lanes.add(&self.peers, peer, &self.transfer, &self.lifecycle);
             self.start_peer_tasks(peer);
         }
