@@ -37,12 +37,13 @@ use crate::{
         settlements::{self, Settlements},
     },
 };
-use afar_model::{layout::NodeIndex, units::UnixMillis};
+use afar_model::{layout::NodeIndex, record::RecordKey, units::UnixMillis};
 use afar_proto::v1;
 use afar_store::{DirectoryState, OpenError, Opened, Options, Store, disk::FaultyDisk, index::sled::SledFactory};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use std::{
+    collections::HashSet,
     io,
     net::SocketAddr,
     path::PathBuf,
@@ -91,6 +92,8 @@ pub struct Node {
     pub reliance: Reliance,
     /// The last survey.
     pub survey: ArcSwap<Survey>,
+    /// Prepared versions that were never acknowledged, as of the last look at them.
+    pub disproved: ArcSwap<HashSet<RecordKey>>,
     /// How fast copies are fetched while layouts change.
     pub rebalance: Rebalance,
     /// Records here beyond what is assigned, as last counted; negative: not counted yet by this layout.
@@ -212,6 +215,7 @@ impl Node {
             settlements: Settlements::default(),
             reliance,
             survey: ArcSwap::default(),
+            disproved: ArcSwap::default(),
             pending: ArcSwap::default(),
             keyring: KeyRing::new(&config.secret, &config.admin)?,
             transfer,

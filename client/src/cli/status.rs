@@ -264,10 +264,14 @@ fn sites_table(sites: &[SiteStatus]) -> Vec<String> {
 fn counts_line(status: &ClusterStatus) -> String {
     let o = &status.objects;
     let parts = [("safe", o.safe), ("degraded", o.degraded), ("unknown", o.unknown), ("at risk", o.at_risk), ("lost", o.lost)];
+    let filling = |name: &str| match o.filling {
+        1.. if name == "degraded" => format!(" ({} put just now, further copies are on their way)", units::grouped(o.filling)),
+        _ => String::new(),
+    };
     let parts: Vec<String> = parts
         .into_iter()
         .filter(|(name, count)| *count > 0 || *name == "safe")
-        .map(|(name, count)| format!("{} {name}", units::grouped(count)))
+        .map(|(name, count)| format!("{} {name}{}", units::grouped(count), filling(name)))
         .collect();
     format!("Objects: {}", parts.join(", "))
 }

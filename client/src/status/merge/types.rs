@@ -14,6 +14,8 @@ pub struct Counts {
     pub unknown: u64,
     pub at_risk: u64,
     pub lost: u64,
+    /// Of those that are degraded: put a moment ago, with further copies on their way.
+    pub filling: u64,
 }
 
 impl Counts {
@@ -24,6 +26,7 @@ impl Counts {
         self.unknown = self.unknown.saturating_add(more.unknown);
         self.at_risk = self.at_risk.saturating_add(more.at_risk);
         self.lost = self.lost.saturating_add(more.lost);
+        self.filling = self.filling.saturating_add(more.filling);
     }
 
     /// The worst state with a count; `None` if there is nothing.
