@@ -193,9 +193,13 @@ impl<'a> Forecast<'a> {
         let line = |survivor: &Survivor| {
             let site = self.draft.layout.site_name(survivor.site);
             match (survivor.usable, self.holds(survivor)) {
-                (None, _) => {
-                    Some(format!("  warning: without {site} no two sites are far enough apart: writes would stop until it is replaced"))
-                }
+                (None, _) => Some(format!(
+                    "  warning: without {site} no {} sites are far enough apart: writes would stop until it is replaced",
+                    match planned.policy.far_copies {
+                        2 => "two".to_owned(),
+                        more => more.to_string(),
+                    }
+                )),
                 (Some(usable), Some(false)) => Some(format!(
                     "  warning: without {site} the others could hold {}: {} too little for what is stored",
                     units::bytes(usable),

@@ -148,7 +148,12 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error
     match command {
         Command::Add(arguments) => add(session, arguments).await,
         Command::Drain(Named { name, options }) => {
-            change(session, &options, &name, format!("drain {name}"), |node| node.duty = Duty::Draining).await
+            let code = change(session, &options, &name, format!("drain {name}"), |node| node.duty = Duty::Draining).await?;
+            if !options.dry_run {
+                let done = "`afar status` says that nothing is left to fetch or to let go of";
+                session.out.note(format!("{name} must run until {done}: then `afar node remove {name}`"));
+            }
+            Ok(code)
         }
         Command::Remove(Remove { name, lost: true, options }) => {
             change(session, &options, &name, format!("{name} is lost"), |node| node.duty = Duty::Lost).await

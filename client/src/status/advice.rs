@@ -34,7 +34,7 @@ const ALL: [(&str, Advice); 19] = [
         known(
             "AFAR-LAYOUT",
             "data are moving to where a new layout wants them, or a layout was refused: nothing is removed meanwhile",
-            "wait; bring back nodes that it still waits for; end a conflict with `afar layout apply --merge`",
+            "as is said of each node that it waits for; end a conflict with `afar layout apply --merge`",
             false,
         ),
     ),
@@ -145,6 +145,11 @@ impl Advice {
     /// About the check of that name; `None` if only a later version knows it.
     pub fn about(check: &str) -> Option<&'static Self> {
         ALL.iter().find(|(name, _)| *name == check).map(|(_, advice)| advice)
+    }
+
+    /// All that it says: several checks may have the same.
+    pub const fn words(&self) -> [&'static str; 3] {
+        [self.code, self.means, self.action]
     }
 }
 

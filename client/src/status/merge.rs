@@ -8,7 +8,7 @@
 //! clocks and disks that it relies on.
 //!
 //! Its rooms: what comes out (`types`), what the objects' counts amount to (`counts`), sites and nodes (`places`), what is on
-//! its way (`moving`), what light and clocks say (`physics`), and whether there is room for a loss (`room`).
+//! its way (`moving`), what a new layout waits for (`transition`), what light and clocks say (`physics`), and whether there is room for a loss (`room`).
 mod types;
 
 mod counts;
@@ -16,6 +16,8 @@ mod counts;
 mod places;
 
 mod moving;
+
+mod transition;
 
 mod physics;
 
@@ -25,31 +27,39 @@ mod room;
 #[allow(clippy::unwrap_used)]
 mod tests;
 
-pub use physics::DistanceCheck;
-pub use types::{CheckResult, ClusterStatus, Counts, NodeSummary, Rebalance, Replication, SiteStatus, Stored};
+pub use types::{
+    Awaited, CheckResult, ClusterStatus, Counts, NodeSummary, OpenLayout, Rebalance, Replication, SiteStatus, Stored, Transition,
+};
 
 use super::{advice::Advice, fetch::Answer};
+use crate::answers::Bucket;
 use afar_model::{policy::Policy, state::State, units::UnixMillis};
 use afar_proto::v1;
+use physics::DistanceCheck;
 use std::{cmp::Reverse, collections::BTreeMap};
 
 /// Those that answered, by name.
 type Nodes<'a> = BTreeMap<&'a str, &'a v1::NodeStatus>;
 
-/// Merges answers. `None` if no node answered.
-pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck) -> Option<ClusterStatus> {
+/// Merges answers. `buckets`: those that the caller may see, with their policies; `None` if it could not ask. `None` if no node
+/// answered.
+pub fn merge(answers: &[Answer], now: UnixMillis, buckets: Option<&[Bucket]>) -> Option<ClusterStatus> {
     let nodes = by_name(answers);
     let newest = nodes.values().max_by_key(|node| node.layout_version)?;
+    // Who was removed and still runs closes nothing, and nobody waits for it.
+    let taking_part: Nodes<'_> =
+        members(newest).filter_map(|node| nodes.get_key_value(node.name.as_str())).map(|(n, s)| (*n, *s)).collect();
+    let known = nodes.values().map(|node| node.buckets).max().unwrap_or_default();
     let survey = counts::survey(&nodes, newest, now);
     let sites: Vec<SiteStatus> = newest.sites.iter().map(|site| places::site_status(site, newest, &nodes)).collect();
     let mut checks = vec![
         survey.check.clone(),
         moving::layout_check(&nodes),
-        physics::physics_check(newest, &nodes, distance_check.or_default(newest)),
+        physics::physics_check(newest, &nodes, DistanceCheck::of(buckets, newest)),
         physics::clock_check(&nodes),
     ];
     checks.push(places::nodes_check(&sites, answers));
-    checks.push(room::survivors_check(newest, &survey.stored));
+    checks.push(room::survivors_check(newest, &survey.stored, buckets.unwrap_or_default(), known));
     for node in nodes.values() {
         checks.extend(node.checks.iter().map(|check| CheckResult {
             name: check.name.clone(),
@@ -72,9 +82,10 @@ pub fn merge(answers: &[Answer], now: UnixMillis, distance_check: DistanceCheck)
         bytes: survey.bytes,
         versions: survey.versions,
         stored: survey.stored,
-        buckets: nodes.values().map(|node| node.buckets).max().unwrap_or_default(),
+        buckets: known,
         replication: moving::replication(&nodes, newest),
-        rebalance: moving::rebalance(&nodes, newest),
+        rebalance: moving::rebalance(&taking_part, newest),
+        transition: transition::transition(&taking_part, newest),
         sites,
         checks,
     })

@@ -35,15 +35,26 @@ fn layout(node: &Node) -> v1::Check {
     if let Some(trouble) = node.layouts.trouble() {
         return check("layout", "critical", trouble);
     }
+    if !current.duty(node.me).is_member() {
+        let what = "the layout has taken this node out of service, and nobody waits for it: stop it";
+        return check("layout", "warning", format!("version {}: {what}", current.version()));
+    }
     let latched = node.layouts.latched();
+    let mut troubles = Vec::new();
     if !latched.is_empty() {
         let names: Vec<String> = latched.iter().map(|hash| ShortHash(hash).to_string()).collect();
         let what = "a site was lost: nothing is removed for good anywhere until an operator releases it";
-        return check("layout", "warning", format!("{what} (`afar layout release {}`)", names.join(" ")));
+        troubles.push(format!("{what} (`afar layout release {}`)", names.join(" ")));
     }
-    match open.chapters().len() {
-        1 => check("layout", "ok", format!("version {}", current.version())),
-        n => check("layout", "warning", format!("version {} is taking over: {} older still open", current.version(), n - 1)),
+    if let older @ 1.. = open.chapters().len().saturating_sub(1) {
+        let waits = node.transition(&current).words();
+        let waits = if waits.is_empty() { String::new() } else { format!("; waits for {waits}") };
+        troubles.push(format!("version {} is taking over: {older} older still open{waits}", current.version()));
+    }
+    if troubles.is_empty() {
+        check("layout", "ok", format!("version {}", current.version()))
+    } else {
+        check("layout", "warning", troubles.join("; "))
     }
 }
 
@@ -223,8 +234,12 @@ impl Left {
 /// Peers that this node cannot work with, and why.
 fn peers(node: &Node) -> impl Iterator<Item = v1::Check> {
     let troubled = node.peers.others().filter_map(|peer| node.peers.view(peer)).filter(|view| !view.usable);
-    troubled.map(|view| {
-        check("peer", "warning", format!("{}: {}", view.node, if view.trouble.is_empty() { view.state.name() } else { &view.trouble }))
+    let now = node.clock.monotonic();
+    troubled.map(move |view| {
+        let trouble = if view.trouble.is_empty() { view.state.name() } else { &view.trouble };
+        let heard = view.last_heard.filter(|_| !view.answers).map(|at| now.saturating_sub(at).as_secs());
+        let heard = heard.map_or_else(String::new, |seconds| format!("; last heard {seconds} s ago"));
+        check("peer", "warning", format!("{}: {trouble}{heard}", view.node))
     })
 }
 

@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     fmt,
     str::FromStr,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -88,6 +89,8 @@ pub struct Rebalance {
     pace: Pace,
     /// What was found missing in comparison with each peer. The same record may be at several.
     expected: Mutex<HashMap<NodeIndex, (u64, u64)>>,
+    /// Bytes that were fetched since the current layout is.
+    fetched: AtomicU64,
     arrived: Mutex<Arrived>,
     /// Until when what was fetched has used up its time.
     paid: tokio::sync::Mutex<Option<Instant>>,
@@ -104,7 +107,7 @@ impl Rebalance {
     /// Nothing to fetch yet.
     pub fn new(pace: Pace) -> Self {
         let arrived = Mutex::new(Arrived { since: Instant::now(), bytes: 0, rate: 0 });
-        Self { pace, expected: Mutex::default(), arrived, paid: tokio::sync::Mutex::default() }
+        Self { pace, expected: Mutex::default(), fetched: AtomicU64::new(0), arrived, paid: tokio::sync::Mutex::default() }
     }
 
     /// Waits until so many bytes may be fetched at the pace of `now`.
@@ -123,6 +126,11 @@ impl Rebalance {
         }
     }
 
+    /// A new layout: what was fetched for the one before is no part of it.
+    pub fn begin(&self) {
+        self.fetched.store(0, Ordering::Relaxed);
+    }
+
     /// So much is missing here that a peer has.
     pub fn expect(&self, peer: NodeIndex, records: u64, bytes: u64) {
         self.expected.lock().insert(peer, (records, bytes));
@@ -133,6 +141,7 @@ impl Rebalance {
         if let Some(expected) = self.expected.lock().get_mut(&peer) {
             *expected = (expected.0.saturating_sub(records), expected.1.saturating_sub(bytes));
         }
+        self.fetched.fetch_add(bytes, Ordering::Relaxed);
         let mut arrived = self.arrived.lock();
         arrived.bytes += bytes;
         let took = arrived.since.elapsed();
@@ -144,6 +153,11 @@ impl Rebalance {
     /// Records and bytes that are known to be missing here: as the peer says that has most of them, for others have the same.
     pub fn to_fetch(&self) -> (u64, u64) {
         self.expected.lock().values().copied().max_by_key(|(records, bytes)| (*bytes, *records)).unwrap_or_default()
+    }
+
+    /// Bytes that were fetched for the current layout, and those that are known to be missing still.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.fetched.load(Ordering::Relaxed), self.to_fetch().1)
     }
 
     /// How fast it may be at that time; `None`: as fast as it goes.
@@ -196,6 +210,16 @@ mod tests {
         ] {
             assert!(text.parse::<Slot>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn progress_is_that_of_the_current_layout() {
+        let rebalance = Rebalance::new(Pace::default());
+        rebalance.fetched(NodeIndex(1), 1, 5);
+        rebalance.begin();
+        rebalance.expect(NodeIndex(1), 2, 10);
+        rebalance.fetched(NodeIndex(1), 1, 3);
+        assert_eq!(rebalance.progress(), (3, 7));
     }
 
     #[tokio::test(start_paused = true)]

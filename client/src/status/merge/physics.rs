@@ -1,34 +1,37 @@
 //! What light and clocks say of what nodes claim.
 use super::{CheckResult, Nodes, check};
-use crate::limits;
+use crate::{answers::Bucket, limits};
 use afar_model::{
     geo::{self, Coordinates, Physics},
+    policy::VerifyDistance,
     units::Metres,
 };
 use afar_proto::v1;
 use std::{collections::BTreeMap, time::Duration};
 
-/// Whether claimed distances are held against measured round trips in every bucket, as far as the caller knows.
+/// How much the buckets care about refuted distances, as far as the caller knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DistanceCheck {
+pub(super) enum DistanceCheck {
     /// Some bucket enforces them, or it is not known.
     Enforced,
     /// No bucket enforces them, some bucket warns.
     Warned,
     /// Every bucket has `verify_distance = "off"`.
     Off,
-    /// There is no bucket yet: as the cluster's default policy has it.
-    Default,
 }
 
 impl DistanceCheck {
-    pub(super) fn or_default(self, newest: &v1::NodeStatus) -> Self {
+    /// The strictest bucket's; of none, as the cluster's default policy has it. `None`: which buckets there are is not known.
+    pub(super) fn of(buckets: Option<&[Bucket]>, newest: &v1::NodeStatus) -> Self {
         let default = newest.default_policy.as_ref().map(|policy| policy.verify_distance.as_str());
-        match (self, default) {
-            (Self::Default, Some("off")) => Self::Off,
-            (Self::Default, Some("warn")) => Self::Warned,
-            (Self::Default, _) => Self::Enforced,
-            (known, _) => known,
+        let any = |buckets: &[Bucket], verify| buckets.iter().any(|bucket| bucket.policy.verify_distance == verify);
+        match (buckets, default) {
+            (Some([]), Some("off")) => Self::Off,
+            (Some([]), Some("warn")) => Self::Warned,
+            (Some([]) | None, _) => Self::Enforced,
+            (Some(buckets), _) if any(buckets, VerifyDistance::Enforce) => Self::Enforced,
+            (Some(buckets), _) if any(buckets, VerifyDistance::Warn) => Self::Warned,
+            (Some(_), _) => Self::Off,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One cluster of three nodes, and what may be wrong with it.
 use super::{counts::NO_REPORTER, *};
 use crate::error::{Error, Kind};
+use afar_model::{id::BucketId, policy::VerifyDistance, units::Metres};
 
 const NOW: UnixMillis = UnixMillis(1_000_000_000);
 
@@ -67,8 +68,13 @@ fn answers(nodes: Vec<v1::NodeStatus>) -> Vec<Answer> {
     nodes.into_iter().map(|node| Answer { endpoint: format!("https://{}:7700", node.node), outcome: Ok(node) }).collect()
 }
 
+fn bucket(id: u8, policy: Policy) -> Bucket {
+    let id = BucketId::from_bytes([id; 32]);
+    Bucket { id, name: format!("b{}", id.as_bytes()[0]), policy, created: NOW, warning: String::new() }
+}
+
 fn merged(nodes: Vec<v1::NodeStatus>) -> ClusterStatus {
-    merge(&answers(nodes), NOW, DistanceCheck::Enforced).unwrap()
+    merge(&answers(nodes), NOW, Some(&[bucket(1, Policy::default())])).unwrap()
 }
 
 fn three(per_shard: Option<v1::StateCounts>) -> Vec<v1::NodeStatus> {
@@ -173,7 +179,7 @@ fn rule_25_a_node_that_just_fell_silent_may_still_be_counted_and_is_doubted() {
 #[test]
 fn nobody_answers() {
     let silent = Answer { endpoint: "https://a:1".into(), outcome: Err(Error::new(Kind::Unreachable, "no")) };
-    assert_eq!(merge(&[silent], NOW, DistanceCheck::Enforced), None);
+    assert_eq!(merge(&[silent], NOW, None), None);
 }
 
 #[test]
@@ -187,7 +193,8 @@ fn layouts_clocks_and_distances_are_compared() {
         assert_eq!(find(&status, name).state, "critical", "{name}");
     }
     assert_eq!(status.checks.first().map(|check| check.state.as_str()), Some("critical"));
-    let trial = merge(&answers(nodes), NOW, DistanceCheck::Off).unwrap();
+    let off = Policy { verify_distance: VerifyDistance::Off, ..Policy::default() };
+    let trial = merge(&answers(nodes), NOW, Some(&[bucket(1, off)])).unwrap();
     assert_eq!(find(&trial, "distance_physics").state, "ok");
 }
 
@@ -200,7 +207,7 @@ fn refuted_and_empty(verify_distance: &str) -> ClusterStatus {
         node.default_policy = Some(v1::Policy { verify_distance: verify_distance.into(), ..v1::Policy::default() });
     }
     nodes[0].peers[0].min_round_trip_micros = 400;
-    merge(&answers(nodes), NOW, DistanceCheck::Default).unwrap()
+    merge(&answers(nodes), NOW, Some(&[])).unwrap()
 }
 
 #[test]
@@ -285,4 +292,145 @@ fn the_json_has_what_the_contract_names() {
         assert!(json.pointer(path).is_some(), "{path}");
     }
     assert_eq!(json["state"], "safe");
+}
+
+#[test]
+fn the_strictest_bucket_decides_about_distances() {
+    use VerifyDistance::{Enforce, Off, Warn};
+    let newest = node("strasbourg", 0, None);
+    let of = |buckets: &[VerifyDistance]| {
+        let buckets: Vec<Bucket> =
+            buckets.iter().map(|verify| bucket(1, Policy { verify_distance: *verify, ..Policy::default() })).collect();
+        DistanceCheck::of(Some(&buckets), &newest)
+    };
+    assert_eq!(
+        [of(&[]), of(&[Off, Off]), of(&[Off, Warn, Off]), of(&[Warn, Enforce, Off])],
+        [DistanceCheck::Enforced, DistanceCheck::Off, DistanceCheck::Warned, DistanceCheck::Enforced]
+    );
+    assert_eq!(DistanceCheck::of(None, &newest), DistanceCheck::Enforced, "nobody says which buckets there are");
+}
+
+/// The survivors' check of three nodes that store so much in each of these buckets, which have ids from 1 on.
+fn survivors(buckets: &[(Policy, u64)], capacity: u64) -> CheckResult {
+    let mut nodes = three(None);
+    for node in &mut nodes {
+        node.default_policy = Some(v1::Policy::from(&Policy::default()));
+        node.nodes.iter_mut().for_each(|node| node.capacity_bytes = capacity);
+    }
+    let stored = Stored { buckets: (1..).zip(buckets).map(|(id, (_, bytes))| (vec![id; 32], *bytes)).collect(), complete: true };
+    let buckets: Vec<Bucket> = (1..).zip(buckets).map(|(id, (policy, _))| bucket(id, policy.clone())).collect();
+    room::survivors_check(&nodes[0], &stored, &buckets, buckets.len() as u64)
+}
+
+#[test]
+fn the_loss_of_a_site_is_judged_by_every_bucket_and_the_state_fits_the_words() {
+    let near = Policy { min_distance: Metres(400_000), ..Policy::default() };
+    let three = Policy { copies: 3, ..near.clone() };
+    // Only Warsaw is far from the others by the default policy; by the other one any two are.
+    let found = survivors(&[(Policy::default(), 10), (near.clone(), 10)], 100);
+    assert_eq!(found.state, "ok", "{}", found.detail);
+    assert_eq!(
+        found.detail,
+        "what is stored stays readable without any one site; without warsaw new writes to b1 would be refused until it is replaced"
+    );
+    let found = survivors(&[(Policy { min_distance: Metres(400_000), ..Policy::default() }, 10)], 100);
+    assert!(found.detail.contains("without warsaw new writes to new buckets would be refused"), "{}", found.detail);
+    // Two nodes of 100 bytes are left: they hold 100 bytes twice, whatever wanted a third copy.
+    for (buckets, state) in [
+        (vec![(near.clone(), 60)], "ok"),
+        (vec![(near.clone(), 60), (three.clone(), 30)], "ok"),
+        (vec![(near.clone(), 60), (three, 60)], "warning"),
+    ] {
+        let found = survivors(&buckets, 100);
+        assert_eq!(found.state, state, "{}", found.detail);
+        assert_eq!(found.detail.contains("too little room, by 20 bytes"), state == "warning", "{}", found.detail);
+    }
+    let found = survivors(&[(Policy { copies: 1, far_copies: 1, ..Policy::default() }, 1)], 100);
+    assert!(found.state == "warning" && found.detail.starts_with("b1: one copy of everything"), "{}", found.detail);
+    let found = survivors(&[(Policy { min_distance: Metres(5_000_000), ..Policy::default() }, 1)], 100);
+    assert!(found.state == "warning" && found.detail.starts_with("b1: no 2 sites"), "{}", found.detail);
+}
+
+#[test]
+fn buckets_whose_policies_are_not_shown_make_the_survivors_unknown() {
+    let mut nodes = three(counts(2, 0, 0));
+    nodes.iter_mut().for_each(|node| node.default_policy = Some(v1::Policy::from(&Policy::default())));
+    let status = merge(&answers(nodes.clone()), NOW, None).unwrap();
+    assert_eq!(find(&status, "survivors").state, "unknown");
+    assert_eq!(find(&merged(nodes), "survivors").state, "ok");
+}
+
+/// Three nodes; the second layout takes over from the first, and each says what it waits for: node, why, when it was heard.
+fn taking_over(says: &[(&str, &[(&str, &str, u64)])]) -> Vec<v1::NodeStatus> {
+    let mut nodes = three(counts(2, 0, 0));
+    for node in &mut nodes {
+        (node.layout_version, node.layout_digest) = (2, vec![2; 32].into());
+        let waits = says.iter().filter(|(name, _)| *name == node.node).flat_map(|(_, waits)| waits.iter());
+        let awaited = |(node, why, heard): &(&str, &str, u64)| v1::Awaited {
+            node: (*node).into(),
+            why: (*why).into(),
+            last_heard: *heard,
+            fetched_bytes: 3,
+            to_fetch_bytes: 7,
+            ..v1::Awaited::default()
+        };
+        let older = vec![v1::OpenLayout { version: 1, digest: vec![1; 32].into() }];
+        node.open_layouts = 2;
+        node.transition = Some(v1::Transition { since: 1000, older, waits: waits.map(awaited).collect() });
+    }
+    nodes
+}
+
+fn awaited(status: &ClusterStatus) -> Vec<(&str, &str)> {
+    let transition = status.transition.as_ref().unwrap();
+    transition.waits_for.iter().map(|awaited| (awaited.node.as_str(), awaited.why.as_str())).collect()
+}
+
+#[test]
+fn a_layout_that_is_taking_over_says_whom_it_waits_for_since_when_and_what_to_do() {
+    assert_eq!(merged(three(counts(2, 0, 0))).transition, None, "one layout everywhere");
+    let mut nodes = taking_over(&[("strasbourg", &[("warsaw", "silent", 5_000)]), ("roubaix", &[("warsaw", "silent", 7_000)])]);
+    nodes.retain(|node| node.node != "warsaw");
+    let status = merged(nodes);
+    let transition = status.transition.as_ref().unwrap();
+    assert_eq!((transition.to.name.as_str(), transition.since), ("2-02020202", Some(UnixMillis(1000))));
+    assert_eq!(transition.older.iter().map(|open| open.name.as_str()).collect::<Vec<_>>(), ["1-01010101"]);
+    let [warsaw] = transition.waits_for.as_slice() else { panic!("{transition:?}") };
+    assert_eq!((warsaw.node.as_str(), warsaw.why.as_str(), warsaw.last_heard), ("warsaw", "silent", Some(UnixMillis(7_000))));
+    assert_eq!(warsaw.not_reached_from, ["roubaix", "strasbourg"]);
+    for part in ["bring it back", "`afar node remove warsaw --lost`", "`afar site lost warsaw`"] {
+        assert!(warsaw.action.contains(part), "{}", warsaw.action);
+    }
+    let json = serde_json::to_value(&status).unwrap();
+    assert_eq!(json["transition"]["since"], "1970-01-01T00:00:01Z");
+    assert_eq!(json["transition"]["waits_for"][0]["last_heard"], "1970-01-01T00:00:07Z");
+}
+
+#[test]
+fn a_node_that_answers_is_believed_about_itself_unless_the_others_do_not_reach_it() {
+    // What others say of it is older than what it says.
+    let nodes = taking_over(&[("strasbourg", &[("warsaw", "comparing", 9)]), ("warsaw", &[("warsaw", "fetching", 0)])]);
+    let status = merged(nodes);
+    assert_eq!(awaited(&status), [("warsaw", "fetching")]);
+    let warsaw = status.transition.as_ref().unwrap().waits_for.first().unwrap();
+    assert_eq!((warsaw.fetched_bytes, warsaw.to_fetch_bytes, warsaw.action.as_str()), (Some(3), Some(7), "wait"));
+    let cut = merged(taking_over(&[("strasbourg", &[("warsaw", "silent", 9)]), ("warsaw", &[("strasbourg", "silent", 9)])]));
+    assert_eq!(awaited(&cut), [("strasbourg", "silent"), ("warsaw", "silent")]);
+    let action = &cut.transition.as_ref().unwrap().waits_for.first().unwrap().action;
+    assert!(action.contains("mend the way between them") && !action.contains("lost"), "{action}");
+}
+
+#[test]
+fn who_does_not_say_what_it_waits_for_is_unknown_and_who_lags_is_named() {
+    let mut nodes = taking_over(&[]);
+    nodes[0].transition = None;
+    (nodes[1].layout_version, nodes[1].layout_digest, nodes[1].open_layouts) = (1, vec![1; 32].into(), 1);
+    assert_eq!(awaited(&merged(nodes.clone())), [("warsaw", "behind"), ("strasbourg", "unknown")]);
+    // Who was removed and still runs is not waited for.
+    let (mut gone, warsaw) = (nodes, 1);
+    gone[warsaw].open_layouts = 2;
+    for node in &mut gone {
+        node.nodes.retain(|node| node.name != "warsaw");
+    }
+    assert_eq!(awaited(&merged(gone)), [("strasbourg", "unknown")]);
 }

@@ -70,6 +70,57 @@ pub struct Rebalance {
     pub surplus_records: u64,
 }
 
+/// A newest layout that is not in force yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Transition {
+    /// The newest one.
+    pub to: OpenLayout,
+    /// When it was made; `None` if no node says.
+    #[serde(serialize_with = "time")]
+    pub since: Option<UnixMillis>,
+    /// What is open beside it, oldest first.
+    pub older: Vec<OpenLayout>,
+    /// Whom that waits for, the worst first. Empty: it is about to end.
+    pub waits_for: Vec<Awaited>,
+}
+
+/// A layout that is open somewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OpenLayout {
+    /// As `afar layout history` has it.
+    pub name: String,
+    /// Its version.
+    pub version: u64,
+}
+
+/// A node that keeps older layouts open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Awaited {
+    /// Its name.
+    pub node: String,
+    /// Its site's; empty if the newest layout does not name it.
+    pub site: String,
+    /// "silent", "unfit", "behind", "writing", "catching_up", "unplaced", "fetching", "comparing" or "unknown".
+    pub why: String,
+    /// More about it; may be empty.
+    pub detail: String,
+    /// When it was last heard by those who do not hear it now.
+    #[serde(serialize_with = "time")]
+    pub last_heard: Option<UnixMillis>,
+    /// Bytes that it has fetched for this layout, while it fetches.
+    pub fetched_bytes: Option<u64>,
+    /// Those that it is known to lack still, while it fetches.
+    pub to_fetch_bytes: Option<u64>,
+    /// Nodes that do not reach it.
+    pub not_reached_from: Vec<String>,
+    /// What to do.
+    pub action: String,
+}
+
+fn time<S: serde::Serializer>(at: &Option<UnixMillis>, to: S) -> Result<S::Ok, S::Error> {
+    at.map(crate::cli::units::time).serialize(to)
+}
+
 /// A site and its nodes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SiteStatus {
@@ -165,6 +216,8 @@ pub struct ClusterStatus {
     pub replication: Replication,
     /// What is on its way because the layout changed.
     pub rebalance: Rebalance,
+    /// The newest layout's way into force; `None` once it is alone everywhere, as far as nodes answer.
+    pub transition: Option<Transition>,
     /// Sites, in the layout's order.
     pub sites: Vec<SiteStatus>,
     /// What was looked at, the worst first.
