@@ -257,9 +257,13 @@ fn findings(out: &Out, checks: &[&CheckResult]) -> Vec<String> {
     found.into_iter().map(line).collect()
 }
 
-/// What the loss of a site would mean, where that is no trouble; else it stands among the troubles.
+/// What the loss of a site would mean, where that is no trouble; else it stands among the troubles. As long as not everything
+/// is known to have its copies, there is worse to read.
 fn survivors_line(status: &ClusterStatus) -> Option<String> {
     let check = status.checks.iter().find(|check| check.name == "survivors" && check.state == "ok")?;
+    if status.state > State::Degraded {
+        return None;
+    }
     Some(format!("Loss of a site: {}", check.detail))
 }
 

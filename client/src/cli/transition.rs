@@ -29,31 +29,32 @@ fn age(at: UnixMillis, now: UnixMillis) -> String {
 }
 
 fn words(awaited: &Awaited, now: UnixMillis) -> String {
-    let more = |text: &str| if awaited.detail.is_empty() { text.to_owned() } else { format!("{text} ({})", awaited.detail) };
+    let more = |text: &str| if awaited.detail.is_empty() { text.to_owned() } else { format!("{text}: {}", awaited.detail) };
     match awaited.why.as_str() {
         "silent" => {
-            let heard = awaited.last_heard.map_or_else(
-                || "; never heard in this run".to_owned(),
-                |at| format!("; last heard {} ({})", units::time(at), age(at, now)),
-            );
-            format!("{}{heard}", more(&unreached(awaited, "does not answer")))
+            let heard = match awaited.last_heard {
+                Some(at) => format!("last heard {} ({})", units::time(at), age(at, now)),
+                None => "never heard".to_owned(),
+            };
+            more(&format!("does not answer{}, {heard}", whom("", awaited)))
         }
-        "unfit" => more(&unreached(awaited, "answers, and cannot be worked with")),
+        "unfit" => more(&format!("cannot be worked with{}", whom(" by", awaited))),
         "behind" => "has an older layout, or another".to_owned(),
         "writing" => "has requests under way that began by an older layout".to_owned(),
         "catching_up" => "has lost something, and is catching up".to_owned(),
-        "unplaced" => more("has no place for a bucket"),
+        "unplaced" => more("has no place for"),
         "fetching" => {
             let (fetched, left) = (awaited.fetched_bytes.unwrap_or(0), awaited.to_fetch_bytes.unwrap_or(0));
             format!("has fetched {} of {}", units::bytes(fetched), units::bytes(fetched.saturating_add(left)))
         }
-        "comparing" => more("has not compared itself with all yet"),
+        "comparing" => more("has still to compare itself"),
         _ => more("nobody knows for what"),
     }
 }
 
-fn unreached(awaited: &Awaited, what: &str) -> String {
-    if awaited.not_reached_from.is_empty() { what.to_owned() } else { format!("{what} to {}", awaited.not_reached_from.join(", ")) }
+/// To whom: ` strasbourg, warsaw`, after a word if need be.
+fn whom(before: &str, awaited: &Awaited) -> String {
+    if awaited.not_reached_from.is_empty() { String::new() } else { format!("{before} {}", awaited.not_reached_from.join(", ")) }
 }
 
 #[cfg(test)]
@@ -97,7 +98,7 @@ mod tests {
         };
         insta::assert_snapshot!(lines(&transition, now).join("\n"), @r"
         Layout 3-1f2e3d4c is taking over since 2027-01-15T07:00:00Z (1h ago); still open: 1-aaaaaaaa, 2-bbbbbbbb. It waits for:
-          warsaw: does not answer to roubaix, strasbourg (connection refused); last heard 2027-01-15T07:57:55Z (2m 5s ago)
+          warsaw: does not answer roubaix, strasbourg, last heard 2027-01-15T07:57:55Z (2m 5s ago): connection refused
             do: bring it back
           madrid: has fetched 3.0 GiB of 10.0 GiB
         ");

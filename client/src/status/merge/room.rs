@@ -51,7 +51,7 @@ pub(super) fn survivors_check(newest: &v1::NodeStatus, stored: &Stored, buckets:
     } else if waiting.is_empty() {
         check(name, "ok", "the others could hold everything after the loss of any one site")
     } else {
-        check(name, "ok", format!("what is stored stays readable without any one site; {}", waiting.join("; ")))
+        check(name, "ok", format!("what has its copies stays readable without any one site; {}", waiting.join("; ")))
     }
 }
 

@@ -331,7 +331,7 @@ fn the_loss_of_a_site_is_judged_by_every_bucket_and_the_state_fits_the_words() {
     assert_eq!(found.state, "ok", "{}", found.detail);
     assert_eq!(
         found.detail,
-        "what is stored stays readable without any one site; without warsaw new writes to b1 would be refused until it is replaced"
+        "what has its copies stays readable without any one site; without warsaw new writes to b1 would be refused until it is replaced"
     );
     let found = survivors(&[(Policy { min_distance: Metres(400_000), ..Policy::default() }, 10)], 100);
     assert!(found.detail.contains("without warsaw new writes to new buckets would be refused"), "{}", found.detail);
