@@ -339,7 +339,7 @@ fn the_loss_of_a_site_is_judged_by_every_bucket_and_the_state_fits_the_words() {
     for (buckets, state) in [
         (vec![(near.clone(), 60)], "ok"),
         (vec![(near.clone(), 60), (three.clone(), 30)], "ok"),
-        (vec![(near.clone(), 60), (three, 60)], "warning"),
+        (vec![(near, 60), (three, 60)], "warning"),
     ] {
         let found = survivors(&buckets, 100);
         assert_eq!(found.state, state, "{}", found.detail);
@@ -360,8 +360,11 @@ fn buckets_whose_policies_are_not_shown_make_the_survivors_unknown() {
     assert_eq!(find(&merged(nodes), "survivors").state, "ok");
 }
 
-/// Three nodes; the second layout takes over from the first, and each says what it waits for: node, why, when it was heard.
-fn taking_over(says: &[(&str, &[(&str, &str, u64)])]) -> Vec<v1::NodeStatus> {
+/// Whom a node waits for, why, and when that was heard.
+type Waits<'a> = &'a [(&'a str, &'a str, u64)];
+
+/// Three nodes; the second layout takes over from the first, and some say what they wait for.
+fn taking_over(says: &[(&str, Waits<'_>)]) -> Vec<v1::NodeStatus> {
     let mut nodes = three(counts(2, 0, 0));
     for node in &mut nodes {
         (node.layout_version, node.layout_digest) = (2, vec![2; 32].into());
