@@ -443,8 +443,8 @@ mod tests {
         ];
         insta::assert_snapshot!(render(&OUT, &trouble, true).join("\n"), @r"
         WARNING roubaix, strasbourg layout: version 2 is taking over
-          AFAR-LAYOUT: data are moving to where a new layout wants them, or a layout was refused: nothing is removed meanwhile
-          do: as is said of each node that it waits for; end a conflict with `afar layout apply --merge`
+          AFAR-LAYOUT: data are moving to where a new layout wants them, a layout was refused, or a site was lost: nothing is removed meanwhile
+          do: as is said there, and of each node that is waited for; end a conflict with `afar layout apply --merge`
         WARNING roubaix peer: warsaw: connection refused
         WARNING strasbourg peer: warsaw: no answer in time
           AFAR-PEER: the two cannot copy to each other

@@ -33,8 +33,8 @@ const ALL: [(&str, Advice); 19] = [
         "layout",
         known(
             "AFAR-LAYOUT",
-            "data are moving to where a new layout wants them, or a layout was refused: nothing is removed meanwhile",
-            "as is said of each node that it waits for; end a conflict with `afar layout apply --merge`",
+            "data are moving to where a new layout wants them, a layout was refused, or a site was lost: nothing is removed meanwhile",
+            "as is said there, and of each node that is waited for; end a conflict with `afar layout apply --merge`",
             false,
         ),
     ),

@@ -84,12 +84,14 @@ fn a_change_that_is_stuck_says_on_whom_since_when_and_what_to_do() {
             assert!(said.contains(part), "{part:?} in {arguments:?}:\n{said}");
         }
     }
-    assert_eq!(operator.ask(&["layout", "show"])["transition"]["waits_for"][0]["node"], "warsaw");
+    let shown = operator.ask(&["layout", "show"])["transition"]["waits_for"].clone();
+    assert!(shown.as_array().unwrap().iter().any(|wait| wait["node"] == "warsaw"), "{shown}");
     let refused = operator.try_change(&["node", "set", "madrid", "--capacity", "4GiB"]).expect(1);
-    assert!(refused.text().contains("in transition already, and wait for warsaw (does not answer)"), "{refused}");
+    let refused = refused.text();
+    assert!(refused.contains("in transition already, and wait for ") && refused.contains("warsaw (does not answer)"), "{refused}");
     let status = cluster.status();
     let told = own_check(&status, "layout", "madrid").unwrap()["detail"].as_str().unwrap();
-    assert!(told.contains("waits for warsaw (does not answer)"), "{told}");
+    assert!(told.contains("waits for ") && told.contains("warsaw (does not answer)"), "{told}");
 
     cluster.node_mut("warsaw").start();
     operator.wait_in_force(&cluster);
@@ -107,7 +109,7 @@ fn nothing_is_lost_when_a_node_stops_halfway_through_its_drain_and_another_site_
     cluster.node_mut("strasbourg").stop();
     wait_awaited(&cluster, "strasbourg", "silent");
     let refused = operator.try_change(&["node", "remove", "strasbourg"]).expect(1);
-    assert!(refused.text().contains("it waits for strasbourg (does not answer)"), "{refused}");
+    assert!(refused.text().contains("it waits for ") && refused.text().contains("strasbourg (does not answer)"), "{refused}");
     cluster.node_mut("warsaw").burn();
     // What was in Strasbourg and Warsaw only, nobody can read now: that is unknown, and neither lost nor absent.
     let status = until("Warsaw is missed", SETTLE_MAX, || {

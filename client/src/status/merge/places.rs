@@ -65,7 +65,8 @@ fn seen_by_peers(name: &str, nodes: &Nodes<'_>) -> &'static str {
 }
 
 pub(super) fn nodes_check(sites: &[SiteStatus], answers: &[Answer]) -> CheckResult {
-    let all = sites.iter().flat_map(|site| &site.nodes);
+    // Nobody waits for those that an operator has said to be lost.
+    let all = sites.iter().flat_map(|site| &site.nodes).filter(|node| node.state != "lost");
     let silent: Vec<String> = all
         .clone()
         .filter(|node| !node.answered)

@@ -82,28 +82,20 @@ fn kept(default: &Policy, layout: &Layout, stored: &Stored, buckets: &[Bucket]) 
 /// What no other site has, or none is to have.
 fn alone(kept: &Kept, layout: &Layout) -> Option<String> {
     let who = kept.who();
-    if let Some(why) = kept.impossible(layout) {
-        return Some(format!("{who}: {why}"));
+    if kept.is_impossible(layout) {
+        return Some(format!("{who}: no sites that are left keep to the policy, whatever their room (check `policy` says why)"));
     }
     (kept.policy.copies < 2).then(|| format!("{who}: one copy of everything, and what a site holds is lost with it"))
 }
 
-/// Room is shared, so each kind of data has the part of it that its bytes need.
 fn too_little(kept: &[Kept], site: SiteIndex, name: &str) -> Option<String> {
-    let (mut bytes, mut load) = (0, 0.0);
-    for kept in kept {
-        if let Some(Some(usable)) = kept.usable.get(&site).filter(|_| kept.stored > 0) {
-            bytes += kept.stored;
-            load += kept.stored as f64 / (*usable).max(1) as f64;
-        }
-    }
-    let short = (bytes as f64 * (1.0 - 1.0 / load)).round() as u64;
-    (load > 1.0 && short > 0).then(|| format!("without {name} there is too little room, by {short} bytes"))
+    let short = plan::short_of(kept.iter().filter_map(|kept| Some((kept.stored, kept.usable.get(&site).copied().flatten()?))));
+    (short > 0).then(|| format!("without {name} there is too little room, by {short} bytes"))
 }
 
 /// Whose loss would stop writes until there is a replacement, and to what.
 fn waiting(kept: &[Kept], sites: &[SiteIndex], layout: &Layout) -> Vec<String> {
-    let possible: Vec<&Kept> = kept.iter().filter(|kept| kept.impossible(layout).is_none()).collect();
+    let possible: Vec<&Kept> = kept.iter().filter(|kept| !kept.is_impossible(layout)).collect();
     let mut needed: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for site in sites {
         let stopped: Vec<&&Kept> = possible.iter().filter(|kept| kept.usable.get(site).is_some_and(Option::is_none)).collect();
@@ -125,9 +117,9 @@ impl Kept {
         if self.buckets.is_empty() { "new buckets".to_owned() } else { self.buckets.join(", ") }
     }
 
-    /// Why no set of sites keeps to the policy as it is.
-    fn impossible(&self, layout: &Layout) -> Option<String> {
-        Placement::derive(&self.policy, &Geography::claimed(layout)).err().map(|why| why.to_string())
+    /// Whether no set of sites keeps to the policy even with all of them.
+    fn is_impossible(&self, layout: &Layout) -> bool {
+        Placement::derive(&self.policy, &Geography::claimed(layout)).is_err()
     }
 }
 

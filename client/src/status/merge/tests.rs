@@ -177,6 +177,17 @@ fn rule_25_a_node_that_just_fell_silent_may_still_be_counted_and_is_doubted() {
 }
 
 #[test]
+fn who_is_said_to_be_lost_is_not_missed() {
+    let mut nodes = three(counts(2, 0, 0));
+    nodes.pop();
+    assert_eq!(find(&merged(nodes.clone()), "nodes").state, "warning");
+    for node in nodes.iter_mut().flat_map(|node| &mut node.nodes).filter(|node| node.name == "roubaix") {
+        node.duty = "lost".into();
+    }
+    assert_eq!(find(&merged(nodes), "nodes").detail, "2 of 2 answer");
+}
+
+#[test]
 fn nobody_answers() {
     let silent = Answer { endpoint: "https://a:1".into(), outcome: Err(Error::new(Kind::Unreachable, "no")) };
     assert_eq!(merge(&[silent], NOW, None), None);
@@ -348,7 +359,7 @@ fn the_loss_of_a_site_is_judged_by_every_bucket_and_the_state_fits_the_words() {
     let found = survivors(&[(Policy { copies: 1, far_copies: 1, ..Policy::default() }, 1)], 100);
     assert!(found.state == "warning" && found.detail.starts_with("b1: one copy of everything"), "{}", found.detail);
     let found = survivors(&[(Policy { min_distance: Metres(5_000_000), ..Policy::default() }, 1)], 100);
-    assert!(found.state == "warning" && found.detail.starts_with("b1: no 2 sites"), "{}", found.detail);
+    assert!(found.state == "warning" && found.detail.starts_with("b1: no sites that are left keep to the policy"), "{}", found.detail);
 }
 
 #[test]

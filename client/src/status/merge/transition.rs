@@ -128,7 +128,7 @@ fn action(why: &str, node: &str, site: &str, cut: bool, newest: &v1::NodeStatus)
         }
         "unfit" => "see what it complains of, and mend that".to_owned(),
         "behind" => "wait some seconds; if it stays, see its check `layout`".to_owned(),
-        "unplaced" => "no waiting ends this: add a site, bring one back, or lower that bucket's policy (`afar bucket set`)".to_owned(),
+        "unplaced" => "no waiting ends this: add a site, bring one back, take back a drain (`afar layout rollback`), or ask less of that bucket (`afar bucket set`)".to_owned(),
         "unknown" => "upgrade it, or wait".to_owned(),
         _ => "wait".to_owned(),
     }
