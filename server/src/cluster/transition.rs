@@ -35,7 +35,7 @@ pub struct Wait {
     pub detail: String,
     /// When it was last heard; `None`: never, or it is this node itself.
     pub heard: Option<UnixMillis>,
-    /// Bytes that it has fetched for the current layout, and those that it still has to, as far as is known.
+    /// Bytes that it lacked by the current layout and has now, and those that it lacks still, as far as is known.
     pub fetched: (u64, u64),
 }
 

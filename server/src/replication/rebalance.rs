@@ -89,8 +89,8 @@ pub struct Rebalance {
     pace: Pace,
     /// What was found missing in comparison with each peer. The same record may be at several.
     expected: Mutex<HashMap<NodeIndex, (u64, u64)>>,
-    /// Bytes that were fetched since the current layout is.
-    fetched: AtomicU64,
+    /// The most that was ever found missing at once since the current layout is, in bytes.
+    total: AtomicU64,
     arrived: Mutex<Arrived>,
     /// Until when what was fetched has used up its time.
     paid: tokio::sync::Mutex<Option<Instant>>,
@@ -107,7 +107,7 @@ impl Rebalance {
     /// Nothing to fetch yet.
     pub fn new(pace: Pace) -> Self {
         let arrived = Mutex::new(Arrived { since: Instant::now(), bytes: 0, rate: 0 });
-        Self { pace, expected: Mutex::default(), fetched: AtomicU64::new(0), arrived, paid: tokio::sync::Mutex::default() }
+        Self { pace, expected: Mutex::default(), total: AtomicU64::new(0), arrived, paid: tokio::sync::Mutex::default() }
     }
 
     /// Waits until so many bytes may be fetched at the pace of `now`.
@@ -126,14 +126,15 @@ impl Rebalance {
         }
     }
 
-    /// A new layout: what was fetched for the one before is no part of it.
+    /// A new layout: what was missing by the one before is no part of it.
     pub fn begin(&self) {
-        self.fetched.store(0, Ordering::Relaxed);
+        self.total.store(0, Ordering::Relaxed);
     }
 
     /// So much is missing here that a peer has.
     pub fn expect(&self, peer: NodeIndex, records: u64, bytes: u64) {
         self.expected.lock().insert(peer, (records, bytes));
+        self.total.fetch_max(bytes, Ordering::Relaxed);
     }
 
     /// So much of it has arrived.
@@ -141,7 +142,6 @@ impl Rebalance {
         if let Some(expected) = self.expected.lock().get_mut(&peer) {
             *expected = (expected.0.saturating_sub(records), expected.1.saturating_sub(bytes));
         }
-        self.fetched.fetch_add(bytes, Ordering::Relaxed);
         let mut arrived = self.arrived.lock();
         arrived.bytes += bytes;
         let took = arrived.since.elapsed();
@@ -155,9 +155,11 @@ impl Rebalance {
         self.expected.lock().values().copied().max_by_key(|(records, bytes)| (*bytes, *records)).unwrap_or_default()
     }
 
-    /// Bytes that were fetched for the current layout, and those that are known to be missing still.
+    /// Bytes that were missing by the current layout and are here now, and those that are known to be missing still. (Not what
+    /// has arrived: the same may come from several peers.)
     pub fn progress(&self) -> (u64, u64) {
-        (self.fetched.load(Ordering::Relaxed), self.to_fetch().1)
+        let left = self.to_fetch().1;
+        (self.total.load(Ordering::Relaxed).saturating_sub(left), left)
     }
 
     /// How fast it may be at that time; `None`: as fast as it goes.
@@ -213,12 +215,20 @@ mod tests {
     }
 
     #[test]
-    fn progress_is_that_of_the_current_layout() {
-        let rebalance = Rebalance::new(Pace::default());
-        rebalance.fetched(NodeIndex(1), 1, 5);
+    fn progress_is_that_of_the_current_layout_and_counts_nothing_twice() {
+        let (rebalance, one, two) = (Rebalance::new(Pace::default()), NodeIndex(1), NodeIndex(2));
+        rebalance.expect(one, 9, 90);
+        rebalance.expect(one, 0, 0);
         rebalance.begin();
-        rebalance.expect(NodeIndex(1), 2, 10);
-        rebalance.fetched(NodeIndex(1), 1, 3);
+        // Both have the same.
+        rebalance.expect(one, 2, 10);
+        rebalance.expect(two, 2, 10);
+        rebalance.fetched(one, 1, 3);
+        assert_eq!(rebalance.progress(), (0, 10));
+        rebalance.fetched(two, 1, 3);
+        assert_eq!(rebalance.progress(), (3, 7));
+        // Counted again, after a comparison that was broken off.
+        rebalance.expect(one, 1, 7);
         assert_eq!(rebalance.progress(), (3, 7));
     }
 
