@@ -272,6 +272,9 @@ pub const LIST_PAGE: usize = 1000;
 
 /// A version that is prepared for longer than this was probably left behind: it is unknown, and is proved by whoever sees it.
 pub const PREPARED_FOR: Duration = Duration::from_secs(3);
+/// Copies beyond the level that a put waited for arrive within this time after it, or are late: what lacks one by then is not
+/// said to be filling.
+pub const FILLING_FOR: Duration = Duration::from_secs(30);
 /// Prepared versions that one survey hands on to be proved.
 pub const PREPARED_BATCH: usize = 4096;
 /// Versions are followed to their pieces this soon after the start …

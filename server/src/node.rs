@@ -37,12 +37,13 @@ use crate::{
         settlements::{self, Settlements},
     },
 };
-use afar_model::{layout::NodeIndex, units::UnixMillis};
+use afar_model::{layout::NodeIndex, record::RecordKey, units::UnixMillis};
 use afar_proto::v1;
 use afar_store::{DirectoryState, OpenError, Opened, Options, Store, disk::FaultyDisk, index::sled::SledFactory};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use std::{
+    collections::HashSet,
     io,
     net::SocketAddr,
     path::PathBuf,
@@ -91,6 +92,8 @@ pub struct Node {
     pub reliance: Reliance,
     /// The last survey.
     pub survey: ArcSwap<Survey>,
+    /// Prepared versions that were never acknowledged, as of the last look at them.
+    pub disproved: ArcSwap<HashSet<RecordKey>>,
     /// How fast copies are fetched while layouts change.
     pub rebalance: Rebalance,
     /// Records here beyond what is assigned, as last counted; negative: not counted yet by this layout.
@@ -212,6 +215,7 @@ impl Node {
             settlements: Settlements::default(),
             reliance,
             survey: ArcSwap::default(),
+            disproved: ArcSwap::default(),
             pending: ArcSwap::default(),
             keyring: KeyRing::new(&config.secret, &config.admin)?,
             transfer,
@@ -317,13 +321,23 @@ impl Node {
 
     /// Takes part in what the cluster thinks of its nodes.
     fn join_membership(&self) {
-        let names = {
-            let layout = self.layout();
-            layout.members().map(|node| layout.node_name(node).to_owned()).collect()
-        };
         let deliver = membership::over(&self.peers);
-        let membership = Membership::start(&self.config.node, names, deliver, &self.clock, &self.lifecycle);
+        let membership = Membership::start(&self.config.node, self.member_names(), deliver, &self.clock, &self.lifecycle);
         self.peers.set_membership(membership);
+        // A layout may have come meanwhile.
+        self.follow_members();
+    }
+
+    /// Those who joined are asked whether they live from now on, and those who left are not.
+    pub fn follow_members(&self) {
+        if let Some(membership) = self.peers.membership() {
+            membership.set_members(self.member_names());
+        }
+    }
+
+    fn member_names(&self) -> Vec<String> {
+        let layout = self.layout();
+        layout.members().map(|node| layout.node_name(node).to_owned()).collect()
     }
 
     /// Work that goes on by itself until the node ends.

@@ -109,12 +109,14 @@ struct Copies {
 pub struct Forecast<'a> {
     draft: &'a Draft,
     known: &'a Known,
+    /// Of each plan: sites in use, and what their loss would leave.
+    survivors: Vec<Vec<Survivor>>,
 }
 
 impl<'a> Forecast<'a> {
     /// Of that draft.
-    pub const fn new(draft: &'a Draft, known: &'a Known) -> Self {
-        Self { draft, known }
+    pub fn new(draft: &'a Draft, known: &'a Known) -> Self {
+        Self { draft, known, survivors: survivors(draft, known) }
     }
 
     fn name(&self, node: NodeIndex) -> String {
@@ -172,14 +174,6 @@ impl<'a> Forecast<'a> {
         plan::usable_capacity(&planned.assignment, &weights(&self.draft.layout))
     }
 
-    /// Sites in use, and what their loss would leave under a policy. All that is stored takes room, whatever its policy is.
-    fn survivors(&self, planned: &Planned) -> Vec<Survivor> {
-        let (layout, stored) = (&self.draft.layout, self.known.total().value().unwrap_or(0));
-        let mut survivors = plan::survivors(&planned.policy, &Geography::claimed(layout), &weights(layout), stored);
-        survivors.retain(|survivor| layout.nodes_at(survivor.site).any(|node| layout.duty(node) == Duty::Active));
-        survivors
-    }
-
     /// Whether everything would fit without that site; `None` if nobody knows.
     fn holds(&self, survivor: &Survivor) -> Option<bool> {
         match self.known.total() {
@@ -189,13 +183,17 @@ impl<'a> Forecast<'a> {
         }
     }
 
-    fn survivor_lines(&self, planned: &Planned) -> Vec<String> {
+    fn survivor_lines(&self, planned: &Planned, survivors: &[Survivor]) -> Vec<String> {
         let line = |survivor: &Survivor| {
             let site = self.draft.layout.site_name(survivor.site);
             match (survivor.usable, self.holds(survivor)) {
-                (None, _) => {
-                    Some(format!("  warning: without {site} no two sites are far enough apart: writes would stop until it is replaced"))
-                }
+                (None, _) => Some(format!(
+                    "  warning: without {site} no {} sites are far enough apart: writes would stop until it is replaced",
+                    match planned.policy.far_copies {
+                        2 => "two".to_owned(),
+                        more => more.to_string(),
+                    }
+                )),
                 (Some(usable), Some(false)) => Some(format!(
                     "  warning: without {site} the others could hold {}: {} too little for what is stored",
                     units::bytes(usable),
@@ -212,7 +210,7 @@ impl<'a> Forecast<'a> {
                 (Some(_), Some(true)) => None,
             }
         };
-        self.survivors(planned).iter().filter_map(line).collect()
+        survivors.iter().filter_map(line).collect()
     }
 
     /// Bytes that arrive at each node.
@@ -265,7 +263,7 @@ impl<'a> Forecast<'a> {
             lines.push(format!("  becomes: {}", policy::words(&changed.after)));
             lines.extend(self.copy_lines(&self.of_changed(changed)));
         }
-        for planned in &self.draft.plans {
+        for (planned, survivors) in self.draft.plans.iter().zip(&self.survivors) {
             let buckets = if planned.buckets.is_empty() { "new buckets".to_owned() } else { planned.buckets.join(", ") };
             lines.push(format!("policy of {buckets}: {}", policy::words(&planned.policy)));
             let usable = self.usable(planned);
@@ -278,7 +276,7 @@ impl<'a> Forecast<'a> {
             if planned.buckets.is_empty() || self.kept(planned).next().is_some() {
                 lines.extend(self.copy_lines(&self.of_planned(planned)));
             }
-            lines.extend(self.survivor_lines(planned));
+            lines.extend(self.survivor_lines(planned, survivors));
         }
         lines.extend(self.time_line());
         lines
@@ -299,7 +297,7 @@ impl<'a> Forecast<'a> {
             json!({"site": self.draft.layout.site_name(survivor.site), "usable_bytes": survivor.usable,
                    "short_bytes": short, "holds": self.holds(survivor)})
         };
-        let value = |planned: &Planned| {
+        let value = |(planned, survivors): (&Planned, &Vec<Survivor>)| {
             let usable = self.usable(planned);
             json!({
                 "policy": policy::json(&planned.policy),
@@ -308,10 +306,10 @@ impl<'a> Forecast<'a> {
                 "bottleneck": usable.bottleneck.map(|node| self.name(node)),
                 "sets": planned.assignment.sets().len(),
                 "moves": self.copy_values(&self.of_planned(planned)),
-                "without": self.survivors(planned).iter().map(survivor).collect::<Vec<_>>(),
+                "without": survivors.iter().map(survivor).collect::<Vec<_>>(),
             })
         };
-        self.draft.plans.iter().map(value).collect()
+        self.draft.plans.iter().zip(&self.survivors).map(value).collect()
     }
 
     /// Of each bucket that is promised something else, in JSON.
@@ -339,6 +337,30 @@ impl<'a> Forecast<'a> {
             })),
         })
     }
+}
+
+/// For each plan, what the loss of a site would leave: the room that is left is shared by all that is stored, each by its policy.
+fn survivors(draft: &Draft, known: &Known) -> Vec<Vec<Survivor>> {
+    let layout = &draft.layout;
+    let takes = |survivor: &Survivor| layout.nodes_at(survivor.site).any(|node| layout.duty(node) == Duty::Active);
+    let of = |planned: &Planned| {
+        let all = plan::survivors(&planned.policy, &Geography::claimed(layout), &weights(layout), 0);
+        all.into_iter().filter(takes).collect::<Vec<_>>()
+    };
+    let mut found: Vec<Vec<Survivor>> = draft.plans.iter().map(of).collect();
+    let mut stored: Vec<u64> = draft.plans.iter().map(|planned| known.within(planned.buckets.iter()).value().unwrap_or(0)).collect();
+    // Whatever is in no bucket that is named takes room as well.
+    let unnamed = known.total().value().unwrap_or(0).saturating_sub(stored.iter().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes)));
+    if let Some(first) = stored.first_mut() {
+        *first = first.saturating_add(unnamed);
+    }
+    let sites = found.first().map_or(0, Vec::len);
+    for index in 0..sites {
+        let ways = found.iter().zip(&stored).filter_map(|(survivors, bytes)| Some((*bytes, survivors.get(index)?.usable?)));
+        let short = plan::short_of(ways);
+        found.iter_mut().filter_map(|survivors| survivors.get_mut(index)).for_each(|survivor| survivor.short = short);
+    }
+    found
 }
 
 fn weights(layout: &Layout) -> Vec<u64> {

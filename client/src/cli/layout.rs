@@ -3,7 +3,7 @@ use super::{
     Session,
     draining::{Draining, draining},
     operate::{self, Options, carry_out, sit_down},
-    units,
+    status, transition, units,
 };
 use crate::{
     cluster::operator::{Operator, name_of},
@@ -82,17 +82,24 @@ async fn show(session: &Session, options: &Options) -> Result<u8, Error> {
     let behind: Vec<&str> = desk.said.iter().filter(|said| said.current != *head.layout.hash()).map(|said| said.node.as_str()).collect();
     let open = desk.said.iter().map(|said| said.open).max();
     let draining = draining(&desk).await?;
+    // What is waited for, only nodes know.
+    let status = if desk.said.is_empty() { None } else { status::ask(&desk.client).await.ok() };
+    let moving = status.as_ref().and_then(|status| status.transition.as_ref().map(|moving| (moving, status.at)));
     session.out.either(
-        || json!({"name": name_of(head), "note": head.document.note, "layout": operate::layout_value(&head.layout), "behind": behind, "open": open,
-                  "draining": draining.iter().map(Draining::value).collect::<Vec<_>>()}),
+        || {
+            json!({"name": name_of(head), "note": head.document.note, "layout": operate::layout_value(&head.layout), "behind": behind,
+                   "open": open, "transition": moving.map(|(moving, _)| moving),
+                   "draining": draining.iter().map(Draining::value).collect::<Vec<_>>()})
+        },
         || {
             let mut lines = vec![format!("layout {}: {}", name_of(head), head.document.note)];
             lines.extend(operate::layout_lines(&head.layout));
-            match open {
-                None => lines.push("no node answers: this is what the folder knows".into()),
-                Some(1) if behind.is_empty() => lines.push("in force everywhere that answers".into()),
-                Some(_) if behind.is_empty() => lines.push("taking over: data are moving; see `afar status`".into()),
-                Some(_) => lines.push(format!("not yet at: {}", behind.join(", "))),
+            match (open, moving) {
+                (None, _) => lines.push("no node answers: this is what the folder knows".into()),
+                (Some(_), Some((moving, now))) => lines.extend(transition::lines(moving, now)),
+                (Some(1), None) if behind.is_empty() => lines.push("in force everywhere that answers".into()),
+                (Some(_), None) if behind.is_empty() => lines.push("taking over: data are moving; see `afar status`".into()),
+                (Some(_), None) => lines.push(format!("not yet at: {}", behind.join(", "))),
             }
             lines.extend(draining.iter().map(Draining::words));
             lines.join("\n")

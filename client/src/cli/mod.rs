@@ -50,6 +50,8 @@ mod stat;
 
 mod status;
 
+mod transition;
+
 pub(crate) use policy::PolicyFlags;
 pub(crate) use put::{stored_json, stored_words};
 pub(crate) use status::ask as ask_status;

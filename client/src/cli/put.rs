@@ -242,7 +242,7 @@ pub(crate) fn stored_json(stored: &Stored, took: Duration) -> Value {
 pub(crate) fn stored_words(stored: &Stored, took: Duration) -> String {
     let id: String = stored.object.to_string().chars().take(8).collect();
     let copies = units::plural(stored.sites.len(), "copy", "copies");
-    let apart = if stored.sites.len() > 1 { format!(" ({} apart)", units::kilometres(stored.distance.km())) } else { String::new() };
+    let apart = units::apart(stored.sites.len(), stored.distance.km());
     let local = match (stored.durability, stored.note.as_str()) {
         (Durability::Local, "") => "  NOT FAR YET".to_owned(),
         (Durability::Local, note) => format!("  NOT FAR YET: {note}"),
@@ -468,6 +468,8 @@ mod tests {
         insta::assert_snapshot!(stored_words(&stored(), Duration::from_millis(412)), @"stored af1349b9…  2 copies: strasbourg, warsaw (1 024.8 km apart)  in 0.41 s");
         let local = Stored { durability: Durability::Local, sites: vec!["strasbourg".into()], note: "warsaw is down".into(), ..stored() };
         insta::assert_snapshot!(stored_words(&local, Duration::from_millis(412)), @"stored af1349b9…  1 copy: strasbourg  NOT FAR YET: warsaw is down  in 0.41 s");
+        let three = Stored { sites: vec!["strasbourg".into(), "roubaix".into(), "warsaw".into()], ..stored() };
+        insta::assert_snapshot!(stored_words(&three, Duration::from_millis(412)), @"stored af1349b9…  3 copies: strasbourg, roubaix, warsaw (the farthest two 1 024.8 km apart)  in 0.41 s");
         assert_eq!((exit_code(&stored()), exit_code(&local)), (0, 5));
     }
 

@@ -66,7 +66,7 @@ fn words(info: &Info) -> String {
         format!("  modified  {}", units::time(info.modified)),
         format!("  state     {}", info.state),
     ];
-    let apart = if info.sites.len() > 1 { format!(" ({} apart)", units::kilometres(info.distance.km())) } else { String::new() };
+    let apart = units::apart(info.sites.len(), info.distance.km());
     lines.push(format!("  copies    {}{apart}", info.sites.join(", ")));
     lines.extend(info.metadata.iter().map(|(name, value)| format!("  {name}: {value}")));
     lines.join("\n")

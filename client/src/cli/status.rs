@@ -1,6 +1,7 @@
 //! `afar status`: the merged state for people, for scripts (`--json`), and for monitoring (`--check`).
-use super::{Session, output::Out, policy, units};
+use super::{Session, output::Out, policy, transition, units};
 use crate::{
+    answers::Bucket,
     client::Client,
     error::{Error, Kind},
     limits,
@@ -8,10 +9,10 @@ use crate::{
         ClusterStatus,
         advice::Advice,
         gather,
-        merge::{CheckResult, DistanceCheck, SiteStatus, merge},
+        merge::{CheckResult, SiteStatus, merge},
     },
 };
-use afar_model::{policy::VerifyDistance, state::State, units::UnixMillis};
+use afar_model::{state::State, units::UnixMillis};
 use clap::Args;
 use serde_json::{Value, json};
 use std::{
@@ -66,10 +67,10 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, E
 
 /// Asks all nodes and merges.
 pub(crate) async fn ask(client: &Client) -> Result<ClusterStatus, Error> {
-    let (answers, distance) = tokio::join!(gather(client, true), distance_check(client));
+    let (answers, buckets) = tokio::join!(gather(client, true), buckets(client));
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let now = UnixMillis(u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-    if let Some(status) = merge(&answers, now, distance) {
+    if let Some(status) = merge(&answers, now, buckets.as_deref()) {
         return Ok(status);
     }
     Err(nobody(answers.iter().filter_map(|answer| answer.outcome.as_ref().err())))
@@ -91,20 +92,9 @@ pub(super) fn nobody<'a>(errors: impl Iterator<Item = &'a Error>) -> Error {
         .hint("check that the nodes run and that the endpoints and the CA file are right")
 }
 
-/// How much the buckets care about distances; a key that may not list buckets cares.
-async fn distance_check(client: &Client) -> DistanceCheck {
-    match tokio::time::timeout(limits::STATUS_TIMEOUT, client.buckets()).await {
-        Ok(Ok(buckets)) => strictest(buckets.iter().map(|bucket| bucket.policy.verify_distance)),
-        _ => DistanceCheck::Enforced,
-    }
-}
-
-fn strictest(buckets: impl Iterator<Item = VerifyDistance>) -> DistanceCheck {
-    buckets.fold(DistanceCheck::Default, |so_far, bucket| match (so_far, bucket) {
-        (DistanceCheck::Enforced, _) | (_, VerifyDistance::Enforce) => DistanceCheck::Enforced,
-        (DistanceCheck::Warned, _) | (_, VerifyDistance::Warn) => DistanceCheck::Warned,
-        (_, VerifyDistance::Off) => DistanceCheck::Off,
-    })
+/// What the key may see of how buckets are kept; `None` if nobody says.
+async fn buckets(client: &Client) -> Option<Vec<Bucket>> {
+    tokio::time::timeout(limits::STATUS_TIMEOUT, client.buckets()).await.ok()?.ok()
 }
 
 /// What `afar status` exits with.
@@ -217,12 +207,14 @@ fn render(out: &Out, status: &ClusterStatus, problems: bool) -> Vec<String> {
         lines.push(counts_line(status));
         lines.push(pending_line(status));
         lines.extend(rebalance_line(status));
+        lines.extend(survivors_line(status));
     }
+    lines.extend(status.transition.iter().flat_map(|transition| transition::lines(transition, status.at)));
     if !status.doubted_by.is_empty() {
         lines.push(format!("Not called safe, for this speaks against it: {}", status.doubted_by.join(", ")));
     }
     let wrong: Vec<&CheckResult> = status.checks.iter().filter(|check| check.state != "ok").collect();
-    lines.extend(wrong.iter().flat_map(|check| trouble(out, check)));
+    lines.extend(troubles(out, &wrong));
     match (wrong.is_empty(), problems, status.state) {
         (true, false, _) => lines.push(format!("{}: all ok", units::plural(status.checks.len(), "check", "checks"))),
         (true, true, State::Safe) => lines.push("no problems".into()),
@@ -233,13 +225,50 @@ fn render(out: &Out, status: &ClusterStatus, problems: bool) -> Vec<String> {
     lines
 }
 
-/// A check that is not `ok`: what was found, what that means for the data, and what to do.
-fn trouble(out: &Out, check: &CheckResult) -> Vec<String> {
-    let found = format!("{} {}: {}", out.paint(&check.state, &check.state.to_uppercase()), check.title(), check.detail);
-    match Advice::about(&check.name) {
-        Some(advice) => vec![found, format!("  {}: {}", advice.code, advice.means), format!("  do: {}", advice.action)],
-        None => vec![found],
+/// Checks that are not `ok`: what was found and by whom; then, once for all that it holds for, what that means for the data and
+/// what to do.
+fn troubles(out: &Out, checks: &[&CheckResult]) -> Vec<String> {
+    let mut groups: Vec<(Option<&'static Advice>, Vec<&CheckResult>)> = Vec::new();
+    for check in checks {
+        let advice = Advice::about(&check.name);
+        match groups.iter_mut().find(|(known, _)| advice.is_some() && known.map(Advice::words) == advice.map(Advice::words)) {
+            Some((_, group)) => group.push(check),
+            None => groups.push((advice, vec![check])),
+        }
     }
+    let lines = |(advice, group): (Option<&Advice>, Vec<&CheckResult>)| {
+        let means = advice.map(|advice| [format!("  {}: {}", advice.code, advice.means), format!("  do: {}", advice.action)]);
+        findings(out, &group).into_iter().chain(means.into_iter().flatten()).collect::<Vec<_>>()
+    };
+    groups.into_iter().flat_map(lines).collect()
+}
+
+/// What was found, each finding once, with the nodes that found it.
+fn findings(out: &Out, checks: &[&CheckResult]) -> Vec<String> {
+    let same = |a: &CheckResult, b: &CheckResult| (&a.name, &a.state, &a.detail) == (&b.name, &b.state, &b.detail);
+    let mut found: Vec<(&CheckResult, Vec<&str>)> = Vec::new();
+    for check in checks {
+        let node = check.node.as_deref();
+        match found.iter_mut().find(|(first, _)| same(first, check)) {
+            Some((_, nodes)) => nodes.extend(node),
+            None => found.push((check, node.into_iter().collect())),
+        }
+    }
+    let line = |(check, nodes): (&CheckResult, Vec<&str>)| {
+        let who = if nodes.is_empty() { String::new() } else { format!("{} ", nodes.join(", ")) };
+        format!("{} {who}{}: {}", out.paint(&check.state, &check.state.to_uppercase()), check.name, check.detail)
+    };
+    found.into_iter().map(line).collect()
+}
+
+/// What the loss of a site would mean, where that is no trouble; else it stands among the troubles. As long as not everything
+/// is known to have its copies, there is worse to read.
+fn survivors_line(status: &ClusterStatus) -> Option<String> {
+    let check = status.checks.iter().find(|check| check.name == "survivors" && check.state == "ok")?;
+    if status.state > State::Degraded {
+        return None;
+    }
+    Some(format!("Loss of a site: {}", check.detail))
 }
 
 fn sites_table(sites: &[SiteStatus]) -> Vec<String> {
@@ -268,10 +297,14 @@ fn sites_table(sites: &[SiteStatus]) -> Vec<String> {
 fn counts_line(status: &ClusterStatus) -> String {
     let o = &status.objects;
     let parts = [("safe", o.safe), ("degraded", o.degraded), ("unknown", o.unknown), ("at risk", o.at_risk), ("lost", o.lost)];
+    let filling = |name: &str| match o.filling {
+        1.. if name == "degraded" => format!(" ({} put just now, further copies are on their way)", units::grouped(o.filling)),
+        _ => String::new(),
+    };
     let parts: Vec<String> = parts
         .into_iter()
         .filter(|(name, count)| *count > 0 || *name == "safe")
-        .map(|(name, count)| format!("{} {name}", units::grouped(count)))
+        .map(|(name, count)| format!("{} {name}{}", units::grouped(count), filling(name)))
         .collect();
     format!("Objects: {}", parts.join(", "))
 }
@@ -297,7 +330,7 @@ fn rebalance_line(status: &ClusterStatus) -> Option<String> {
     }
     let mut line = match (moving.records, moving.in_transition) {
         (0, false) => "Rebalancing: done".to_owned(),
-        (0, true) => "Rebalancing: a layout is taking over".to_owned(),
+        (0, true) => "Rebalancing: nothing to fetch".to_owned(),
         (records, _) => {
             format!("Rebalancing: {} ({}) to fetch", units::plural(records as usize, "record", "records"), units::bytes(moving.bytes))
         }
@@ -344,6 +377,7 @@ mod tests {
         };
         ClusterStatus {
             rebalance: Rebalance::default(),
+            transition: None,
             state,
             doubted_by: Vec::new(),
             layout_version: 1,
@@ -401,6 +435,30 @@ mod tests {
     }
 
     #[test]
+    fn the_same_words_are_said_once_with_the_nodes_that_they_hold_for() {
+        let mut trouble = status(State::Safe);
+        trouble.checks = vec![
+            found("layout", Some("roubaix"), "warning", "version 2 is taking over"),
+            found("peer", Some("roubaix"), "warning", "warsaw: connection refused"),
+            found("layout", Some("strasbourg"), "warning", "version 2 is taking over"),
+            found("peer", Some("strasbourg"), "warning", "warsaw: no answer in time"),
+            found("later", Some("roubaix"), "warning", "this"),
+            found("later_too", Some("roubaix"), "warning", "that"),
+        ];
+        insta::assert_snapshot!(render(&OUT, &trouble, true).join("\n"), @r"
+        WARNING roubaix, strasbourg layout: version 2 is taking over
+          AFAR-LAYOUT: data are moving to where a new layout wants them, a layout was refused, or a site was lost: nothing is removed meanwhile
+          do: as is said there, and of each node that is waited for; end a conflict with `afar layout apply --merge`
+        WARNING roubaix peer: warsaw: connection refused
+        WARNING strasbourg peer: warsaw: no answer in time
+          AFAR-PEER: the two cannot copy to each other
+          do: see which of them is down, or what is between them
+        WARNING roubaix later: this
+        WARNING roubaix later_too: that
+        ");
+    }
+
+    #[test]
     fn problems_alone_are_named_and_nothing_is_not_silence() {
         let mut trouble = status(State::Degraded);
         trouble.checks.push(found("disk", Some("warsaw"), "critical", "full"));
@@ -440,19 +498,6 @@ mod tests {
         let stranger = Error::connection(Kind::Authentication, "a is not who it should be");
         assert_eq!(told(std::slice::from_ref(&stranger)).0, Kind::Authentication);
         assert_eq!(told(&[stranger, dead()]).0, Kind::Unreachable);
-    }
-
-    #[test]
-    fn the_strictest_bucket_decides_about_distances() {
-        use VerifyDistance::{Enforce, Off, Warn};
-        for (buckets, expected) in [
-            (&[][..], DistanceCheck::Default),
-            (&[Off, Off], DistanceCheck::Off),
-            (&[Off, Warn, Off], DistanceCheck::Warned),
-            (&[Warn, Enforce, Off], DistanceCheck::Enforced),
-        ] {
-            assert_eq!(strictest(buckets.iter().copied()), expected, "{buckets:?}");
-        }
     }
 
     #[test]

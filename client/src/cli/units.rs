@@ -62,6 +62,16 @@ pub fn kilometres(km: f64) -> String {
     format!("{}.{} km", grouped(tenths / 10), tenths % 10)
 }
 
+/// ` (1 024.8 km apart)` of two sites. Of more it is the distance of the farthest two, and says so: what would have to be lost at
+/// once to lose every copy is at least that wide, but others of them may lie near each other.
+pub fn apart(sites: usize, km: f64) -> String {
+    match sites {
+        0 | 1 => String::new(),
+        2 => format!(" ({} apart)", kilometres(km)),
+        _ => format!(" (the farthest two {} apart)", kilometres(km)),
+    }
+}
+
 /// `2026-11-23T14:02:11Z`, RFC 3339, UTC.
 pub fn time(at: UnixMillis) -> String {
     let millis = i64::try_from(at.0).unwrap_or(i64::MAX);

@@ -17,8 +17,8 @@ pub(super) const HOME: &str = "strasbourg";
 pub(super) const BUCKET: &str = "demo";
 /// All of them, the home first.
 pub(super) const SITES: [&str; 3] = ["strasbourg", "roubaix", "warsaw"];
-/// Only a weight among equals.
-const CAPACITY: u64 = 1 << 40;
+/// Only a weight among equals, and no more than any machine has.
+const CAPACITY: u64 = 16 << 30;
 
 /// Three nodes on free ports of this machine.
 pub(super) fn blueprint() -> Result<Blueprint, Error> {

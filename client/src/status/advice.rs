@@ -15,7 +15,7 @@ pub struct Advice {
 }
 
 /// Checks by name: those of this program first, then those that nodes make of themselves.
-const ALL: [(&str, Advice); 17] = [
+const ALL: [(&str, Advice); 19] = [
     (
         "survey",
         known(
@@ -33,8 +33,8 @@ const ALL: [(&str, Advice); 17] = [
         "layout",
         known(
             "AFAR-LAYOUT",
-            "data are moving to where a new layout wants them, or a layout was refused: nothing is removed meanwhile",
-            "wait; bring back nodes that it still waits for; end a conflict with `afar layout apply --merge`",
+            "data are moving to where a new layout wants them, a layout was refused, or a site was lost: nothing is removed meanwhile",
+            "as is said there, and of each node that is waited for; end a conflict with `afar layout apply --merge`",
             false,
         ),
     ),
@@ -76,6 +76,25 @@ const ALL: [(&str, Advice); 17] = [
             "copies there may be gone, and no new ones are made there",
             "replace the disk, or add one; look at dmesg first",
             true,
+        ),
+    ),
+    (
+        "space",
+        known(
+            "AFAR-SPACE",
+            "what is there stays, and is served and removed as ever; when it is full, writes that need this node are refused, then \
+             repair to it",
+            "add a disk (another entry in `data`) or a node; `afar rm` frees nothing at once, for versions stay recoverable",
+            false,
+        ),
+    ),
+    (
+        "capacity",
+        known(
+            "AFAR-CAPACITY",
+            "more is assigned to that node than its disks hold: it fills first, and then writes that need it are refused",
+            "give it what its disks hold (`afar node set NAME --capacity SIZE`), or larger disks",
+            false,
         ),
     ),
     (
@@ -126,6 +145,11 @@ impl Advice {
     /// About the check of that name; `None` if only a later version knows it.
     pub fn about(check: &str) -> Option<&'static Self> {
         ALL.iter().find(|(name, _)| *name == check).map(|(_, advice)| advice)
+    }
+
+    /// All that it says: several checks may have the same.
+    pub const fn words(&self) -> [&'static str; 3] {
+        [self.code, self.means, self.action]
     }
 }
 

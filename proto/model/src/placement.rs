@@ -33,8 +33,13 @@ impl<'a> Geography<'a> {
 
     /// Whether two sites count as far apart under a policy.
     pub fn far(&self, policy: &Policy, a: SiteIndex, b: SiteIndex) -> bool {
-        let refuted = policy.verify_distance == VerifyDistance::Enforce && self.refuted.contains(&(a.min(b), a.max(b)));
-        a != b && !refuted && self.layout.distance(a, b) >= policy.min_distance
+        a != b && !self.refuses(policy, a, b) && self.layout.distance(a, b) >= policy.min_distance
+    }
+
+    /// Whether a measured round trip keeps two sites from counting as far, whatever their coordinates say: only where the
+    /// policy minds.
+    pub fn refuses(&self, policy: &Policy, a: SiteIndex, b: SiteIndex) -> bool {
+        policy.verify_distance == VerifyDistance::Enforce && self.refuted.contains(&(a.min(b), a.max(b)))
     }
 
     /// The most of these sites that are pairwise far apart, and which: at most `wanted` are looked for.
@@ -286,7 +291,8 @@ pub enum Infeasible {
         want: usize,
         /// What the policy calls far.
         min_distance: Metres,
-        /// Every pair of sites that may hold a copy, with its distance, the farthest first.
+        /// Every pair of sites that may hold a copy, with its distance, and whether a round trip keeps it from counting; the
+        /// farthest first.
         pairs: Vec<(String, String, Metres, bool)>,
         /// Sites that may hold none, and why.
         excluded: Vec<(String, String)>,
@@ -417,7 +423,7 @@ pub(crate) fn not_far(policy: &Policy, geography: &Geography<'_>, candidates: &[
     let mut pairs = Vec::new();
     for (index, a) in candidates.iter().enumerate() {
         for b in candidates.iter().skip(index + 1) {
-            let refuted = geography.refuted.contains(&(*a.min(b), *a.max(b)));
+            let refuted = geography.refuses(policy, *a, *b);
             pairs.push((layout.site_name(*a).to_owned(), layout.site_name(*b).to_owned(), layout.distance(*a, *b), refuted));
         }
     }

@@ -6,7 +6,7 @@
 //! Older layouts are closed in two steps (rule 21). *Drained*: no request is under way at any member that reads or writes by
 //! older layouts only; from then on writes go by the current one alone. *Synced*: since then every member has compared itself
 //! with every other and has everything that the current layout assigns to it; from then on reads ask by it alone, too.
-use super::{peers::ChannelKind, trust::Trust};
+use super::{peers::ChannelKind, transition::Step, trust::Trust};
 use crate::{limits, node::Node};
 use afar_model::{
     document::{self, Chain, Chapter, Document, LayoutHash, Refused, ShortHash},
@@ -116,7 +116,10 @@ impl Node {
         let stuck = || self.buckets.present().buckets.values().any(|bucket| bucket.now().placement.is_err());
         // A fire and a thief do not wait for a transition to end.
         if open >= OPEN_MAX && !lost && !withdraws && !stuck() {
-            problems.push(format!("{open} layouts are in transition already: wait until they are in force everywhere (see `afar status`)"));
+            problems.push(format!(
+                "{open} layouts are in transition already, and wait for {}: `afar status` says what to do, or wait",
+                self.transition(&current.layout).words()
+            ));
         }
         problems.extend(self.identity.objection(&Trust::from(&next.document)));
         let stays = |name: &str| next.document.nodes.iter().any(|node| node.name == name && node.duty.is_member());
@@ -141,14 +144,22 @@ impl Node {
         let leaves = |name: &str| current.document.nodes.iter().any(|was| was.name == name && was.duty.is_member());
         let removed = next.document.nodes.iter().filter(|node| node.duty == Duty::Removed && leaves(&node.name)).collect::<Vec<_>>();
         if open > 1 && !removed.is_empty() {
-            problems.push("nodes are being drained still: remove them when the present layout is in force everywhere".into());
+            problems.push(format!(
+                "nodes are being drained still: remove them when the present layout is in force everywhere; it waits for {}",
+                self.transition(&current.layout).words()
+            ));
         }
         if removed.iter().any(|node| node.name == self.config.node) {
             match self.surplus() {
                 Some(0) => {}
-                Some(left) => {
+                Some(left) if latched.is_empty() => {
                     problems.push(format!("this node still holds {left} records that it has not handed over: wait for its drain"))
                 }
+                Some(left) => problems.push(format!(
+                    "this node still holds {left} records, and nothing is let go of anywhere until the loss of a site is answered for \
+                     (`afar layout release {}`)",
+                    latched.iter().map(|hash| ShortHash(hash).to_string()).collect::<Vec<_>>().join(" ")
+                )),
                 None => problems.push("this node does not know yet whether it has handed over everything: wait for its drain".into()),
             }
         }
@@ -169,8 +180,11 @@ impl Node {
     /// A new layout is current here: everything that follows from it is made anew.
     pub async fn layout_changed(self: &Arc<Self>) {
         self.follow_trust();
+        self.rebalance.begin();
         self.ledger.layout_changed();
-        for peer in self.peers.layout_changed() {
+        let new = self.peers.layout_changed();
+        self.follow_members();
+        for peer in new {
             self.lanes.add(&self.peers, peer, &self.transfer, &self.lifecycle);
             self.start_peer_tasks(peer);
         }
@@ -191,23 +205,19 @@ impl Node {
         if layout.duty(self.me) == Duty::Removed || layout.duty(self.me) == Duty::Lost {
             return;
         }
-        let others: Vec<NodeIndex> = self.peers.others().collect();
-        let views: Vec<_> = others.iter().map(|other| self.peers.view(*other)).collect();
-        let same = |view: &crate::cluster::peers::PeerView| view.usable && view.layout_hash == layout.hash().as_slice();
-        let all = |flag: &dyn Fn(&crate::cluster::peers::PeerView) -> bool| {
-            views.iter().all(|view| view.as_ref().is_some_and(|view| same(view) && flag(view)))
-        };
-        let drained = self.layouts.is_drained() && all(&|view| view.layout_drained);
-        if drained && self.layouts.note_all_drained(layout.hash()) {
+        let step = self.transition(&layout);
+        if !matches!(step, Step::Draining(_)) && self.layouts.note_all_drained(layout.hash()) {
             // What is compared from now on counts.
             self.poke();
         }
         let (current, layouts) = (*layout.hash(), Arc::clone(&self.layouts));
-        let kept: Option<Vec<LayoutHash>> = if drained && self.is_synced() && all(&|view| view.layout_synced) {
+        let kept: Option<Vec<LayoutHash>> = if step == Step::Done {
             Some(Vec::new())
         } else {
             // Who has the same current layout and has closed older ones knew that everybody could, this node included.
-            self.layouts.closed_by(views.iter().flatten().filter(|view| same(view)).map(|view| &view.open_layouts))
+            let views: Vec<_> = self.peers.others().filter_map(|other| self.peers.view(other)).collect();
+            let same = views.iter().filter(|view| view.usable && view.layout_hash == current.as_slice());
+            self.layouts.closed_by(same.map(|view| &view.open_layouts))
         };
         let Some(kept) = kept.filter(|_| self.layouts.open().chapters().len() > 1) else { return };
         match self.lifecycle.blocking("close layouts", move || layouts.close_others(&current, &kept)).await {
@@ -218,14 +228,6 @@ impl Node {
             Some(Err(error)) => tracing::error!(%error, "older layouts stay open"),
             None => {}
         }
-    }
-
-    /// Whether this node has everything that the current layout assigns to it. Never, while a bucket can be placed nowhere:
-    /// nobody would be assigned anything, and nothing would be all of it.
-    pub fn is_synced(&self) -> bool {
-        let others: Vec<NodeIndex> = self.peers.others().collect();
-        let placed = || self.buckets.present().buckets.values().all(|bucket| bucket.now().placement.is_ok());
-        !self.is_catching_up() && self.layouts.is_synced(&others) && placed()
     }
 }
 

@@ -481,15 +481,16 @@ impl Layouts {
         self.progress.lock().former.iter().all(|token| token.strong_count() == 0)
     }
 
-    /// Whether this node has everything that the current layout assigns to it: compared with all of `others` since all of
-    /// them write by it.
-    pub fn is_synced(&self, others: &[NodeIndex]) -> bool {
+    /// With which of `others` this node has still to compare itself, since all of them write by the current layout, before it
+    /// has everything that this assigns to it.
+    pub fn not_compared(&self, others: &[NodeIndex]) -> Vec<NodeIndex> {
         if self.open.load().chapters.len() == 1 {
             // Older ones were closed because everybody was.
-            return true;
+            return Vec::new();
         }
         let progress = self.progress.lock();
-        others.is_empty() || progress.all_drained.is_some() && others.iter().all(|other| progress.compared.contains(other))
+        let compared = |other: &NodeIndex| progress.all_drained.is_some() && progress.compared.contains(other);
+        others.iter().copied().filter(|other| !compared(other)).collect()
     }
 
     /// Every member was heard to write by this layout, which counts if it is still the current one. Answers whether that is
@@ -839,11 +840,11 @@ mod tests {
         layouts.note_compared(NodeIndex(1), too_early, &current);
         layouts.note_compared(NodeIndex(2), Instant::now(), &current);
         layouts.note_compared(NodeIndex(1), Instant::now(), &[0; 32]);
-        assert!(!layouts.is_synced(&others), "node 1 was compared too early, or by another layout");
+        assert_eq!(layouts.not_compared(&others), [NodeIndex(1)], "it was compared too early, or by another layout");
         layouts.note_compared(NodeIndex(1), Instant::now(), &current);
-        assert!(layouts.is_synced(&others));
+        assert_eq!(layouts.not_compared(&others), []);
         layouts.note_loss();
-        assert!(!layouts.is_synced(&others));
+        assert_eq!(layouts.not_compared(&others), others);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Reading order: who we are ([`identity`]) and whom we believe ([`trust`]), what a heartbeat changes ([`pulse`], pure), what is remembered of a peer across
 //! restarts ([`memory`], pure but for its file), whose clock is off ([`skew`], pure), the connections and the task that
-//! keeps them ([`peers`]), what the cluster thinks of whom ([`membership`]), and who may ask for anything ([`keyring`]).
+//! keeps them ([`peers`]), what the cluster thinks of whom ([`membership`]), which layouts are open ([`layouts`]) and what closing
+//! the older ones waits for ([`transition`]), how they travel ([`exchange`]), and who may ask for anything ([`keyring`]).
 pub mod identity;
 
 pub mod trust;
@@ -14,6 +15,8 @@ pub mod memory;
 pub mod skew;
 
 pub mod layouts;
+
+pub mod transition;
 
 pub mod exchange;
 

@@ -314,7 +314,7 @@ impl Peers {
         let slot = self.slot(node)?;
         let ours = self.ours(node);
         let opinion = self.membership.get().map(|membership| membership.view(&slot.name)).unwrap_or_default();
-        Some(slot.record.lock().view(&slot.name, &ours, &opinion))
+        Some(slot.record.lock().view(&slot.name, &ours, &opinion, self.clock.monotonic()))
     }
 
     /// Disks that are not heard now, and may hold what nobody else has (rule 8).

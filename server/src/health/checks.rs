@@ -10,7 +10,7 @@ use crate::{
     node::Node,
     replication::outbox,
 };
-use afar_model::{document::ShortHash, units::UnixMillis};
+use afar_model::{document::ShortHash, layout::Duty, units::UnixMillis};
 use afar_proto::v1;
 use afar_store::DirectoryState;
 
@@ -20,7 +20,8 @@ fn check(name: &str, state: &str, detail: impl Into<String>) -> v1::Check {
 
 /// Everything that this node checks of itself.
 pub fn checks(node: &Node) -> Vec<v1::Check> {
-    let mut checks = vec![layout(node), clock(node), views(node), disks(node), losses(node), policies(node), panics(node)];
+    let mut checks = vec![layout(node), clock(node), views(node), disks(node), space(node), losses(node), policies(node), panics(node)];
+    checks.extend(share(node));
     checks.extend([certificate(node), authority(node)]);
     checks.extend(trust(node));
     checks.extend(peers_certificates(node));
@@ -34,15 +35,26 @@ fn layout(node: &Node) -> v1::Check {
     if let Some(trouble) = node.layouts.trouble() {
         return check("layout", "critical", trouble);
     }
+    if !current.duty(node.me).is_member() {
+        let what = "the layout has taken this node out of service, and nobody waits for it: stop it";
+        return check("layout", "warning", format!("version {}: {what}", current.version()));
+    }
     let latched = node.layouts.latched();
+    let mut troubles = Vec::new();
     if !latched.is_empty() {
         let names: Vec<String> = latched.iter().map(|hash| ShortHash(hash).to_string()).collect();
         let what = "a site was lost: nothing is removed for good anywhere until an operator releases it";
-        return check("layout", "warning", format!("{what} (`afar layout release {}`)", names.join(" ")));
+        troubles.push(format!("{what} (`afar layout release {}`)", names.join(" ")));
     }
-    match open.chapters().len() {
-        1 => check("layout", "ok", format!("version {}", current.version())),
-        n => check("layout", "warning", format!("version {} is taking over: {} older still open", current.version(), n - 1)),
+    if let older @ 1.. = open.chapters().len().saturating_sub(1) {
+        let waits = node.transition(&current).words();
+        let waits = if waits.is_empty() { String::new() } else { format!("; waits for {waits}") };
+        troubles.push(format!("version {} is taking over: {older} older still open{waits}", current.version()));
+    }
+    if troubles.is_empty() {
+        check("layout", "ok", format!("version {}", current.version()))
+    } else {
+        check("layout", "warning", troubles.join("; "))
     }
 }
 
@@ -64,24 +76,41 @@ fn views(node: &Node) -> v1::Check {
 }
 
 pub(crate) fn disks(node: &Node) -> v1::Check {
+    let troubled = node.store.usage().directories.into_iter().filter_map(|directory| match directory.state {
+        DirectoryState::Created | DirectoryState::Healthy => None,
+        DirectoryState::ReadOnly(why) => Some(format!("{} is read-only: {why}", directory.path.display())),
+        DirectoryState::Failed(why) => Some(format!("{} has failed: {why}", directory.path.display())),
+    });
+    let troubles: Vec<String> = troubled.collect();
+    if troubles.is_empty() { check("disk", "ok", "every data directory is fine") } else { check("disk", "critical", troubles.join("; ")) }
+}
+
+/// Room for new records. A disk that is full is as good as before for what is on it.
+pub(crate) fn space(node: &Node) -> v1::Check {
     let usage = node.store.usage();
-    let mut troubles = Vec::new();
-    for directory in &usage.directories {
-        match &directory.state {
-            DirectoryState::Created | DirectoryState::Healthy => {}
-            DirectoryState::ReadOnly(why) => troubles.push(format!("{} is read-only: {why}", directory.path.display())),
-            DirectoryState::Failed(why) => troubles.push(format!("{} has failed: {why}", directory.path.display())),
-        }
-    }
-    if !troubles.is_empty() {
-        check("disk", "critical", troubles.join("; "))
-    } else if usage.free_for_clients == 0 {
-        check("disk", "critical", format!("full: {} bytes free are kept in reserve; add a disk or free space", usage.free))
-    } else if usage.free_for_clients < usage.capacity / 20 {
-        check("disk", "warning", format!("{} bytes left for clients", usage.free_for_clients))
+    let left = usage.free_for_clients;
+    if usage.capacity == 0 {
+        check("space", "unknown", "no data directory tells how large it is")
+    } else if left == 0 {
+        check("space", "critical", format!("full: what is left ({} bytes) is kept for removals", usage.free))
+    } else if left < usage.capacity / 20 {
+        check("space", "warning", format!("nearly full: {left} bytes left for clients"))
     } else {
-        check("disk", "ok", format!("{} bytes left for clients", usage.free_for_clients))
+        check("space", "ok", format!("{left} bytes left for clients"))
     }
+}
+
+/// Whether this node's disks have room for the share that the layout gives it; nothing, if they have.
+pub(crate) fn share(node: &Node) -> Option<v1::Check> {
+    let share = node.layout().node(node.me).filter(|_| node.layout().duty(node.me) == Duty::Active)?.capacity;
+    excess(share, node.store.usage().capacity, &node.config.node)
+}
+
+fn excess(share: u64, disks: u64, name: &str) -> Option<v1::Check> {
+    (disks > 0 && share > disks).then(|| {
+        let what = format!("the layout gives it {share} bytes, and its file systems have {disks}: it is full before the others");
+        check("capacity", "warning", format!("{what} (`afar node set {name} --capacity SIZE`)"))
+    })
 }
 
 fn losses(node: &Node) -> v1::Check {
@@ -205,8 +234,12 @@ impl Left {
 /// Peers that this node cannot work with, and why.
 fn peers(node: &Node) -> impl Iterator<Item = v1::Check> {
     let troubled = node.peers.others().filter_map(|peer| node.peers.view(peer)).filter(|view| !view.usable);
-    troubled.map(|view| {
-        check("peer", "warning", format!("{}: {}", view.node, if view.trouble.is_empty() { view.state.name() } else { &view.trouble }))
+    let now = node.clock.monotonic();
+    troubled.map(move |view| {
+        let trouble = if view.trouble.is_empty() { view.state.name() } else { &view.trouble };
+        let heard = view.last_heard.filter(|_| !view.answers).map(|at| now.saturating_sub(at).as_secs());
+        let heard = heard.map_or_else(String::new, |seconds| format!("; last heard {seconds} s ago"));
+        check("peer", "warning", format!("{}: {trouble}{heard}", view.node))
     })
 }
 
@@ -242,6 +275,7 @@ fn queued_words(node: &str, site: &str, absent: &Absent) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::cluster::memory::Alone;
@@ -258,6 +292,14 @@ mod tests {
         assert!(words.contains(&format!("`afar layout release {}`", "07".repeat(16))), "{words}");
         let silent = queued_words("s1", "strasbourg", &Absent { why: Absence::Silent, ..gone });
         assert!(silent.contains("s1 does not answer") && !silent.contains("release"), "{silent}");
+    }
+
+    #[test]
+    fn a_share_that_the_disks_cannot_hold_is_complained_of() {
+        assert_eq!((excess(10, 10, "s1"), excess(11, 0, "s1")), (None, None), "it fits, or nobody knows");
+        let check = excess(11, 10, "s1").unwrap();
+        assert_eq!(check.state, "warning");
+        assert!(check.detail.contains("`afar node set s1 --capacity SIZE`"), "{}", check.detail);
     }
 
     #[test]

@@ -196,7 +196,8 @@ fn from_check(check: v1::Check, subject: &str) -> v1::Finding {
 pub async fn examine(node: &Arc<Node>) -> Vec<v1::Finding> {
     let (disks, reached) = tokio::join!(join_all(directories(node).into_iter().map(|directory| sync_of(node, directory))), reach(node));
     let mut findings = disks;
-    findings.push(from_check(checks::disks(node), ""));
+    findings.extend([from_check(checks::disks(node), ""), from_check(checks::space(node), "")]);
+    findings.extend(checks::share(node).map(|check| from_check(check, "")));
     findings.extend([from_check(checks::certificate(node), ""), from_check(checks::authority(node), "")]);
     findings.push(judge_time_service(node.clock.kernel_synchronised()));
     findings.extend(node.peers.others().flat_map(|peer| clock_and_distance(node, peer)));

@@ -13,7 +13,7 @@ use afar_model::{
 use afar_proto::{convert, v1};
 use afar_store::VersionCursor;
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -53,14 +53,37 @@ struct BucketFacts {
     uniform: Option<State>,
 }
 
+/// The key whose versions are passing by, newest first.
+#[derive(Default)]
+struct Passing {
+    key: Option<(BucketId, String)>,
+    /// One that is settled has passed.
+    settled: bool,
+    /// Its object has been counted: a key is one object, however many versions of it may be current.
+    counted: bool,
+}
+
+impl Passing {
+    fn begin(&mut self, bucket: BucketId, key: &str) {
+        if !self.key.as_ref().is_some_and(|(b, k)| *b == bucket && k == key) {
+            *self = Self { key: Some((bucket, key.to_owned())), ..Self::default() };
+        }
+    }
+
+    /// Whether its object is still to be counted; from now on it is not.
+    fn is_uncounted(&mut self) -> bool {
+        !std::mem::replace(&mut self.counted, true)
+    }
+}
+
 struct Surveyor<'a> {
     node: &'a Node,
     refuted: Arc<BTreeSet<(SiteIndex, SiteIndex)>>,
     exceptions: bool,
+    disproved: Arc<HashSet<RecordKey>>,
     facts: HashMap<BucketId, BucketFacts>,
     shards: HashMap<(BucketId, u16), v1::ShardSurvey>,
-    /// The key whose versions are passing by, and whether its current one has passed.
-    key: Option<(BucketId, String, bool)>,
+    key: Passing,
     unproved: Vec<afar_store::VersionRow>,
 }
 
@@ -71,9 +94,10 @@ impl<'a> Surveyor<'a> {
             node,
             refuted,
             exceptions: node.ledger.has_exceptions(),
+            disproved: node.disproved.load_full(),
             facts: HashMap::new(),
             shards: HashMap::new(),
-            key: None,
+            key: Passing::default(),
             unproved: Vec::new(),
         };
         for bucket in node.buckets.present().buckets.values() {
@@ -127,30 +151,32 @@ impl<'a> Surveyor<'a> {
     }
 
     fn row(&mut self, bucket: BucketId, key: String, entry: &VersionEntry) {
-        let passed = self.key.as_ref().is_some_and(|(b, k, current)| *b == bucket && *k == key && *current);
-        if !self.key.as_ref().is_some_and(|(b, k, _)| *b == bucket && *k == key) {
-            self.key = Some((bucket, key.clone(), false));
-        }
+        self.key.begin(bucket, &key);
         if !entry.settled {
             // It may be current, and nothing is proved of it yet: then it is unknown, and somebody has to prove it.
-            if !passed && self.node.now().since(entry.received) > limits::PREPARED_FOR {
+            if !self.key.settled && self.node.now().since(entry.received) > limits::PREPARED_FOR {
                 self.prepared(bucket, key, entry);
             }
             return;
         }
-        if let Some(seen) = &mut self.key {
-            seen.2 = true;
-        }
+        let current = !std::mem::replace(&mut self.key.settled, true) && self.key.is_uncounted();
         let (Some((_, size)), Some(facts)) = (entry.object, self.facts.get(&bucket)) else { return };
         let state = self.version_state(facts, &key, entry);
+        let filling = state == State::Degraded && self.is_filling(&facts.bucket, entry);
         let shard = afar_model::placement::shard_of(&key, facts.bucket.shards);
         let Some(survey) = self.shards.get_mut(&(bucket, shard)) else { return };
-        count(&mut survey.versions, state, 1);
+        count(&mut survey.versions, state, filling, 1);
         survey.stored_bytes = survey.stored_bytes.saturating_add(size);
-        if !passed {
-            count(&mut survey.objects, state, 1);
-            count(&mut survey.bytes, state, size);
+        if current {
+            count(&mut survey.objects, state, filling, 1);
+            count(&mut survey.bytes, state, filling, size);
         }
+    }
+
+    /// Whether copies that a version lacks are on their way: it was put a moment ago, and everybody who may get one is there.
+    fn is_filling(&self, bucket: &Bucket, entry: &VersionEntry) -> bool {
+        let there = |node: &NodeIndex| *node == self.node.me || self.node.peers.usable(*node);
+        self.node.now().since(entry.received) <= limits::FILLING_FOR && bucket.eligible().iter().all(there)
     }
 
     fn prepared(&mut self, bucket: BucketId, key: String, entry: &VersionEntry) {
@@ -159,9 +185,14 @@ impl<'a> Surveyor<'a> {
         let Some(survey) = self.shards.get_mut(&(bucket, shard)) else { return };
         let size = entry.object.map_or(0, |(_, size)| size);
         survey.stored_bytes = survey.stored_bytes.saturating_add(size);
-        count(&mut survey.objects, State::Unknown, 1);
-        count(&mut survey.bytes, State::Unknown, size);
-        count(&mut survey.versions, State::Unknown, 1);
+        // What was found never to have been acknowledged is no object, to readers neither; it is looked at again all the same.
+        if !self.disproved.contains(&RecordKey { bucket, id: entry.id }) {
+            count(&mut survey.versions, State::Unknown, false, 1);
+            if self.key.is_uncounted() {
+                count(&mut survey.objects, State::Unknown, false, 1);
+                count(&mut survey.bytes, State::Unknown, false, size);
+            }
+        }
         if self.unproved.len() < limits::PREPARED_BATCH {
             self.unproved.push(afar_store::VersionRow { bucket, key, entry: entry.clone() });
         }
@@ -313,9 +344,10 @@ fn reporters(bucket: &Bucket, partition: Partition) -> Vec<NodeIndex> {
     reporters
 }
 
-fn count(counts: &mut Option<v1::StateCounts>, state: State, amount: u64) {
+fn count(counts: &mut Option<v1::StateCounts>, state: State, filling: bool, amount: u64) {
     let counts = counts.get_or_insert_default();
     counts.total += amount;
+    counts.filling += if filling { amount } else { 0 };
     *match state {
         State::Safe => &mut counts.safe,
         State::Degraded => &mut counts.degraded,
@@ -323,4 +355,30 @@ fn count(counts: &mut Option<v1::StateCounts>, state: State, amount: u64) {
         State::AtRisk => &mut counts.at_risk,
         State::Lost => &mut counts.lost,
     } += amount;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_one_object_however_many_of_its_versions_may_be_current() {
+        let (bucket, mut passing) = (BucketId::ZERO, Passing::default());
+        passing.begin(bucket, "a");
+        assert!(passing.is_uncounted(), "a prepared one");
+        passing.begin(bucket, "a");
+        assert!(!passing.is_uncounted(), "the one before it");
+        passing.begin(bucket, "b");
+        assert!(passing.is_uncounted(), "another key");
+        passing.begin(BucketId::from_bytes([1; 32]), "b");
+        assert!(passing.is_uncounted(), "another bucket");
+    }
+
+    #[test]
+    fn what_is_filling_is_degraded_all_the_same() {
+        let mut counts = None;
+        count(&mut counts, State::Degraded, true, 3);
+        count(&mut counts, State::Degraded, false, 4);
+        assert_eq!(counts, Some(v1::StateCounts { total: 7, degraded: 7, filling: 3, ..v1::StateCounts::default() }));
+    }
 }

@@ -4,7 +4,7 @@ use super::survey;
 use crate::{limits, node::Node, objects::versions};
 use afar_model::record::RecordKey;
 use afar_store::VersionRow;
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 /// Surveys now and then, for those who ask without asking for a fresh one.
@@ -25,16 +25,23 @@ fn pause(node: &Node) -> Duration {
     limits::SURVEY_EVERY.max(node.survey.load().took * 20)
 }
 
-/// Proves versions whose coordinator never said that they are settled, so that they do not wait for a reader (rule 1).
+/// Proves versions whose coordinator never said that they are settled, so that they do not wait for a reader (rule 1). Those
+/// that nobody can have acknowledged are remembered until the next time, lest they be counted.
 async fn prove_prepared(node: &Arc<Node>) {
     let survey = node.survey.load_full();
+    let mut disproved = HashSet::new();
     for row in &survey.prepared {
         let Some(bucket) = node.buckets.get(&row.bucket) else { continue };
         let listed = versions::Listed { entry: row.entry.clone(), holders: vec![node.me] };
-        if let Err(error) = versions::complete(node, &bucket, &row.key, &listed).await {
-            tracing::debug!(%error, "a prepared version stays unproved");
+        match versions::complete(node, &bucket, &row.key, &listed).await {
+            Ok(versions::Standing::Disproved) => {
+                disproved.insert(RecordKey { bucket: row.bucket, id: row.entry.id });
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "a prepared version stays unproved"),
         }
     }
+    node.disproved.store(Arc::new(disproved));
     if !survey.prepared.is_empty() {
         refresh(node).await;
     }

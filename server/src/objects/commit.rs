@@ -24,7 +24,7 @@ use afar_model::{
     hlc::Stamp,
     id::{RecordId, UploadId},
     layout::{NodeIndex, SiteIndex},
-    placement::Partition,
+    placement::{Geography, Partition},
     policy::{DegradedWrites, Durability},
     record::{Record, RecordKey, RecordKind, VersionEntry},
 };
@@ -91,6 +91,7 @@ pub async fn feasible(node: &Node, bucket: &Bucket, partition: Partition) -> Res
 /// Every site, why it is no help, and the distances between those that would be (product contract).
 fn refusal(node: &Node, bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteIndex)>, excluded: &BTreeSet<NodeIndex>) -> ObjectError {
     let layout = &bucket.now().layout;
+    let geography = Geography { layout, refuted };
     let eligible = bucket.eligible();
     let mut parts = Vec::new();
     let (mut up, mut away) = (Vec::new(), Vec::new());
@@ -111,7 +112,7 @@ fn refusal(node: &Node, bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteInde
     }
     for (index, a) in up.iter().enumerate() {
         for b in up.iter().skip(index + 1) {
-            let why = if refuted.contains(&(*a.min(b), *a.max(b))) { ", refuted by the measured round trip" } else { "" };
+            let why = if geography.refuses(bucket.policy(), *a, *b) { ", refuted by the measured round trip" } else { "" };
             parts.push(format!("{}-{}: {}{why}", layout.site_name(*a), layout.site_name(*b), layout.distance(*a, *b)));
         }
     }

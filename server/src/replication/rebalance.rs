@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     fmt,
     str::FromStr,
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
@@ -88,6 +89,8 @@ pub struct Rebalance {
     pace: Pace,
     /// What was found missing in comparison with each peer. The same record may be at several.
     expected: Mutex<HashMap<NodeIndex, (u64, u64)>>,
+    /// The most that was ever found missing at once since the current layout is, in bytes.
+    total: AtomicU64,
     arrived: Mutex<Arrived>,
     /// Until when what was fetched has used up its time.
     paid: tokio::sync::Mutex<Option<Instant>>,
@@ -104,7 +107,7 @@ impl Rebalance {
     /// Nothing to fetch yet.
     pub fn new(pace: Pace) -> Self {
         let arrived = Mutex::new(Arrived { since: Instant::now(), bytes: 0, rate: 0 });
-        Self { pace, expected: Mutex::default(), arrived, paid: tokio::sync::Mutex::default() }
+        Self { pace, expected: Mutex::default(), total: AtomicU64::new(0), arrived, paid: tokio::sync::Mutex::default() }
     }
 
     /// Waits until so many bytes may be fetched at the pace of `now`.
@@ -123,9 +126,15 @@ impl Rebalance {
         }
     }
 
+    /// A new layout: what was missing by the one before is no part of it.
+    pub fn begin(&self) {
+        self.total.store(0, Ordering::Relaxed);
+    }
+
     /// So much is missing here that a peer has.
     pub fn expect(&self, peer: NodeIndex, records: u64, bytes: u64) {
         self.expected.lock().insert(peer, (records, bytes));
+        self.total.fetch_max(bytes, Ordering::Relaxed);
     }
 
     /// So much of it has arrived.
@@ -144,6 +153,13 @@ impl Rebalance {
     /// Records and bytes that are known to be missing here: as the peer says that has most of them, for others have the same.
     pub fn to_fetch(&self) -> (u64, u64) {
         self.expected.lock().values().copied().max_by_key(|(records, bytes)| (*bytes, *records)).unwrap_or_default()
+    }
+
+    /// Bytes that were missing by the current layout and are here now, and those that are known to be missing still. (Not what
+    /// has arrived: the same may come from several peers.)
+    pub fn progress(&self) -> (u64, u64) {
+        let left = self.to_fetch().1;
+        (self.total.load(Ordering::Relaxed).saturating_sub(left), left)
     }
 
     /// How fast it may be at that time; `None`: as fast as it goes.
@@ -196,6 +212,24 @@ mod tests {
         ] {
             assert!(text.parse::<Slot>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn progress_is_that_of_the_current_layout_and_counts_nothing_twice() {
+        let (rebalance, one, two) = (Rebalance::new(Pace::default()), NodeIndex(1), NodeIndex(2));
+        rebalance.expect(one, 9, 90);
+        rebalance.expect(one, 0, 0);
+        rebalance.begin();
+        // Both have the same.
+        rebalance.expect(one, 2, 10);
+        rebalance.expect(two, 2, 10);
+        rebalance.fetched(one, 1, 3);
+        assert_eq!(rebalance.progress(), (0, 10));
+        rebalance.fetched(two, 1, 3);
+        assert_eq!(rebalance.progress(), (3, 7));
+        // Counted again, after a comparison that was broken off.
+        rebalance.expect(one, 1, 7);
+        assert_eq!(rebalance.progress(), (3, 7));
     }
 
     #[tokio::test(start_paused = true)]

@@ -46,6 +46,8 @@ mod drops;
 
 mod conflicts;
 
+mod departures;
+
 mod documents;
 
 mod promises;

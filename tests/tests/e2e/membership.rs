@@ -2,7 +2,7 @@
 use afar_tests::{
     cluster::{Cluster, MADRID, STRASBOURG, Setup, THREE, WARSAW, check_of, node_state},
     limits::{SETTLE_MAX, STAYS},
-    operator::summary,
+    operator::{Operator, summary},
     wait::{stays, until},
 };
 use serde_json::Value;
@@ -86,6 +86,18 @@ fn a_way_that_is_cut_in_one_direction_makes_nobody_down_while_others_reach_it() 
     cluster.network().heal();
     cluster.wait_formed();
     cluster.wait_state("safe");
+}
+
+#[test]
+fn a_node_that_joins_is_looked_after_like_those_that_were_there() {
+    let mut cluster = Cluster::two();
+    Operator::of(&cluster).add(&mut cluster, "madrid", &MADRID);
+    for at in ["strasbourg", "warsaw"] {
+        until("the others have heard that it lives", SETTLE_MAX, || {
+            let said = opinions(&cluster, at, "madrid");
+            if said.last().is_some_and(|said| said == "alive") { Ok(()) } else { Err(format!("{at}: {said:?}")) }
+        });
+    }
 }
 
 #[test]

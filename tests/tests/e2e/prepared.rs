@@ -14,8 +14,9 @@ use afar_proto::{
 use afar_tests::{
     cluster::Cluster,
     data,
-    limits::SETTLE_MAX,
-    wait::until,
+    limits::{SETTLE_MAX, STAYS},
+    operator::summary,
+    wait::{stays, until},
     wire::{self, store_alone},
 };
 use rand::RngCore;
@@ -106,6 +107,13 @@ fn rule_1_a_prepared_version_that_lacks_its_chunk_never_shadows_an_older_one() {
     }
     let there = newest(&cluster, bucket);
     assert!(there.id != version || !there.settled, "nobody may call it settled: {there:?}");
+    // For longer than it may be under way: what was never acknowledged is no object, and no reason to doubt the one that was.
+    stays("one key is one object", STAYS, || {
+        let objects = cluster.status()["objects"].clone();
+        if objects["total"] == 1 { Ok(()) } else { Err(objects) }
+    });
+    let status = cluster.wait_state("safe");
+    assert_eq!((&status["objects"]["safe"], &status["versions"]["total"]), (&1.into(), &1.into()), "{}", summary(&status));
 }
 
 #[test]

@@ -22,7 +22,7 @@ mod cities;
 mod report;
 mod suggest;
 
-pub use report::{Move, Survivor, Usable, moves, survivors, usable_capacity};
+pub use report::{Move, Survivor, Usable, moves, short_of, survivors, usable_capacity};
 pub use suggest::{Change, Constraint, Suggestion, Unmet, conflict, sentence, suggest, unmet};
 
 use crate::{

@@ -99,3 +99,14 @@ pub fn survivors(policy: &Policy, geography: &Geography<'_>, weights: &[u64], lo
     };
     layout.site_indexes().map(without).collect()
 }
+
+/// By how many bytes data that are kept in several ways are too many for the room that they share: of each way what is stored, and
+/// what would fit if there were nothing else. 0 if everything fits when each is given the part of the room that it needs.
+pub fn short_of(ways: impl IntoIterator<Item = (u64, u64)>) -> u64 {
+    let (mut stored, mut load) = (0.0, 0.0);
+    for (bytes, usable) in ways.into_iter().filter(|(bytes, _)| *bytes > 0) {
+        stored += bytes as f64;
+        load += bytes as f64 / usable.max(1) as f64;
+    }
+    if load > 1.0 { (stored * (1.0 - 1.0 / load)).round() as u64 } else { 0 }
+}

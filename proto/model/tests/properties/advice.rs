@@ -4,7 +4,7 @@ use afar_model::{
     assignment::Assignment,
     layout::{Layout, NodeIndex, Site, SiteIndex, examples},
     placement::{Geography, Partition, Placement},
-    plan::{Change, Constraint, Move, Survivor, Usable, conflict, moves, sentence, suggest, survivors, unmet, usable_capacity},
+    plan::{Change, Constraint, Move, Survivor, Usable, conflict, moves, sentence, short_of, suggest, survivors, unmet, usable_capacity},
     policy::Policy,
     units::Metres,
 };
@@ -183,4 +183,14 @@ fn rule_22_survivors_hold_what_fits_and_what_is_far() {
     let three = Policy { copies: 3, ..Policy::default() };
     let found = survivors(&three, &Geography::claimed(&layout), &[100, 100, 100], 100);
     assert_eq!(found[0], survivor(0, Some(100), 2, 0));
+}
+
+#[test]
+fn rule_22_data_that_are_kept_in_several_ways_share_the_room() {
+    assert_eq!(short_of([(100, 100)]), 0, "it just fits");
+    assert_eq!(short_of([(120, 100)]), 20);
+    assert_eq!(short_of([(50, 100), (25, 50)]), 0, "half of the room each");
+    // Two fifths more than there is room for: as much of what is stored is too much.
+    assert_eq!(short_of([(70, 100), (35, 50)]), 30);
+    assert_eq!((short_of([]), short_of([(0, 0)]), short_of([(5, 0)])), (0, 0, 4), "nothing fits into nothing, give or take a byte");
 }

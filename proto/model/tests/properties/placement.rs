@@ -2,9 +2,9 @@
 use crate::worlds::{layouts, node, policies, subsets};
 use afar_model::{
     id::RecordId,
-    layout::{Layout, NodeIndex, Site, SiteIndex},
+    layout::{Layout, NodeIndex, Site, SiteIndex, examples},
     placement::{Geography, Infeasible, Partition, Placement, allowed, level, sites_of, violations},
-    policy::{Durability, Policy},
+    policy::{Durability, Policy, VerifyDistance},
     units::Metres,
 };
 use proptest::{prelude::*, sample::Index};
@@ -159,8 +159,7 @@ proptest! {
 /// chance does (five standard deviations).
 #[test]
 fn shares_are_even_where_nothing_speaks_against_it() {
-    let site =
-        |index: u16| afar_model::layout::examples::site(&format!("site{index}"), "FR", 0.0, f64::from(index) * 60.0 - 150.0).unwrap();
+    let site = |index: u16| examples::site(&format!("site{index}"), "FR", 0.0, f64::from(index) * 60.0 - 150.0).unwrap();
     let sites: Vec<Site> = (0..6).map(site).collect();
     let nodes = sites.iter().flat_map(|site| [node(site, 0), node(site, 1)]).collect();
     let layout = Layout::new(1, 8192, sites, nodes).unwrap();
@@ -181,4 +180,18 @@ fn shares_are_even_where_nothing_speaks_against_it() {
     };
     even(per_set.into_values().collect(), 15);
     even(per_node.into_values().collect(), 12);
+}
+
+#[test]
+fn a_round_trip_is_named_as_a_reason_only_where_the_policy_minds() {
+    let layout = examples::three_sites().unwrap();
+    let refuted = BTreeSet::from([(SiteIndex(0), SiteIndex(1)), (SiteIndex(0), SiteIndex(2)), (SiteIndex(1), SiteIndex(2))]);
+    let geography = Geography { layout: &layout, refuted: &refuted };
+    for (verify_distance, minds) in [(VerifyDistance::Off, false), (VerifyDistance::Warn, false), (VerifyDistance::Enforce, true)] {
+        let policy = Policy { verify_distance, min_distance: Metres(1_300_000), ..Policy::default() };
+        let why = Placement::new(&policy, &geography).unwrap_err().to_string();
+        assert_eq!(why.contains("refuted"), minds, "{why}");
+        assert_eq!(why.contains("lower min_distance to 1248.0 km"), !minds, "{why}");
+        assert_eq!(geography.refuses(&policy, SiteIndex(2), SiteIndex(0)), minds);
+    }
 }

@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Request;
 
 pub use packet::{BadPacket, Identity};
-pub use verdict::{Liveness, Opinion, combine};
+pub use verdict::{Direct, Liveness, Opinion, Reached, combine};
 
 /// Sends a packet to the node of that name, within [`limits::GOSSIP_DEADLINE`] or not at all; `None` if there is no such node.
 pub type Deliver = Box<dyn Fn(&str, Bytes) -> Option<BoxFuture<'static, ()>> + Send + Sync>;

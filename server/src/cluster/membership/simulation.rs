@@ -343,10 +343,10 @@ fn a_node_that_one_cannot_reach_and_others_can_is_not_down_and_it_is_known_who_r
             world.nobody_was_down();
             world.check(world.all_alive(), "everybody reaches everybody somehow");
             let opinion = &world.nodes[0].swim.as_ref().unwrap().opinions()["node-01"];
-            let witness = opinion.reached_from.as_deref();
+            let witness = opinion.reached.as_ref().map(|reached| reached.from.as_str());
             world.check(witness.is_some_and(|from| from != "node-00" && from != "node-01"), &format!("reached from {witness:?}"));
             let opinion = &world.nodes[0].swim.as_ref().unwrap().opinions()["node-02"];
-            world.check(opinion.reached_from.is_none(), "whom it reaches itself needs no witness");
+            world.check(opinion.reached.is_none(), "whom it reaches itself needs no witness");
         }
     }
 }

@@ -12,7 +12,7 @@
 //! * Time during which this process stood still does not count: whoever was asked before could not be heard.
 use super::{
     packet::{self, Admitted, BadPacket, FRAME_BYTES, Gate, Identity},
-    verdict::{Liveness, Opinion},
+    verdict::{Liveness, Opinion, Reached},
 };
 use crate::limits;
 use afar_model::units::UnixMillis;
@@ -314,18 +314,19 @@ impl Swim {
                 continue;
             }
             let liveness = liveness(member.state());
-            let witness = self.witnesses.get(name).filter(|_| liveness == Liveness::Alive).map(|(from, _)| &**from);
+            let witness = self.witnesses.get(name).filter(|_| liveness == Liveness::Alive);
+            let reached = witness.map(|(from, at)| Reached { from: from.to_string(), at: *at });
             match self.opinions.get_mut(name) {
-                Some(opinion) if opinion.liveness == liveness && opinion.reached_from.as_deref() == witness => {}
+                Some(opinion) if opinion.liveness == liveness && opinion.reached == reached => {}
                 Some(opinion) => {
                     if opinion.liveness != liveness {
                         (opinion.liveness, opinion.since) = (liveness, at.monotonic);
                     }
-                    opinion.reached_from = witness.map(String::from);
+                    opinion.reached = reached;
                     changed = true;
                 }
                 None => {
-                    let opinion = Opinion { liveness, since: at.monotonic, reached_from: witness.map(String::from) };
+                    let opinion = Opinion { liveness, since: at.monotonic, reached };
                     self.opinions.insert(Arc::clone(name), opinion);
                     changed = true;
                 }

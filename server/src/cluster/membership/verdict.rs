@@ -39,19 +39,47 @@ pub struct Opinion {
     /// Since when, by [`crate::clock::Clock::monotonic`]; zero while unknown.
     pub since: Duration,
     /// A node that lately reached it when this one did not.
-    pub reached_from: Option<String>,
+    pub reached: Option<Reached>,
+}
+
+/// That somebody reached a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// Who did.
+    pub from: String,
+    /// When this node was told so, by [`crate::clock::Clock::monotonic`].
+    pub at: Duration,
+}
+
+/// What this node itself saw of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Direct {
+    /// By its own heartbeats.
+    pub state: PeerState,
+    /// Why it is not worked with; empty if it is.
+    pub trouble: String,
+    /// When it last answered one.
+    pub answered: Option<Duration>,
 }
 
 /// A peer's state and, unless it is up, why: from what this node's heartbeats say and what the cluster thinks.
 ///
 /// Who answers this node is up, whatever others think. Who does not is as bad as the better of both opinions: nobody is down
-/// whom somebody reaches, or who may still contradict a suspicion.
-pub fn combine(direct: PeerState, trouble: String, opinion: &Opinion) -> (PeerState, String) {
-    match (direct, opinion.liveness) {
-        (PeerState::Up | PeerState::Refused, _) | (_, Liveness::Unknown) => (direct, trouble),
+/// whom somebody reaches, or who may still contradict a suspicion. That nobody has missed it yet is not that somebody reaches it.
+pub fn combine(direct: Direct, opinion: &Opinion, now: Duration) -> (PeerState, String) {
+    let Direct { state, trouble, answered } = direct;
+    match (state, opinion.liveness) {
+        (PeerState::Up | PeerState::Refused, _) | (_, Liveness::Unknown) => (state, trouble),
         (PeerState::Suspect | PeerState::Down, Liveness::Alive) => {
-            let from = opinion.reached_from.as_deref().unwrap_or("others");
-            (PeerState::Suspect, format!("reachable from {from}, not from here ({trouble})"))
+            // Who reached it before it last answered here says nothing about now.
+            let reached = opinion.reached.as_ref().filter(|reached| answered.is_none_or(|answered| reached.at > answered));
+            let words = match reached {
+                Some(Reached { from, at }) => {
+                    format!("reachable from {from} ({} s ago), not from here ({trouble})", now.saturating_sub(*at).as_secs())
+                }
+                None => format!("not reachable from here ({trouble}); whether others reach it is not known yet"),
+            };
+            (PeerState::Suspect, words)
         }
         (PeerState::Suspect | PeerState::Down, Liveness::Suspect) => {
             (PeerState::Suspect, format!("not reachable from here, nor from who else looked so far ({trouble})"))
@@ -64,8 +92,12 @@ pub fn combine(direct: PeerState, trouble: String, opinion: &Opinion) -> (PeerSt
 mod tests {
     use super::*;
 
+    fn seen(state: PeerState, trouble: &str, answered: Option<u64>) -> Direct {
+        Direct { state, trouble: trouble.into(), answered: answered.map(Duration::from_secs) }
+    }
+
     fn state(direct: PeerState, liveness: Liveness) -> PeerState {
-        combine(direct, "no answer in time".into(), &Opinion { liveness, ..Opinion::default() }).0
+        combine(seen(direct, "no answer in time", None), &Opinion { liveness, ..Opinion::default() }, Duration::ZERO).0
     }
 
     #[test]
@@ -85,13 +117,21 @@ mod tests {
 
     #[test]
     fn the_reason_says_who_reaches_it_and_what_was_seen_from_here() {
-        let opinion = Opinion { liveness: Liveness::Alive, reached_from: Some("warsaw".into()), ..Opinion::default() };
-        let (_, reason) = combine(PeerState::Down, "no answer in time".into(), &opinion);
-        assert_eq!(reason, "reachable from warsaw, not from here (no answer in time)");
-        let (_, reason) = combine(PeerState::Down, "no answer in time".into(), &Opinion { reached_from: None, ..opinion });
-        assert_eq!(reason, "reachable from others, not from here (no answer in time)");
+        let now = Duration::from_secs(20);
+        let reached = |at| Some(Reached { from: "warsaw".into(), at: Duration::from_secs(at) });
+        let alive = |reached| Opinion { liveness: Liveness::Alive, reached, ..Opinion::default() };
+        let why = |opinion: &Opinion, answered| combine(seen(PeerState::Down, "no answer in time", answered), opinion, now).1;
+        for answered in [None, Some(10)] {
+            assert_eq!(why(&alive(reached(15)), answered), "reachable from warsaw (5 s ago), not from here (no answer in time)");
+        }
+        // It answered here since then, and nobody has noticed its silence: that is not reaching it.
+        for opinion in [alive(reached(15)), alive(None)] {
+            let why = why(&opinion, Some(16));
+            assert!(why.starts_with("not reachable from here (no answer in time); whether others"), "{why}");
+        }
         let gone = Opinion { liveness: Liveness::Down, ..Opinion::default() };
-        assert_eq!(combine(PeerState::Down, "silence".into(), &gone).1, "not reachable from anywhere (silence)");
-        assert_eq!(combine(PeerState::Up, String::new(), &gone).1, "", "who is up is in no trouble");
+        let why = |state, trouble| combine(seen(state, trouble, None), &gone, now).1;
+        assert_eq!(why(PeerState::Down, "silence"), "not reachable from anywhere (silence)");
+        assert_eq!(why(PeerState::Up, ""), "", "who is up is in no trouble");
     }
 }

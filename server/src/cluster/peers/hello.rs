@@ -199,6 +199,7 @@ impl Peers {
         let heard = self.change(node, &slot, |record| {
             if let Some(measured) = measured {
                 record.pulse.answered(measured.round_trip);
+                record.answered = Some(self.clock.monotonic());
                 record.clock_offset_ms = said.now.cast_signed().saturating_sub(measured.midpoint.0.cast_signed());
                 record.missed = None;
             }

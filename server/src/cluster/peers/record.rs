@@ -1,7 +1,7 @@
 //! What is known of one peer, and what follows from it: pure.
 use super::PeerState;
 use crate::cluster::{
-    membership::{self, Opinion},
+    membership::{self, Direct, Opinion},
     memory::{Doubt, LogEnd, Remembered},
     pulse::Pulse,
 };
@@ -115,6 +115,8 @@ pub(super) struct Record {
     pub(super) remembered: Remembered,
     pub(super) said: Option<v1::NodeState>,
     pub(super) heard: Option<Duration>,
+    /// When it last answered a heartbeat of ours.
+    pub(super) answered: Option<Duration>,
     pub(super) clock_offset_ms: i64,
     pub(super) incarnation_changes: u64,
     pub(super) catching_up: bool,
@@ -200,12 +202,13 @@ impl Record {
     }
 
     /// All of it, for whoever asks. `opinion`: what the cluster thinks of it.
-    pub(super) fn view(&self, name: &str, ours: &Ours, opinion: &Opinion) -> PeerView {
+    pub(super) fn view(&self, name: &str, ours: &Ours, opinion: &Opinion, now: Duration) -> PeerView {
         let said = self.said.as_ref();
         let count = |field: fn(&v1::NodeState) -> u64| said.map_or(0, field);
         let flag = |field: fn(&v1::NodeState) -> bool| said.is_some_and(field);
         let last = self.remembered.last();
-        let (state, trouble) = membership::combine(self.state(), self.trouble(ours), opinion);
+        let direct = Direct { state: self.state(), trouble: self.trouble(ours), answered: self.answered };
+        let (state, trouble) = membership::combine(direct, opinion, now);
         PeerView {
             node: name.to_owned(),
             state,

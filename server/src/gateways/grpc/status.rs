@@ -104,6 +104,7 @@ fn report(node: &Node) -> v1::NodeStatus {
         surplus_records: node.surplus().unwrap_or(u64::MAX),
         open_layouts: node.layouts.open().chapters().len() as u32,
         fetch_pace_bytes_per_second: node.rebalance.pace(node.now()).unwrap_or(0),
+        transition: node.report_transition(),
     }
 }
 
