@@ -12,7 +12,7 @@ use crate::{
 };
 use afar_model::{document::ShortHash, units::UnixMillis};
 use afar_proto::v1;
-use afar_store::DirectoryState;
+use afar_store::{DirectoryState, DirectoryUsage};
 
 fn check(name: &str, state: &str, detail: impl Into<String>) -> v1::Check {
     v1::Check { name: name.to_owned(), state: state.to_owned(), detail: detail.into() }
@@ -73,15 +73,26 @@ pub(crate) fn disks(node: &Node) -> v1::Check {
             DirectoryState::Failed(why) => troubles.push(format!("{} has failed: {why}", directory.path.display())),
         }
     }
+    let failing: Vec<String> = usage.directories.iter().filter_map(failing).collect();
     if !troubles.is_empty() {
+        troubles.extend(failing);
         check("disk", "critical", troubles.join("; "))
     } else if usage.free_for_clients == 0 {
         check("disk", "critical", format!("full: {} bytes free are kept in reserve; add a disk or free space", usage.free))
+    } else if !failing.is_empty() {
+        check("disk", "warning", failing.join("; "))
     } else if usage.free_for_clients < usage.capacity / 20 {
         check("disk", "warning", format!("{} bytes left for clients", usage.free_for_clients))
     } else {
         check("disk", "ok", format!("{} bytes left for clients", usage.free_for_clients))
     }
+}
+
+/// A disk that could not read something, by name: what was there is mended from the others, the disk is not.
+fn failing(directory: &DirectoryUsage) -> Option<String> {
+    let (path, failures) = (directory.path.display(), &directory.read_failures);
+    let what = "what was there is fetched from the others; replace this disk soon";
+    (failures.count > 0).then(|| format!("{path}: {} reads failed since the start, the last: {}: {what}", failures.count, failures.last))
 }
 
 fn losses(node: &Node) -> v1::Check {
@@ -258,6 +269,24 @@ mod tests {
         assert!(words.contains(&format!("`afar layout release {}`", "07".repeat(16))), "{words}");
         let silent = queued_words("s1", "strasbourg", &Absent { why: Absence::Silent, ..gone });
         assert!(silent.contains("s1 does not answer") && !silent.contains("release"), "{silent}");
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_read_is_named() {
+        let read_failures = afar_store::ReadFailures { count: 3, last: "Input/output error (os error 5)".into() };
+        let good = DirectoryUsage {
+            path: "/srv/disk2".into(),
+            id: None,
+            state: DirectoryState::Healthy,
+            capacity: 0,
+            free: 0,
+            segment_bytes: 0,
+            syncs: afar_store::SyncCounts::default(),
+            read_failures: afar_store::ReadFailures::default(),
+        };
+        assert_eq!(failing(&good), None);
+        let words = failing(&DirectoryUsage { read_failures, ..good }).unwrap_or_default();
+        assert!(words.starts_with("/srv/disk2: 3 reads failed") && words.contains("os error 5"), "{words}");
     }
 
     #[test]
