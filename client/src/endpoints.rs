@@ -3,6 +3,9 @@
 //! Every node answers for the whole cluster, so any door will do: they are tried in the order given, beginning with the one
 //! that last worked. The next is tried on a failed connection or an answer of 14 (unreachable) or 11 (busy); every other
 //! answer is final. All that is bounded: [`limits::ROUNDS`] rounds with growing, jittered pauses between them.
+//!
+//! A node may take connections and not speak: the kernel does the former for a process that hangs. So where there are several
+//! doors none is waited for long, as long as one of the others speaks.
 use crate::{
     error::{Error, Kind},
     limits, tls,
@@ -77,13 +80,18 @@ impl Door {
     /// # Errors
     /// If `endpoint` is not `https://HOST[:PORT]`.
     pub fn new(endpoint: &str, tls: &ClientTlsConfig, bearer: &Bearer) -> Result<Self, Error> {
+        Self::within(limits::CONNECT_TIMEOUT, endpoint, tls, bearer)
+    }
+
+    /// As [`Self::new`], with so much time for a connection.
+    fn within(connect: Duration, endpoint: &str, tls: &ClientTlsConfig, bearer: &Bearer) -> Result<Self, Error> {
         let name = normalise(endpoint)?;
         let wrong = |error: tonic::transport::Error| Error::usage(format!("endpoint {endpoint:?}: {error}"));
         let channel = Endpoint::from_shared(name.clone())
             .map_err(wrong)?
-            .tls_config(tls.clone().timeout(limits::CONNECT_TIMEOUT))
+            .tls_config(tls.clone().timeout(connect))
             .map_err(wrong)?
-            .connect_timeout(limits::CONNECT_TIMEOUT)
+            .connect_timeout(connect)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(limits::KEEPALIVE_INTERVAL)
             .keep_alive_timeout(limits::KEEPALIVE_TIMEOUT)
@@ -191,6 +199,8 @@ pub fn normalise(endpoint: &str) -> Result<String, Error> {
 #[derive(Debug)]
 pub struct Endpoints {
     doors: Vec<Door>,
+    /// The same, and no time is lost at them; none if there is only one.
+    hasty: Vec<Door>,
     first: AtomicUsize,
     rounds: u32,
 }
@@ -211,7 +221,9 @@ impl Endpoints {
         }
         let tls = tls::client_config(ca_pem)?;
         let doors = endpoints.iter().map(|endpoint| Door::new(endpoint, &tls, bearer)).collect::<Result<_, _>>()?;
-        Ok(Self { doors, first: AtomicUsize::new(0), rounds: rounds.max(1) })
+        let several = endpoints.iter().filter(|_| endpoints.len() > 1);
+        let hasty = several.map(|endpoint| Door::within(limits::CONNECT_SOON, endpoint, &tls, bearer)).collect::<Result<_, _>>()?;
+        Ok(Self { doors, hasty, first: AtomicUsize::new(0), rounds: rounds.max(1) })
     }
 
     /// Every door, in the order given.
@@ -221,7 +233,7 @@ impl Endpoints {
 
     /// Begins an operation.
     pub fn tries(&self) -> Tries<'_> {
-        Tries { endpoints: self, at: self.first.load(Ordering::Relaxed), round: 0, failures: Vec::new() }
+        Tries { endpoints: self, at: self.first.load(Ordering::Relaxed), round: 0, patient: false, failures: Vec::new() }
     }
 }
 
@@ -231,6 +243,8 @@ pub struct Tries<'a> {
     endpoints: &'a Endpoints,
     at: usize,
     round: u32,
+    /// Nobody spoke in the last round: perhaps they only need longer.
+    patient: bool,
     failures: Vec<Error>,
 }
 
@@ -240,7 +254,8 @@ impl Tries<'_> {
     /// # Errors
     /// Never, in truth: [`Endpoints`] has at least one door.
     pub fn door(&self) -> Result<&Door, Error> {
-        let doors = &self.endpoints.doors;
+        let Endpoints { doors, hasty, .. } = self.endpoints;
+        let doors = if self.patient || hasty.is_empty() { doors } else { hasty };
         doors.get(self.at % doors.len().max(1)).ok_or_else(|| Error::usage("no endpoint is known"))
     }
 
@@ -273,6 +288,7 @@ impl Tries<'_> {
         if hopeless || self.round >= self.endpoints.rounds {
             return Err(summary(&self.failures));
         }
+        self.patient = self.failures.iter().all(Error::is_connection);
         self.failures.clear();
         let pause = backoff(self.round, rand::rng().random_range(0.5..1.0));
         tokio::time::sleep(pause).await;
@@ -338,6 +354,33 @@ mod tests {
         let stranger = Error::connection(Kind::Authentication, "c is not who it should be");
         assert_eq!(summary(&[stranger.clone(), refused]).kind(), Kind::Unreachable);
         assert_eq!(summary(&[stranger]).kind(), Kind::Authentication);
+    }
+
+    fn endpoints(names: &[&str]) -> Endpoints {
+        let authority = crate::cluster::authority::Authority::new("test", Duration::from_secs(1_700_000_000)).unwrap();
+        let names: Vec<String> = names.iter().map(|name| format!("https://{name}")).collect();
+        Endpoints::new(&names, authority.pair.certificate.as_bytes(), &Bearer::new("AK", "secret").unwrap(), limits::ROUNDS).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_door_that_does_not_speak_is_waited_for_only_if_no_other_does() {
+        let endpoints = endpoints(&["a:1", "b:1"]);
+        let silent = || Error::connection(Kind::Unreachable, "nobody speaks");
+        let later = || Error::new(Kind::Unreachable, "too few nodes answer");
+        let is = |tries: &Tries<'_>, door: &Door| std::ptr::eq(tries.door().unwrap(), door);
+        let mut tries = endpoints.tries();
+        assert!(is(&tries, &endpoints.hasty[0]));
+        tries.failed(silent()).await.unwrap();
+        assert!(is(&tries, &endpoints.hasty[1]), "the next is tried at once");
+        tries.failed(later()).await.unwrap();
+        assert!(is(&tries, &endpoints.hasty[0]), "no time is lost at the first again");
+        tries.failed(silent()).await.unwrap();
+        tries.failed(silent()).await.unwrap();
+        assert!(is(&tries, &endpoints.doors[0]), "nobody spoke: perhaps all are slow");
+        tries.failed(silent()).await.unwrap();
+        assert!(is(&tries, &endpoints.doors[1]));
+        let alone = self::endpoints(&["a:1"]);
+        assert!(is(&alone.tries(), &alone.doors[0]), "there is no other to ask instead");
     }
 
     #[test]

@@ -3,6 +3,9 @@ use std::time::Duration;
 
 /// Longer than any healthy handshake between continents, short enough to try three endpoints while somebody waits.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same where another endpoint can be asked instead: a TCP segment that is lost is sent again within it, and a person who
+/// waits hardly notices.
+pub const CONNECT_SOON: Duration = Duration::from_secs(2);
 /// A handshake alone, to see whom a node is certified by: with [`CONNECT_TIMEOUT`] for the connection in it.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(8);
 /// A dead peer is noticed in the middle of a transfer after this and [`KEEPALIVE_TIMEOUT`], not after TCP's quarter of an hour.

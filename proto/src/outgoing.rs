@@ -65,6 +65,7 @@ impl Outgoing for StoreRequest {
             supersedes: records.supersedes.clone(),
             open_versions: records.open_versions.clone(),
             open_layouts: records.open_layouts.clone(),
+            create: records.create,
         };
         let rest = rest.encode_to_vec();
         let record_len = record.len() + field_len(3, body.len());
@@ -203,6 +204,7 @@ mod tests {
                 records.layout_version = 1 << 40;
                 records.supersedes = vec![vec![1; 32].into(), vec![2; 32].into()];
                 records.open_versions = vec![1, 2, 3];
+                records.create = !sync;
                 let message = StoreRequest { sequence: 1 << 33, work: Some(Work::Records(records.clone())) };
                 assert_eq!(through(message.clone()), (message, if length < UNCOPIED_MIN { 1 } else { 2 }));
                 records.records.push(record(1 << 20));

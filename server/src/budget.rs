@@ -348,6 +348,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn rule_29_what_is_larger_than_its_share_takes_all_of_it_and_never_waits_for_more_than_there_is() {
+        let budget = Budget::new(limits::TRANSFER_MIN, 100, 64);
+        let all = usize::try_from(budget.shares().repair).unwrap();
+        for bytes in [all + 1, usize::MAX] {
+            let permit = futures_util::poll!(std::pin::pin!(budget.repair(bytes)));
+            let std::task::Poll::Ready(Some(permit)) = permit else { panic!("{bytes} of {all}: it would wait for ever") };
+            assert_eq!(permit.num_permits(), all);
+            assert!(futures_util::poll!(std::pin::pin!(budget.repair(1))).is_pending());
+        }
+        assert!(futures_util::poll!(std::pin::pin!(budget.repair(1))).is_ready(), "all of it was given back");
+        assert!(budget.repair_batch() <= all && budget.repair_batch() > 0);
+        assert!(futures_util::poll!(std::pin::pin!(budget.answers.take(NodeIndex(1), usize::MAX))).is_ready());
+        assert!(futures_util::poll!(std::pin::pin!(budget.admit(usize::MAX, Duration::ZERO))).is_ready());
+    }
+
+    #[tokio::test]
     async fn small_messages_do_not_wait_for_large_ones() {
         let budget = Budget::new(limits::TRANSFER_MIN, 2, 64);
         let large = budget.arriving(usize::MAX).await.unwrap();

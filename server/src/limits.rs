@@ -243,9 +243,19 @@ pub const PERMISSION_WITHIN: Duration = Duration::from_secs(60);
 
 // Objects.
 
-/// Versions of a key that are looked at: newer ones shadow the rest. So many that prepared ones, which are discarded after
-/// a day, hardly hide a settled one.
-pub const VERSIONS_PER_KEY: usize = 1000;
+/// Versions of a key in one page, newest first. Mostly the first of them is the answer; older ones are asked for page by page.
+pub const VERSIONS_PAGE: usize = 1000;
+/// A claim on a key ends by itself after this: whoever has it must have made the key by then. Longer than any honest sync
+/// at the far end of the Earth; a coordinator that dies holds up nobody for longer.
+pub const CLAIM_FOR: Duration = Duration::from_secs(30);
+/// A put waits so long for others that want to make the same key; then the node is busy, and the client comes again.
+pub const CLAIM_WAIT: Duration = Duration::from_secs(5);
+/// The pause between two questions for a claim, shortened by chance. It doubles for who has to give way …
+pub const CLAIM_PAUSE: Duration = Duration::from_millis(40);
+/// … up to this: longer than a question and its answer take on the way around the Earth.
+pub const CLAIM_PAUSE_MAX: Duration = Duration::from_millis(800);
+/// Claims that a node remembers, of up to a kilobyte each: as many as puts can be under way.
+pub const CLAIMS_MAX: usize = 4096;
 /// Prepared versions older than the upload grace are looked for this often.
 pub const DISCARD_EVERY: Duration = Duration::from_secs(3600);
 /// Attempts to commit a version: each excludes a node that failed or goes above a newer stamp.

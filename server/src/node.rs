@@ -25,7 +25,7 @@ use crate::{
     health::{survey::Survey, upkeep},
     lifecycle::Lifecycle,
     limits,
-    objects::buckets::BucketTable,
+    objects::{buckets::BucketTable, claims::Claims},
     reliance::Reliance,
     replication::{
         audit,
@@ -82,6 +82,8 @@ pub struct Node {
     pub transfer: Budget,
     /// The buckets.
     pub buckets: BucketTable,
+    /// Keys that puts are about to make.
+    pub claims: Claims,
     /// Streams of records to the others.
     pub lanes: Lanes,
     /// What is known of the others' holdings.
@@ -223,6 +225,7 @@ impl Node {
             layouts,
             rebalance: Rebalance::new(config.pace.clone()),
             surplus: AtomicI64::new(-1),
+            claims: Claims::default(),
             identity,
             store,
             opened,

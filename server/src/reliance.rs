@@ -4,7 +4,7 @@
 //! and serves what it has, but its "I have nothing" proves nothing until it has compared itself with every other node of
 //! the layout (rule 3). That is remembered on disk, so that a restart in the middle does not make it forget.
 use crate::{
-    files, limits,
+    files,
     node::Node,
     objects::{ObjectError, buckets::Bucket},
 };
@@ -319,9 +319,9 @@ impl Node {
     }
 
     /// Removes a prepared version that its own put has replaced; one that somebody has settled meanwhile stays.
-    pub async fn discard(&self, key: RecordKey, name: &str) {
-        let entries = self.store.versions(&key.bucket, name, limits::VERSIONS_PER_KEY).unwrap_or_default();
-        if entries.iter().any(|entry| entry.id == key.id && !entry.settled)
+    pub async fn discard(&self, key: RecordKey, name: &str, stamp: Stamp) {
+        let found = self.store.version(&key.bucket, name, stamp, key.id).ok().flatten();
+        if found.is_some_and(|entry| !entry.settled)
             && let Err(error) = self.store.remove(vec![key], Removal::Discarded).await
         {
             tracing::warn!(%error, "a version that was replaced before it counted stays");

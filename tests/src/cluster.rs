@@ -643,6 +643,22 @@ impl Node {
         self.signal(Signal::HUP);
     }
 
+    /// Takes it out of time (SIGSTOP): its port still takes connections, and nobody answers.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
     /// Asks it to end (SIGTERM) and waits; the exit code.
     ///
     /// # Panics

@@ -4,9 +4,9 @@
 use crate::cluster::Cluster;
 use afar_model::record::RecordKind;
 use afar_proto::v1::{
-    AuditReply, AuditRequest, FetchReply, FetchRequest, GossipReply, GossipRequest, HelloReply, HelloRequest, IdsReply, IdsRequest,
-    ListVersionsReply, ListVersionsRequest, ProveReply, ProveRequest, StoreFailure, StoreReply, StoreRequest, VersionIdsReply,
-    VersionIdsRequest, VersionsReply, VersionsRequest,
+    AuditReply, AuditRequest, ClaimReply, ClaimRequest, FetchReply, FetchRequest, GossipReply, GossipRequest, HelloReply, HelloRequest,
+    IdsReply, IdsRequest, ListVersionsReply, ListVersionsRequest, ProveReply, ProveRequest, StoreFailure, StoreReply, StoreRequest,
+    VersionIdsReply, VersionIdsRequest, VersionsReply, VersionsRequest,
     peer_client::PeerClient,
     peer_server::{Peer, PeerServer},
     store_request::Work,
@@ -173,6 +173,10 @@ impl Peer for Between {
 
     async fn versions(&self, request: Request<VersionsRequest>) -> Result<Response<VersionsReply>, Status> {
         self.honest.clone().versions(request.into_inner()).await
+    }
+
+    async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {
+        self.honest.clone().claim(request.into_inner()).await
     }
 
     async fn list_versions(&self, request: Request<ListVersionsRequest>) -> Result<Response<ListVersionsReply>, Status> {

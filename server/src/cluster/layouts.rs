@@ -205,6 +205,12 @@ impl Layouts {
         self.open.load_full()
     }
 
+    /// The current layout, and its changes from then on: none between the two is missed.
+    pub fn watched(&self) -> (Arc<Layout>, watch::Receiver<u64>) {
+        let changes = self.changes.subscribe();
+        (self.current(), changes)
+    }
+
     /// Changes whenever what is open does.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -796,6 +802,124 @@ mod tests {
         layouts.offer(&operator.child(&layouts.chapter(), "good")).unwrap();
         assert_eq!(layouts.trouble(), None);
     }
+
+    #[test]
+    fn rule_21_what_is_too_large_or_from_the_future_is_refused_unread_and_leaves_nothing() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        let good = operator.child(&layouts.chapter(), "good");
+        let signed = |body: Vec<u8>| Signed {
+            signatures: vec![Signature { key: operator.public(), signature: operator.0.sign(&body).as_ref().to_vec() }],
+            body,
+        };
+        let large = signed([good.body.clone(), vec![0; LAYOUT_BYTES_MAX]].concat());
+        let mut body = good.body.clone();
+        body[8] = 9;
+        let future = signed(body);
+        let altered = Signed { body: [good.body.as_slice(), b"x"].concat(), ..good.clone() };
+        let files = || fs::read_dir(state.path().join("layouts")).unwrap().count();
+        let before = files();
+        for _ in 0..2 {
+            assert!(matches!((layouts.check(&large), layouts.offer(&large)), (Err(Refused::TooLarge(_)), Err(Refused::TooLarge(_)))));
+            assert_eq!((layouts.check(&future).err(), layouts.offer(&future)), (Some(Refused::Future(9)), Err(Refused::Future(9))));
+            assert!(layouts.check(&altered).is_err() && layouts.offer(&altered).is_err());
+            assert!([&large, &future, &altered].iter().all(|refused| !layouts.knows(&refused.hash())), "it was remembered as good");
+            assert_eq!((open(&layouts), files(), layouts.rivals().len()), (vec![1], before, 0));
+        }
+        assert!(layouts.trouble().unwrap().contains("refused"));
+        assert_eq!((layouts.offer(&good), layouts.trouble()), (Ok(Offered::Applied), None));
+    }
+
+    #[test]
+    fn rule_21_a_check_takes_only_what_would_be_applied_and_applies_nothing() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        let unsigned = Signed { signatures: Vec::new(), ..operator.child(&layouts.chapter(), "unsigned") };
+        let stranger = Operator::new().child(&layouts.chapter(), "not ours");
+        for refused in [unsigned, stranger] {
+            assert!(matches!(layouts.check(&refused), Err(Refused::Unsigned(_))));
+            assert!(matches!(layouts.offer(&refused), Err(Refused::Unsigned(_))));
+        }
+        let (second, beside) = (operator.child(&layouts.chapter(), "second"), operator.child(&layouts.chapter(), "beside"));
+        assert!(layouts.check(&second).is_ok() && layouts.check(&beside).is_ok());
+        assert!(!layouts.knows(&second.hash()) && open(&layouts) == [1], "a check changes nothing");
+        let third = operator.child(&layouts.check(&second).unwrap(), "third");
+        assert!(matches!(layouts.check(&third), Err(Refused::Strange(_))), "its parent is not here");
+        assert!(matches!(layouts.check_after(std::slice::from_ref(&second), &third), Err(Refused::Strange(_))));
+        layouts.offer(&second).unwrap();
+        assert!(layouts.check_after(std::slice::from_ref(&second), &third).is_ok());
+        assert!(matches!(layouts.check(&beside), Err(Refused::Strange(_))), "a sibling of the current one is no plan to follow");
+    }
+
+    #[test]
+    fn a_stored_document_that_is_damaged_or_too_large_is_named_and_nothing_is_guessed() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        let second = operator.child(&layouts.chapter(), "second");
+        layouts.offer(&second).unwrap();
+        let path = state.path().join(format!("layouts/00000002-{}", ShortHash(&second.hash())));
+        let whole = fs::read(&path).unwrap();
+        let again = || Layouts::load(state.path(), "trial", operator.genesis(), Vec::new());
+        let mut flipped = whole.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        let half = whole[..whole.len() / 2].to_vec();
+        for (bad, why) in [(half, "damaged"), (flipped, "restore it"), (vec![0; LAYOUT_BYTES_MAX + 5000], "the most is")] {
+            fs::write(&path, &bad).unwrap();
+            let error = again().unwrap_err();
+            assert_eq!(error.path, path, "{error}");
+            assert!(error.why.contains(why), "{error}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert!(again().unwrap_err().to_string().contains("is missing"));
+        fs::write(&path, whole).unwrap();
+        assert_eq!(*again().unwrap().current().hash(), second.hash());
+    }
+
+    #[test]
+    fn rule_11_copies_are_dropped_by_the_current_layout_alone() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        let first = *layouts.current().hash();
+        let second = operator.child(&layouts.chapter(), "second");
+        assert!(layouts.may_drop(&second.hash()).is_none() && layouts.may_drop(&[0; 32]).is_none(), "not the current one");
+        let held = (layouts.may_drop(&first), layouts.may_drop(&first));
+        assert!(held.0.is_some() && held.1.is_some(), "several may drop at a time");
+        drop(held);
+        layouts.offer(&second).unwrap();
+        assert!(layouts.may_drop(&second.hash()).is_none(), "the first is open");
+        layouts.close_others(&second.hash(), &[]).unwrap();
+        assert!(layouts.may_drop(&second.hash()).is_some() && layouts.may_drop(&first).is_none());
+        let _one = layouts.changing.lock();
+        assert!(layouts.may_drop(&second.hash()).is_none(), "another may be about to take its place");
+    }
+
+    #[test]
+    fn a_change_between_a_look_at_the_layout_and_the_wait_for_its_changes_is_not_missed() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        let over = Arc::new(AtomicBool::new(false));
+        let looking = {
+            let (layouts, over) = (Arc::clone(&layouts), Arc::clone(&over));
+            std::thread::spawn(move || {
+                while !over.load(Ordering::Acquire) {
+                    let (layout, changes) = layouts.watched();
+                    // Versions and changes are counted alike here. So many changes are behind now: either the layout has all of
+                    // them, or the receiver has one to tell.
+                    let behind = *changes.borrow();
+                    let told = changes.has_changed().unwrap();
+                    assert!(behind < layout.version() || told, "change {behind} was missed: layout {}", layout.version());
+                }
+            })
+        };
+        for _ in 0..CHANGES {
+            layouts.offer(&operator.child(&layouts.chapter(), "next")).unwrap();
+        }
+        over.store(true, Ordering::Release);
+        looking.join().unwrap();
+    }
+
+    /// Enough that the other order of the two was caught every time.
+    const CHANGES: usize = 100;
 
     #[test]
     fn rule_21_two_children_of_one_parent_are_a_conflict_until_a_merge() {

@@ -6,13 +6,14 @@ use crate::limits;
 use std::time::Duration;
 
 /// Whether a peer can be relied on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PeerState {
     /// It answered the last heartbeat.
     Up,
     /// It missed the last heartbeat.
     Suspect,
     /// It missed several, or nobody listens there, or it was never heard.
+    #[default]
     Down,
     /// It answers, but is not who it should be (rule 19), or speaks another protocol.
     Refused,

@@ -12,7 +12,7 @@ use crate::{
 };
 use afar_model::{document::ShortHash, layout::Duty, units::UnixMillis};
 use afar_proto::v1;
-use afar_store::DirectoryState;
+use afar_store::{DirectoryState, DirectoryUsage};
 
 fn check(name: &str, state: &str, detail: impl Into<String>) -> v1::Check {
     v1::Check { name: name.to_owned(), state: state.to_owned(), detail: detail.into() }
@@ -76,13 +76,19 @@ fn views(node: &Node) -> v1::Check {
 }
 
 pub(crate) fn disks(node: &Node) -> v1::Check {
-    let troubled = node.store.usage().directories.into_iter().filter_map(|directory| match directory.state {
+    let directories = node.store.usage().directories;
+    let failing: Vec<String> = directories.iter().filter_map(failing).collect();
+    let troubled = directories.iter().filter_map(|directory| match &directory.state {
         DirectoryState::Created | DirectoryState::Healthy => None,
         DirectoryState::ReadOnly(why) => Some(format!("{} is read-only: {why}", directory.path.display())),
         DirectoryState::Failed(why) => Some(format!("{} has failed: {why}", directory.path.display())),
     });
-    let troubles: Vec<String> = troubled.collect();
-    if troubles.is_empty() { check("disk", "ok", "every data directory is fine") } else { check("disk", "critical", troubles.join("; ")) }
+    let troubled: Vec<String> = troubled.collect();
+    match (troubled.is_empty(), failing.is_empty()) {
+        (false, _) => check("disk", "critical", [troubled, failing].concat().join("; ")),
+        (true, false) => check("disk", "warning", failing.join("; ")),
+        (true, true) => check("disk", "ok", "every data directory is fine"),
+    }
 }
 
 /// Room for new records. A disk that is full is as good as before for what is on it.
@@ -111,6 +117,13 @@ fn excess(share: u64, disks: u64, name: &str) -> Option<v1::Check> {
         let what = format!("the layout gives it {share} bytes, and its file systems have {disks}: it is full before the others");
         check("capacity", "warning", format!("{what} (`afar node set {name} --capacity SIZE`)"))
     })
+}
+
+/// A disk that could not read something, by name: what was there is mended from the others, the disk is not.
+fn failing(directory: &DirectoryUsage) -> Option<String> {
+    let (path, failures) = (directory.path.display(), &directory.read_failures);
+    let what = "what was there is fetched from the others; replace this disk soon";
+    (failures.count > 0).then(|| format!("{path}: {} reads failed since the start, the last: {}: {what}", failures.count, failures.last))
 }
 
 fn losses(node: &Node) -> v1::Check {
@@ -300,6 +313,24 @@ mod tests {
         let check = excess(11, 10, "s1").unwrap();
         assert_eq!(check.state, "warning");
         assert!(check.detail.contains("`afar node set s1 --capacity SIZE`"), "{}", check.detail);
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_read_is_named() {
+        let read_failures = afar_store::ReadFailures { count: 3, last: "Input/output error (os error 5)".into() };
+        let good = DirectoryUsage {
+            path: "/srv/disk2".into(),
+            id: None,
+            state: DirectoryState::Healthy,
+            capacity: 0,
+            free: 0,
+            segment_bytes: 0,
+            syncs: afar_store::SyncCounts::default(),
+            read_failures: afar_store::ReadFailures::default(),
+        };
+        assert_eq!(failing(&good), None);
+        let words = failing(&DirectoryUsage { read_failures, ..good }).unwrap_or_default();
+        assert!(words.starts_with("/srv/disk2: 3 reads failed") && words.contains("os error 5"), "{words}");
     }
 
     #[test]

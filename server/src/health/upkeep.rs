@@ -31,7 +31,7 @@ async fn prove_prepared(node: &Arc<Node>) {
     let survey = node.survey.load_full();
     let mut disproved = HashSet::new();
     for row in &survey.prepared {
-        let Some(bucket) = node.buckets.get(&row.bucket) else { continue };
+        let Some(bucket) = node.buckets.get(&row.bucket).filter(|_| !is_shadowed(node, row)) else { continue };
         let listed = versions::Listed { entry: row.entry.clone(), holders: vec![node.me] };
         match versions::complete(node, &bucket, &row.key, &listed).await {
             Ok(versions::Standing::Disproved) => {
@@ -45,6 +45,13 @@ async fn prove_prepared(node: &Arc<Node>) {
     if !survey.prepared.is_empty() {
         refresh(node).await;
     }
+}
+
+/// Whether a newer version has turned out to stand since the survey: then nobody waits for this one, and what was left behind by
+/// a put that others outran must not become a version of its own.
+fn is_shadowed(node: &Node, row: &VersionRow) -> bool {
+    let newer = node.store.versions(&row.bucket, &row.key, None, limits::VERSIONS_PAGE).unwrap_or_default();
+    newer.iter().any(|other| other.settled && other.order() > row.entry.order())
 }
 
 /// Makes the survey anew.
@@ -143,7 +150,7 @@ pub async fn discard(node: Arc<Node>, stop: CancellationToken) {
             let Some(bucket) = node.buckets.get(&row.bucket).filter(|_| everybody) else { continue };
             let listed = versions::Listed { entry: row.entry.clone(), holders: vec![node.me] };
             if let Ok(versions::Standing::Disproved) = versions::complete(&node, &bucket, &row.key, &listed).await {
-                node.discard(RecordKey { bucket: row.bucket, id: row.entry.id }, &row.key).await;
+                node.discard(RecordKey { bucket: row.bucket, id: row.entry.id }, &row.key, row.entry.stamp).await;
             }
         }
     }

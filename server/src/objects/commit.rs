@@ -6,6 +6,7 @@
 //! version is made again above it.
 use super::{
     buckets::Bucket,
+    claims::Claim,
     error::ObjectError,
     holders::Holders,
     targets::{self, Targets},
@@ -16,7 +17,7 @@ use crate::{
     node::Node,
     replication::{
         lane::LaneKind,
-        send::{Copied, NotCopied, Purpose, attempt_at},
+        send::{Attempt, Copied, NotCopied, Purpose, attempt_at},
     },
 };
 use afar_model::{
@@ -151,6 +152,8 @@ pub struct Commit<'a> {
     pub upload: UploadId,
     /// Nodes that already failed this put.
     pub excluded: BTreeSet<NodeIndex>,
+    /// If the key may only be made: the claim on it (rule 15).
+    pub claim: Option<&'a Claim>,
 }
 
 impl std::fmt::Debug for Commit<'_> {
@@ -158,6 +161,9 @@ impl std::fmt::Debug for Commit<'_> {
         f.debug_struct("Commit").field("bucket", &self.bucket.name).field("key", &self.key).finish_non_exhaustive()
     }
 }
+
+/// A version that was sent to these nodes and is not to stand.
+type Superseded = (Stamp, RecordId, Vec<NodeIndex>);
 
 /// What one round of sending brought.
 #[derive(Default)]
@@ -177,17 +183,32 @@ impl Commit<'_> {
     /// # Errors
     /// If that cannot be had. The error says whether the version may take effect all the same.
     pub async fn run(mut self, node: &Arc<Node>) -> Result<Committed, ObjectError> {
+        let mut superseded = Vec::new();
+        let committed = self.rounds(node, &mut superseded).await;
+        if committed.is_err() {
+            // A retry at another node may take this one for its own, so the content stays.
+            superseded.pop();
+        }
+        // Left behind, whoever proves them would make versions of their own of them.
+        self.abandon(node, &superseded).await;
+        committed
+    }
+
+    /// Notes in `superseded` what it has sent and replaced.
+    async fn rounds(&mut self, node: &Arc<Node>, superseded: &mut Vec<Superseded>) -> Result<Committed, ObjectError> {
         if let Some(trouble) = node.clock_trouble() {
             return Err(ObjectError::unavailable(format!("this node refuses writes: {trouble}")));
         }
         let partition = self.bucket.version_partition(self.key);
+        if let Some(claim) = self.claim {
+            self.excluded.extend(claim.strangers(&self.bucket.eligible()));
+        }
         let mut stamp = node.tick();
         let mut anywhere = false;
         let mut last_failure = String::new();
         let mut full: Option<String> = None;
         // Of the round before: who holds this version already, and whose word counts.
         let (mut known, mut heard): (Vec<NodeIndex>, Vec<NodeIndex>) = Default::default();
-        let mut superseded: Vec<(Stamp, RecordId, Vec<NodeIndex>)> = Vec::new();
         for _ in 0..limits::COMMIT_ROUNDS {
             let chosen = targets(node, self.bucket, partition, &self.excluded).map_err(|error| match full.take() {
                 // A copy that is there without a far one counts for nobody, and is discarded.
@@ -212,9 +233,11 @@ impl Commit<'_> {
                 heard.clear();
                 continue;
             }
+            if self.claim.is_some_and(Claim::may_be_over) {
+                return Err(self.after(anywhere, ObjectError::unavailable("it took too long to make the key"), &join(&round.failures)));
+            }
             if self.is_met(node, &round.durable, &chosen) {
                 let reached = self.level(node, &round.durable);
-                self.abandon(node, &superseded).await;
                 let owed = self.bucket.targets(partition).into_iter().filter(|n| !round.durable.contains(n)).collect();
                 let level = reached.unwrap_or(Durability::Local);
                 return Ok(Committed {
@@ -264,10 +287,11 @@ impl Commit<'_> {
         let assigned = self.bucket.targets(partition);
         let mut tasks: JoinSet<(NodeIndex, Answer)> = JoinSet::new();
         for target in chosen.nodes.iter().copied().filter(|target| !known.contains(target)) {
-            let (sender, record, own) = (Arc::clone(node), record.clone(), own.to_vec());
+            let (sender, record, own, create) = (Arc::clone(node), record.clone(), own.to_vec(), self.claim.is_some());
             let purpose = if assigned.contains(&target) { Purpose::Client } else { Purpose::Hint };
             tasks.spawn(async move {
-                let copied = attempt_at(&sender, target, std::slice::from_ref(&record), purpose, LaneKind::Small, &own).await;
+                let attempt = Attempt { own: &own, create };
+                let copied = attempt_at(&sender, target, std::slice::from_ref(&record), purpose, LaneKind::Small, attempt).await;
                 let copied = copied.map(|mut copied| copied.pop());
                 if matches!(&copied, Ok(Some(copied)) if copied.durable) {
                     sender.ledger.acknowledged(target, purpose == Purpose::Client, [record.key()]);
@@ -318,7 +342,7 @@ impl Commit<'_> {
 
     fn ask(&self, node: &Arc<Node>, witness: NodeIndex, tasks: &mut JoinSet<(NodeIndex, Answer)>) {
         let (asker, bucket, key) = (Arc::clone(node), self.bucket.id, self.key.to_owned());
-        tasks.spawn(async move { (witness, Answer::Witnessed(versions::ask(&asker, witness, &bucket, &key).await)) });
+        tasks.spawn(async move { (witness, Answer::Witnessed(versions::ask(&asker, witness, &bucket, &key, None).await)) });
     }
 
     fn take(&mut self, from: NodeIndex, answer: Answer, round: &mut Round, own: &[RecordId]) {
@@ -362,12 +386,12 @@ impl Commit<'_> {
     }
 
     /// Makes stamps forgotten that this put has replaced or that must not stand beside an earlier attempt.
-    async fn abandon(&self, node: &Arc<Node>, stamps: &[(Stamp, RecordId, Vec<NodeIndex>)]) {
+    async fn abandon(&self, node: &Arc<Node>, stamps: &[Superseded]) {
         for (stamp, id, nodes) in stamps {
             for target in nodes {
                 match node.lanes.to(*target, LaneKind::Small) {
                     Some(lane) => lane.abandon(convert::version_ref(&self.bucket.id, self.key, *stamp, id)).await,
-                    None => node.discard(RecordKey { bucket: self.bucket.id, id: *id }, self.key).await,
+                    None => node.discard(RecordKey { bucket: self.bucket.id, id: *id }, self.key, *stamp).await,
                 }
             }
         }

@@ -3,16 +3,16 @@
 use super::{
     buckets::Bucket,
     error::ObjectError,
-    versions::{self, Listed},
+    versions::{self, Listed, Page},
 };
 use crate::{cluster::keyring::Caller, cluster::peers::ChannelKind, limits, node::Node, replication::fetch};
 use afar_model::{
-    id::ObjectId,
+    id::{ObjectId, RecordId},
     layout::NodeIndex,
     record::{Right, VersionEntry},
 };
 use afar_proto::{convert, v1};
-use afar_store::ListFrom;
+use afar_store::{ListFrom, limits::LIST_VERSIONS_PER_KEY_MAX};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -49,9 +49,9 @@ pub enum Line {
     Prefix(String),
 }
 
-/// A page of merged keys, each with its versions newest first.
-struct Page {
-    keys: BTreeMap<String, Vec<Listed>>,
+/// A page of merged keys, each with its newest versions.
+struct Keys {
+    keys: BTreeMap<String, Page>,
     /// Where to go on, if there may be more.
     next: Option<String>,
 }
@@ -85,10 +85,10 @@ async fn ask(node: &Arc<Node>, whom: NodeIndex, bucket: &Bucket, prefix: &str, a
     Some((keys.collect::<Option<Vec<_>>>()?, reply.more))
 }
 
-async fn page(node: &Arc<Node>, bucket: &Bucket, prefix: &str, after: &str) -> Result<Page, ObjectError> {
+async fn page(node: &Arc<Node>, bucket: &Bucket, prefix: &str, after: &str) -> Result<Keys, ObjectError> {
     let mut failed = BTreeSet::new();
     loop {
-        let asked = versions::quorum(node, bucket, &failed)?;
+        let asked = versions::quorum(node, bucket, &[], &failed)?;
         let answers = futures_util::future::join_all(asked.iter().map(|whom| ask(node, *whom, bucket, prefix, after))).await;
         let silent: Vec<NodeIndex> = asked.iter().zip(&answers).filter(|(_, answer)| answer.is_none()).map(|(whom, _)| *whom).collect();
         if silent.is_empty() {
@@ -99,7 +99,7 @@ async fn page(node: &Arc<Node>, bucket: &Bucket, prefix: &str, after: &str) -> R
 }
 
 /// Pure. Only keys up to the least of the ends of unfinished answers are complete; the rest comes with the next page.
-fn merge(answers: Vec<(NodeIndex, Answer)>) -> Page {
+fn merge(answers: Vec<(NodeIndex, Answer)>) -> Keys {
     let end = answers.iter().filter(|(_, (_, more))| *more).filter_map(|(_, (keys, _))| keys.last().map(|(key, _)| key.clone())).min();
     let mut by_key: BTreeMap<String, Vec<(NodeIndex, Vec<VersionEntry>)>> = BTreeMap::new();
     for (from, (keys, _)) in answers {
@@ -109,11 +109,11 @@ fn merge(answers: Vec<(NodeIndex, Answer)>) -> Page {
             }
         }
     }
-    let keys = by_key.into_iter().map(|(key, answers)| (key, versions::merge(answers.into_iter()))).collect();
-    Page { keys, next: end }
+    let keys = by_key.into_iter().map(|(key, answers)| (key, Page::of(answers, LIST_VERSIONS_PER_KEY_MAX))).collect();
+    Keys { keys, next: end }
 }
 
-/// A walk over all keys of a bucket, with all of their versions; each page comes from nodes whose answers overlap.
+/// A walk over all keys of a bucket; each page comes from nodes whose answers overlap.
 #[derive(Debug)]
 pub struct Pages<'b> {
     bucket: &'b Bucket,
@@ -126,11 +126,11 @@ impl<'b> Pages<'b> {
         Self { bucket, after: Some(String::new()) }
     }
 
-    /// The next keys, each with its versions newest first; `None` at the end.
+    /// The next keys, each with its newest versions; `None` at the end.
     ///
     /// # Errors
     /// If too few nodes answer to tell what is there.
-    pub async fn next(&mut self, node: &Arc<Node>) -> Result<Option<BTreeMap<String, Vec<Listed>>>, ObjectError> {
+    pub async fn next(&mut self, node: &Arc<Node>) -> Result<Option<BTreeMap<String, Page>>, ObjectError> {
         let Some(after) = self.after.take() else { return Ok(None) };
         let page = page(node, self.bucket, "", &after).await?;
         self.after = page.next;
@@ -171,23 +171,22 @@ impl Cursor {
         let Some(after) = self.after.take().filter(|_| self.left > 0) else { return Ok(None) };
         let page = page(&self.node, &self.bucket, &self.listing.prefix, &after).await?;
         let mut lines = Vec::new();
-        for (key, listed) in page.keys {
+        for (key, newest) in page.keys {
             if self.left == 0 {
                 break;
             }
-            self.key(key, listed, &mut lines).await?;
+            self.key(key, newest, &mut lines).await?;
         }
         self.after = page.next;
         Ok(Some(lines))
     }
 
-    async fn key(&mut self, key: String, listed: Vec<Listed>, lines: &mut Vec<Line>) -> Result<(), ObjectError> {
+    async fn key(&mut self, key: String, newest: Page, lines: &mut Vec<Line>) -> Result<(), ObjectError> {
         let fold = self.fold(&key);
         if fold.is_some() && fold == self.folded {
             return Ok(());
         }
-        let all = listed.clone();
-        let current = versions::first_standing(&self.node, &self.bucket, &key, listed).await?;
+        let current = versions::current_from(&self.node, &self.bucket, &key, newest.clone()).await?;
         let holds = current.as_ref().is_some_and(|current| current.entry.object.is_some());
         if !holds && !self.listing.versions {
             return Ok(());
@@ -199,16 +198,24 @@ impl Cursor {
             return Ok(());
         }
         let now = current.as_ref().map(|current| current.entry.id);
-        let shown = if self.listing.versions {
-            all.into_iter().filter(|listed| listed.entry.settled || Some(listed.entry.id) == now).collect()
-        } else {
-            current.into_iter().collect::<Vec<_>>()
-        };
-        for listed in shown {
-            self.left = self.left.saturating_sub(1);
-            lines.push(Line::Entry { key: key.clone(), current: Some(listed.entry.id) == now, entry: listed.entry });
+        if !self.listing.versions {
+            self.show(&key, &current, now, lines);
+            return Ok(());
+        }
+        let mut next = Some(newest);
+        while let Some(page) = next.filter(|_| self.left > 0) {
+            let stands = |listed: &&Listed| listed.entry.settled || Some(listed.entry.id) == now;
+            self.show(&key, page.versions.iter().filter(stands), now, lines);
+            next = page.older(&self.node, &self.bucket, &key).await?;
         }
         Ok(())
+    }
+
+    fn show<'l>(&mut self, key: &str, listed: impl IntoIterator<Item = &'l Listed>, now: Option<RecordId>, lines: &mut Vec<Line>) {
+        for Listed { entry, .. } in listed {
+            self.left = self.left.saturating_sub(1);
+            lines.push(Line::Entry { key: key.to_owned(), current: Some(entry.id) == now, entry: entry.clone() });
+        }
     }
 
     fn fold(&self, key: &str) -> Option<String> {
@@ -227,11 +234,14 @@ impl Cursor {
 pub async fn find_object(node: &Arc<Node>, bucket: &Bucket, object: &ObjectId) -> Result<Option<(String, Listed)>, ObjectError> {
     let mut pages = Pages::of(bucket);
     while let Some(keys) = pages.next(node).await? {
-        for (key, listed) in keys {
-            let candidates: Vec<Listed> =
-                listed.into_iter().filter(|listed| listed.entry.object.is_some_and(|(id, _)| id == *object)).collect();
-            if let Some(listed) = versions::first_standing(node, bucket, &key, candidates).await? {
-                return Ok(Some((key, listed)));
+        for (key, newest) in keys {
+            let mut next = Some(newest);
+            while let Some(page) = next {
+                let has_it = |listed: &&Listed| listed.entry.object.is_some_and(|(id, _)| id == *object);
+                if let Some(listed) = versions::first_standing(node, bucket, &key, page.versions.iter().filter(has_it)).await? {
+                    return Ok(Some((key, listed)));
+                }
+                next = page.older(node, bucket, &key).await?;
             }
         }
     }
@@ -245,8 +255,8 @@ pub async fn find_object(node: &Arc<Node>, bucket: &Bucket, object: &ObjectId) -
 pub async fn is_empty(node: &Arc<Node>, bucket: &Bucket) -> Result<bool, ObjectError> {
     let mut pages = Pages::of(bucket);
     while let Some(keys) = pages.next(node).await? {
-        for (key, listed) in keys {
-            if versions::first_standing(node, bucket, &key, listed).await?.is_some_and(|current| current.entry.object.is_some()) {
+        for (key, newest) in keys {
+            if versions::current_from(node, bucket, &key, newest).await?.is_some_and(|current| current.entry.object.is_some()) {
                 return Ok(false);
             }
         }
@@ -257,11 +267,7 @@ pub async fn is_empty(node: &Arc<Node>, bucket: &Bucket) -> Result<bool, ObjectE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use afar_model::{
-        hlc::Stamp,
-        id::{RecordId, UploadId},
-        units::UnixMillis,
-    };
+    use afar_model::{hlc::Stamp, id::UploadId, units::UnixMillis};
 
     fn keys(names: &[&str]) -> Vec<(String, Vec<VersionEntry>)> {
         let entry = |name: &str| VersionEntry {

@@ -1,7 +1,7 @@
 //! Objects: what clients put, get, list and remove, in terms of records on nodes.
 //!
 //! Reading order: which buckets there are ([`buckets`]), where their records go ([`targets`], pure), how a version becomes
-//! current ([`commit`]) and how it is found again ([`versions`]), the verbs ([`put`], [`read`], [`list`], [`resolve`],
+//! current ([`commit`]), how it is found again ([`versions`]), who may make a key ([`claims`]), the verbs ([`put`], [`read`], [`list`], [`resolve`],
 //! [`remove`], [`settings`]), and what can go wrong ([`error`]).
 pub mod buckets;
 
@@ -12,6 +12,8 @@ pub mod commit;
 pub mod holders;
 
 pub mod versions;
+
+pub mod claims;
 
 pub mod put;
 

@@ -10,6 +10,7 @@
 //! are to be had, so that every admitted put can always go on. Of every chunk some 44 bytes are kept until the end.
 use super::{
     buckets::Bucket,
+    claims::{self, Claim, Claimed},
     commit::{self, Commit, Committed},
     error::ObjectError,
     holders::Holders,
@@ -100,6 +101,8 @@ pub struct Put {
     node: Arc<Node>,
     /// The caller may add, never replace (rule 15).
     append_only: bool,
+    /// Then, in the end: its claim on the key.
+    claim: Option<Claim>,
     /// Who said that it has no room.
     full: Option<String>,
     bucket: Arc<Bucket>,
@@ -188,15 +191,13 @@ impl Put {
         }
         // Refused before the first byte if no copy can be far away now.
         commit::feasible(node, &bucket, bucket.version_partition(&intent.key)).await?;
-        let existing = if may_overwrite { None } else { versions::current(node, &bucket, &intent.key).await? };
-        if let (Some((_, size)), Some(announced)) = (existing.and_then(|existing| existing.entry.object), intent.size)
-            && size != announced
-        {
+        if !may_overwrite && differs(node, &bucket, &intent).await? {
             return Err(append_only(&intent.key));
         }
         Ok(Self {
             node: Arc::clone(node),
             append_only: !may_overwrite,
+            claim: None,
             full: None,
             bucket,
             intent,
@@ -458,19 +459,18 @@ impl Put {
                 self.size
             )));
         }
-        if self.append_only
-            && let Some(existing) = versions::current(&self.node, &self.bucket, &self.intent.key).await?
-            && existing.entry.object.is_some()
-        {
-            // Identical content may be repeated: nothing is added.
-            return if existing.entry.object == Some((object, size)) {
-                already(&self.node, &self.bucket, &self.intent.key, existing.entry, object).await
-            } else {
-                Err(append_only(&self.intent.key))
-            };
+        if self.append_only {
+            match claims::claim(&self.node, &self.bucket, &self.intent.key, self.intent.upload).await? {
+                Claimed::Free(claim) => self.claim = Some(claim),
+                // Identical content may be repeated: nothing is added.
+                Claimed::Holds(existing) if existing.entry.object == Some((object, size)) => {
+                    return already(&self.node, &self.bucket, &self.intent.key, existing.entry, object).await;
+                }
+                Claimed::Holds(_) => return Err(append_only(&self.intent.key)),
+            }
         }
         if self.intent.retry {
-            let listed = versions::overlapping(&self.node, &self.bucket, &self.intent.key).await?;
+            let listed = versions::newest(&self.node, &self.bucket, &self.intent.key).await?;
             if let Some(earlier) = listed.into_iter().find(|listed| listed.entry.upload == self.intent.upload) {
                 return already(&self.node, &self.bucket, &self.intent.key, earlier.entry, object).await;
             }
@@ -525,7 +525,8 @@ impl Put {
         let excluded = self.failed.clone();
         let key = self.intent.key.clone();
         let body = move |stamp| Version { stamp, ..description.clone() }.encode(&[]);
-        let commit = Commit { bucket: &bucket, key: &key, body: &body, upload: self.intent.upload, excluded };
+        let claim = self.claim.take();
+        let commit = Commit { bucket: &bucket, key: &key, body: &body, upload: self.intent.upload, excluded, claim: claim.as_ref() };
         let stored = async {
             let mut groups = Vec::new();
             for manifest in manifests.iter().flatten() {
@@ -594,8 +595,14 @@ impl Put {
     async fn commit_version(&self, object: ObjectId, data: Data, inline: &[u8]) -> Result<Committed, ObjectError> {
         let description = self.description(object, data);
         let body = move |stamp| Version { stamp, ..description.clone() }.encode(inline);
-        let commit =
-            Commit { bucket: &self.bucket, key: &self.intent.key, body: &body, upload: self.intent.upload, excluded: self.failed.clone() };
+        let commit = Commit {
+            bucket: &self.bucket,
+            key: &self.intent.key,
+            body: &body,
+            upload: self.intent.upload,
+            excluded: self.failed.clone(),
+            claim: self.claim.as_ref(),
+        };
         commit.run(&self.node).await
     }
 
@@ -645,6 +652,16 @@ impl Put {
         }
         holders
     }
+}
+
+/// Whether it is clear before the first byte that the key holds something else. Nobody else is asked as long as nothing here
+/// speaks for that: in the end everybody is, anyway.
+async fn differs(node: &Arc<Node>, bucket: &Bucket, intent: &Intent) -> Result<bool, ObjectError> {
+    let Some(announced) = intent.size else { return Ok(false) };
+    let is_other = |entry: &VersionEntry| entry.object.is_some_and(|(_, size)| size != announced);
+    let here = node.store.versions(&bucket.id, &intent.key, None, 1).unwrap_or_default();
+    Ok(here.first().is_some_and(is_other)
+        && versions::current(node, bucket, &intent.key).await?.is_some_and(|current| is_other(&current.entry)))
 }
 
 fn append_only(key: &str) -> ObjectError {
@@ -697,7 +714,7 @@ async fn already(node: &Arc<Node>, bucket: &Bucket, key: &str, existing: Version
     if existing.object.map(|(id, _)| id) != Some(object) {
         return Err(ObjectError::Invalid("this upload id was used for other content: choose a new one for every put".into()));
     }
-    let listed = versions::overlapping(node, bucket, key).await?.into_iter().find(|version| version.entry.id == existing.id);
+    let listed = versions::newest(node, bucket, key).await?.into_iter().find(|version| version.entry.id == existing.id);
     let listed = listed.unwrap_or_else(|| Listed { entry: existing.clone(), holders: vec![node.me] });
     let standing = if listed.entry.settled { versions::Standing::Settled } else { versions::complete(node, bucket, key, &listed).await? };
     if standing != versions::Standing::Settled {
@@ -804,9 +821,9 @@ async fn write(node: &Arc<Node>, to: NodeIndex, record: &Record, purpose: Purpos
         sync: false,
         class: purpose.name().to_owned(),
         layout_version: node.layout().version(),
-        supersedes: Vec::new(),
         open_versions: node.open_versions(),
         open_layouts: node.open_layouts(),
+        ..v1::StoreRecords::default()
     };
     match lane.store(request).await {
         Ok(stored) if stored.records.iter().all(|stored| &stored.id[..] == record.id().as_bytes()) => At::There(stored),

@@ -82,10 +82,9 @@ pub async fn find(node: &Arc<Node>, caller: &Caller, bucket: &str, wanted: Wante
             (key, listed)
         }
         Wanted::Version(key, id) => {
-            let all = versions::overlapping(node, &bucket, &key).await?;
-            let listed = all.into_iter().find(|listed| listed.entry.id == id && listed.entry.object.is_some());
+            let listed = versions::find(node, &bucket, &key, id).await?.filter(|listed| listed.entry.object.is_some());
             let missing = || ObjectError::NoSuchObject { bucket: bucket.name.clone(), key: format!("{key} version {id}") };
-            let listed = versions::first_standing(node, &bucket, &key, vec![listed.ok_or_else(missing)?]).await?.ok_or_else(missing)?;
+            let listed = versions::first_standing(node, &bucket, &key, [&listed.ok_or_else(missing)?]).await?.ok_or_else(missing)?;
             (key, listed)
         }
         Wanted::Object(id) => {

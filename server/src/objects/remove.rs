@@ -33,12 +33,12 @@ pub async fn remove(node: &Arc<Node>, caller: &Caller, bucket: &str, key: &str, 
     if !caller.may(Right::Delete, &bucket.id) {
         return Err(ObjectError::Forbidden("delete in this bucket"));
     }
-    let listed = versions::overlapping(node, &bucket, key).await?;
-    if let Some(earlier) = listed.iter().find(|listed| listed.entry.upload == upload && listed.entry.object.is_none()) {
+    let newest = versions::page(node, &bucket, key, None).await?;
+    if let Some(earlier) = newest.versions.iter().find(|listed| listed.entry.upload == upload && listed.entry.object.is_none()) {
         // Rule 5: an earlier attempt of this very removal.
         return stands(node, &bucket, key, earlier.clone()).await;
     }
-    let current = versions::first_standing(node, &bucket, key, listed).await?;
+    let current = versions::current_from(node, &bucket, key, newest).await?;
     if current.is_none_or(|current| current.entry.object.is_none()) {
         return Err(ObjectError::NoSuchObject { bucket: bucket.name.clone(), key: key.to_owned() });
     }
@@ -51,7 +51,7 @@ pub async fn remove(node: &Arc<Node>, caller: &Caller, bucket: &str, key: &str, 
         metadata: BTreeMap::new(),
     };
     let body = move |stamp| Version { stamp, ..marker.clone() }.encode(&[]);
-    let committed = Commit { bucket: &bucket, key, body: &body, upload, excluded: BTreeSet::new() }.run(node).await?;
+    let committed = Commit { bucket: &bucket, key, body: &body, upload, excluded: BTreeSet::new(), claim: None }.run(node).await?;
     if let Some(entry) = committed.existing {
         return stands(node, &bucket, key, Listed { entry, holders: committed.nodes }).await;
     }

@@ -50,11 +50,15 @@ pub async fn resolve(node: &Arc<Node>, caller: &Caller, bucket: &str, key: &str,
 
 async fn versions_of(node: &Arc<Node>, bucket: &Bucket, key: &str, prefix: &IdPrefix) -> Result<Resolved, ObjectError> {
     let mut found = Resolved::default();
-    for listed in versions::overlapping(node, bucket, key).await? {
-        let id = *listed.entry.id.as_bytes();
-        if prefix.begins(&id) && versions::first_standing(node, bucket, key, vec![listed]).await?.is_some() && !found.add(id) {
-            break;
+    let mut next = Some(versions::page(node, bucket, key, None).await?);
+    while let Some(page) = next {
+        for listed in &page.versions {
+            let id = *listed.entry.id.as_bytes();
+            if prefix.begins(&id) && versions::first_standing(node, bucket, key, [listed]).await?.is_some() && !found.add(id) {
+                return Ok(found);
+            }
         }
+        next = page.older(node, bucket, key).await?;
     }
     Ok(found)
 }
@@ -64,12 +68,16 @@ async fn objects(node: &Arc<Node>, bucket: &Bucket, prefix: &IdPrefix) -> Result
     let mut found = Resolved::default();
     let mut pages = list::Pages::of(bucket);
     while let Some(keys) = pages.next(node).await? {
-        for (key, listed) in keys {
-            for (id, versions) in candidates(listed, prefix) {
-                let known = found.ids.contains(&id);
-                if !known && versions::first_standing(node, bucket, &key, versions).await?.is_some() && !found.add(id) {
-                    return Ok(found);
+        for (key, newest) in keys {
+            let mut next = Some(newest);
+            while let Some(page) = next {
+                for (id, versions) in candidates(&page.versions, prefix) {
+                    let known = found.ids.contains(&id);
+                    if !known && versions::first_standing(node, bucket, &key, versions).await?.is_some() && !found.add(id) {
+                        return Ok(found);
+                    }
                 }
+                next = page.older(node, bucket, &key).await?;
             }
         }
     }
@@ -77,8 +85,8 @@ async fn objects(node: &Arc<Node>, bucket: &Bucket, prefix: &IdPrefix) -> Result
 }
 
 /// Pure: the objects that begin like this among a key's versions, each with the versions that have it, newest first.
-fn candidates(listed: Vec<Listed>, prefix: &IdPrefix) -> Vec<([u8; 32], Vec<Listed>)> {
-    let mut found: Vec<([u8; 32], Vec<Listed>)> = Vec::new();
+fn candidates<'l>(listed: &'l [Listed], prefix: &IdPrefix) -> Vec<([u8; 32], Vec<&'l Listed>)> {
+    let mut found: Vec<([u8; 32], Vec<&Listed>)> = Vec::new();
     for listed in listed {
         let Some(id) = listed.entry.object.map(|(id, _)| *id.as_bytes()).filter(|id| prefix.begins(id)) else { continue };
         match found.iter_mut().find(|(known, _)| *known == id) {
@@ -118,7 +126,7 @@ mod tests {
         let (object, other) = (ObjectId::of(b""), ObjectId::of(b"x"));
         let prefix: IdPrefix = "af1349".parse().unwrap();
         let listed = vec![version(4, None), version(3, Some(object)), version(2, Some(other)), version(1, Some(object))];
-        let found = candidates(listed, &prefix);
+        let found = candidates(&listed, &prefix);
         assert_eq!(found.iter().map(|(id, versions)| (*id, versions.len())).collect::<Vec<_>>(), [(*object.as_bytes(), 2)]);
     }
 

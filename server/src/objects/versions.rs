@@ -20,6 +20,7 @@ use crate::{
     },
 };
 use afar_model::{
+    hlc::Stamp,
     id::{BucketId, RecordId},
     layout::NodeIndex,
     placement::Partition,
@@ -40,29 +41,74 @@ pub struct Listed {
     pub holders: Vec<NodeIndex>,
 }
 
-/// The versions of one key as one node's views have them; `None` if it does not answer or does not count.
-pub async fn ask(node: &Arc<Node>, whom: NodeIndex, bucket: &BucketId, key: &str) -> Option<Vec<VersionEntry>> {
-    if whom == node.me {
-        return node.store.versions(bucket, key, limits::VERSIONS_PER_KEY).ok().filter(|_| !node.is_catching_up());
-    }
-    let mut client = fetch::peer(node, whom, ChannelKind::Control)?;
-    let request =
-        v1::VersionsRequest { bucket: convert::bytes(bucket.as_bytes()), key: key.to_owned(), limit: limits::VERSIONS_PER_KEY as u32 };
-    let reply = client.versions(fetch::with_deadline(request, limits::ASK_DEADLINE)).await.ok()?.into_inner();
-    if reply.catching_up {
-        return None;
-    }
-    reply.entries.iter().map(|entry| VersionEntry::try_from(entry).ok()).collect()
+/// A place among a key's versions, of which the newest is the first.
+pub type Order = (Stamp, RecordId);
+
+/// Versions of a key, newest first: all that there are down to the last of them.
+#[derive(Debug, Clone, Default)]
+pub struct Page {
+    /// The versions.
+    pub versions: Vec<Listed>,
+    /// There may be more that are older than this.
+    next: Option<Order>,
 }
 
-/// Whom to ask about a bucket's versions, the nearest first.
+impl Page {
+    /// Pure: the union. Where an answer is full (`limit` entries), what is older than its last may be unknown to whoever gave
+    /// it, and there a standing version may hide: it comes with the next page.
+    pub fn of(answers: Vec<(NodeIndex, Vec<VersionEntry>)>, limit: usize) -> Self {
+        let full = answers.iter().filter(|(_, entries)| entries.len() >= limit);
+        let next = full.filter_map(|(_, entries)| entries.last().map(VersionEntry::order)).max();
+        let mut versions = merge(answers.into_iter());
+        versions.retain(|listed| next.is_none_or(|end| listed.entry.order() >= end));
+        Self { versions, next }
+    }
+
+    /// The page after this one; `None` at the end.
+    ///
+    /// # Errors
+    /// If too few nodes answer to tell what is there.
+    pub async fn older(&self, node: &Arc<Node>, bucket: &Bucket, key: &str) -> Result<Option<Self>, ObjectError> {
+        match self.next {
+            Some(before) => page(node, bucket, key, Some(before)).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// A page of the versions of one key as one node's views have them; `None` if it does not answer or does not count.
+pub async fn ask(node: &Arc<Node>, whom: NodeIndex, bucket: &BucketId, key: &str, before: Option<Order>) -> Option<Vec<VersionEntry>> {
+    if whom == node.me {
+        return node.store.versions(bucket, key, before, limits::VERSIONS_PAGE).ok().filter(|_| !node.is_catching_up());
+    }
+    let mut client = fetch::peer(node, whom, ChannelKind::Control)?;
+    let request = v1::VersionsRequest {
+        bucket: convert::bytes(bucket.as_bytes()),
+        key: key.to_owned(),
+        limit: limits::VERSIONS_PAGE as u32,
+        before: before.map(|(stamp, id)| v1::VersionAt { stamp: stamp.as_u64(), id: convert::bytes(id.as_bytes()) }),
+    };
+    let reply = client.versions(fetch::with_deadline(request, limits::ASK_DEADLINE)).await.ok()?.into_inner();
+    let entries = entries(&reply.entries).filter(|_| !reply.catching_up)?;
+    // A node of an earlier version knows no pages, and answers the first again.
+    let older = entries.first().zip(before).is_none_or(|(first, before)| first.order() < before);
+    older.then_some(entries)
+}
+
+/// What a node has answered; `None` if it makes no sense.
+pub fn entries(answered: &[v1::VersionEntry]) -> Option<Vec<VersionEntry>> {
+    answered.iter().map(|entry| VersionEntry::try_from(entry).ok()).collect()
+}
+
+/// Whom to ask about a bucket's versions: `first` those who are asked anyway, then the nearest.
 ///
 /// # Errors
 /// If too few nodes answer to prove an absence: then nothing is inferred.
-pub fn quorum(node: &Node, bucket: &Bucket, failed: &BTreeSet<NodeIndex>) -> Result<Vec<NodeIndex>, ObjectError> {
+pub fn quorum(node: &Node, bucket: &Bucket, first: &[NodeIndex], failed: &BTreeSet<NodeIndex>) -> Result<Vec<NodeIndex>, ObjectError> {
     let eligible = bucket.eligible();
     let answering = eligible.iter().copied().filter(|n| !failed.contains(n) && node.answers(*n));
-    let order = node.peers.nearest_first(answering);
+    let mut order = node.peers.nearest_first(answering);
+    order.sort_by_key(|n| !first.contains(n));
     bucket.to_ask(&order).ok_or_else(|| {
         let silent: Vec<String> = eligible
             .iter()
@@ -73,21 +119,44 @@ pub fn quorum(node: &Node, bucket: &Bucket, failed: &BTreeSet<NodeIndex>) -> Res
     })
 }
 
-/// Every version that an overlapping set of nodes lists, newest first.
+/// What an overlapping set of nodes lists of a key's versions, the newest or those before a place.
 ///
 /// # Errors
 /// If no such set answers.
-pub async fn overlapping(node: &Arc<Node>, bucket: &Bucket, key: &str) -> Result<Vec<Listed>, ObjectError> {
+pub async fn page(node: &Arc<Node>, bucket: &Bucket, key: &str, before: Option<Order>) -> Result<Page, ObjectError> {
     let mut failed = BTreeSet::new();
     loop {
-        let asked = quorum(node, bucket, &failed)?;
-        let answers = futures_util::future::join_all(asked.iter().map(|whom| ask(node, *whom, &bucket.id, key))).await;
+        let asked = quorum(node, bucket, &[], &failed)?;
+        let answers = futures_util::future::join_all(asked.iter().map(|whom| ask(node, *whom, &bucket.id, key, before))).await;
         let silent: Vec<NodeIndex> = asked.iter().zip(&answers).filter(|(_, answer)| answer.is_none()).map(|(whom, _)| *whom).collect();
         if silent.is_empty() {
-            return Ok(merge(asked.iter().copied().zip(answers.into_iter().flatten())));
+            return Ok(Page::of(asked.into_iter().zip(answers.into_iter().flatten()).collect(), limits::VERSIONS_PAGE));
         }
         failed.extend(silent);
     }
+}
+
+/// The newest versions of a key: whoever looks for what was made lately finds it among them.
+///
+/// # Errors
+/// If too few nodes answer to tell.
+pub async fn newest(node: &Arc<Node>, bucket: &Bucket, key: &str) -> Result<Vec<Listed>, ObjectError> {
+    Ok(page(node, bucket, key, None).await?.versions)
+}
+
+/// One version of a key, however old.
+///
+/// # Errors
+/// If too few nodes answer to tell.
+pub async fn find(node: &Arc<Node>, bucket: &Bucket, key: &str, id: RecordId) -> Result<Option<Listed>, ObjectError> {
+    let mut next = Some(page(node, bucket, key, None).await?);
+    while let Some(page) = next {
+        if let Some(found) = page.versions.iter().find(|listed| listed.entry.id == id) {
+            return Ok(Some(found.clone()));
+        }
+        next = page.older(node, bucket, key).await?;
+    }
+    Ok(None)
 }
 
 /// Pure: the union, newest first; settled if anybody knows it to be.
@@ -108,21 +177,41 @@ pub fn merge(answers: impl Iterator<Item = (NodeIndex, Vec<VersionEntry>)>) -> V
 /// # Errors
 /// If that cannot be known now.
 pub async fn current(node: &Arc<Node>, bucket: &Bucket, key: &str) -> Result<Option<Listed>, ObjectError> {
-    let listed = overlapping(node, bucket, key).await?;
-    first_standing(node, bucket, key, listed).await
+    let newest = page(node, bucket, key, None).await?;
+    current_from(node, bucket, key, newest).await
+}
+
+/// The newest version that stands, from this page on.
+///
+/// # Errors
+/// If that cannot be known now.
+pub async fn current_from(node: &Arc<Node>, bucket: &Bucket, key: &str, newest: Page) -> Result<Option<Listed>, ObjectError> {
+    let mut next = Some(newest);
+    while let Some(page) = next {
+        if let Some(standing) = first_standing(node, bucket, key, &page.versions).await? {
+            return Ok(Some(standing));
+        }
+        next = page.older(node, bucket, key).await?;
+    }
+    Ok(None)
 }
 
 /// The newest of these that stands.
 ///
 /// # Errors
 /// If that cannot be known now.
-pub async fn first_standing(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: Vec<Listed>) -> Result<Option<Listed>, ObjectError> {
+pub async fn first_standing<'l>(
+    node: &Arc<Node>,
+    bucket: &Bucket,
+    key: &str,
+    listed: impl IntoIterator<Item = &'l Listed>,
+) -> Result<Option<Listed>, ObjectError> {
     for version in listed {
         if version.entry.settled {
-            return Ok(Some(version));
+            return Ok(Some(version.clone()));
         }
-        match complete(node, bucket, key, &version).await? {
-            Standing::Settled | Standing::MayBeAcknowledged => return Ok(Some(version)),
+        match complete(node, bucket, key, version).await? {
+            Standing::Settled | Standing::MayBeAcknowledged => return Ok(Some(version.clone())),
             Standing::Disproved => {}
         }
     }
@@ -293,7 +382,7 @@ pub fn unreadable(error: FetchError) -> ObjectError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use afar_model::{hlc::Stamp, id::UploadId, units::UnixMillis};
+    use afar_model::{id::UploadId, units::UnixMillis};
 
     fn entry(stamp: u64, settled: bool) -> VersionEntry {
         VersionEntry {
@@ -313,5 +402,17 @@ mod tests {
         let merged = merge([(a, vec![entry(2, false), entry(1, true)]), (b, vec![entry(3, false), entry(2, true)])].into_iter());
         let seen: Vec<(u64, bool, usize)> = merged.iter().map(|v| (v.entry.stamp.as_u64(), v.entry.settled, v.holders.len())).collect();
         assert_eq!(seen, [(3, false, 1), (2, true, 2), (1, true, 1)]);
+    }
+
+    #[test]
+    fn rule_3_what_is_older_than_a_full_answer_comes_with_the_next_page() {
+        let (a, b) = (NodeIndex(0), NodeIndex(1));
+        let stamps = |page: &Page| page.versions.iter().map(|listed| listed.entry.stamp.as_u64()).collect::<Vec<_>>();
+        // To `a` version 4 may be known, and everything below: it was only asked for three.
+        let answers = vec![(a, vec![entry(9, false), entry(7, false), entry(5, false)]), (b, vec![entry(9, false), entry(3, true)])];
+        let page = Page::of(answers.clone(), 3);
+        assert_eq!((stamps(&page), page.next), (vec![9, 7, 5], Some(entry(5, false).order())));
+        let page = Page::of(answers, 4);
+        assert_eq!((stamps(&page), page.next), (vec![9, 7, 5, 3], None));
     }
 }

@@ -129,8 +129,7 @@ fn should_hold(node: &Node, peer: NodeIndex, entry: &IdEntry) -> bool {
 fn version_partition(node: &Node, key: &RecordKey) -> Option<Partition> {
     let record = node.store.get(key).ok().flatten()?.record;
     let (version, _) = Version::decode_description(record.body()).ok()?;
-    let entries = node.store.versions(&key.bucket, &version.key, limits::VERSIONS_PER_KEY).ok()?;
-    let settled = entries.iter().any(|entry| entry.id == key.id && entry.settled);
+    let settled = node.store.version(&key.bucket, &version.key, version.stamp, key.id).ok()?.is_some_and(|entry| entry.settled);
     node.buckets.get(&key.bucket).filter(|_| settled).map(|bucket| bucket.version_partition(&version.key))
 }
 

@@ -3,7 +3,7 @@
 //! the stream.
 use super::{
     lane::LaneError,
-    send::{Copied, Purpose},
+    send::{Attempt, Copied, Purpose},
 };
 use crate::{limits, node::Node};
 use afar_model::{
@@ -60,9 +60,9 @@ fn weight(request: &v1::StoreRequest) -> usize {
 ///
 /// # Errors
 /// As a peer would refuse.
-pub async fn store_here(node: &Arc<Node>, records: &[Record], purpose: Purpose, supersedes: &[RecordId]) -> Result<Vec<Copied>, LaneError> {
+pub async fn store_here(node: &Arc<Node>, records: &[Record], purpose: Purpose, attempt: Attempt<'_>) -> Result<Vec<Copied>, LaneError> {
     let refused = |Failure { reason, detail }| LaneError::Refused { reason: reason.to_owned(), detail };
-    let arrived = records.iter().map(|record| Arrived::of(node, record.clone(), purpose, supersedes)).collect();
+    let arrived = records.iter().map(|record| Arrived::of(node, record.clone(), purpose, attempt)).collect();
     let stored = store_arrived(node, arrived, purpose).await.map_err(refused)?;
     stored.into_iter().map(|outcome| outcome.map_err(refused)).collect()
 }
@@ -181,8 +181,10 @@ impl Session {
         let supersedes = supersedes?;
         let node = Arc::clone(&self.node);
         let heavy = request.records.iter().any(|record| record.body.len() > limits::HASH_INLINE_BYTES);
-        let check =
-            move || request.records.into_iter().map(|record| Arrived::check(&node, record, purpose, &supersedes)).collect::<Vec<_>>();
+        let check = move || {
+            let attempt = Attempt { own: &supersedes, create: request.create };
+            request.records.into_iter().map(|record| Arrived::check(&node, record, purpose, attempt)).collect::<Vec<_>>()
+        };
         let arrived =
             if heavy { tokio::task::spawn_blocking(check).await.map_err(|error| Failure::new("internal", error))? } else { check() };
         let ids: Vec<Option<RecordId>> = arrived.iter().map(|arrived| arrived.as_ref().ok().map(|arrived| arrived.record.id())).collect();
@@ -261,7 +263,7 @@ impl Session {
         let (Ok(bucket), Ok(id)) = (convert::id::<BucketId>("bucket", &version.bucket), convert::id::<RecordId>("id", &version.id)) else {
             return;
         };
-        self.node.discard(RecordKey { bucket, id }, &version.key).await;
+        self.node.discard(RecordKey { bucket, id }, &version.key, Stamp::from_u64(version.stamp)).await;
     }
 }
 
@@ -308,15 +310,15 @@ struct Arrived {
 }
 
 impl Arrived {
-    fn check(node: &Node, record: v1::Record, purpose: Purpose, supersedes: &[RecordId]) -> Result<Self, Failure> {
-        Self::of(node, Record::try_from(record)?, purpose, supersedes)
+    fn check(node: &Node, record: v1::Record, purpose: Purpose, attempt: Attempt<'_>) -> Result<Self, Failure> {
+        Self::of(node, Record::try_from(record)?, purpose, attempt)
     }
 
-    fn of(node: &Node, record: Record, purpose: Purpose, supersedes: &[RecordId]) -> Result<Self, Failure> {
+    fn of(node: &Node, record: Record, purpose: Purpose, attempt: Attempt<'_>) -> Result<Self, Failure> {
         let mut arrived = Self { record, newest_stamp: Stamp::ZERO, catching_up: false, same_upload: None, same_name: None };
         arrived.may_be_here(node, purpose)?;
         match arrived.record.kind() {
-            RecordKind::Version if purpose != Purpose::Repair => arrived.look_up_key(node, supersedes)?,
+            RecordKind::Version if purpose != Purpose::Repair => arrived.look_up_key(node, attempt)?,
             RecordKind::Setting => arrived.look_up_name(node)?,
             _ => {}
         }
@@ -338,8 +340,8 @@ impl Arrived {
         }
     }
 
-    /// Rules 4 and 5: what the coordinator must know before it acknowledges.
-    fn look_up_key(&mut self, node: &Node, supersedes: &[RecordId]) -> Result<(), Failure> {
+    /// Rules 4 and 5: what the coordinator must know before it acknowledges. Rule 15: whether it may be stored at all.
+    fn look_up_key(&mut self, node: &Node, attempt: Attempt<'_>) -> Result<(), Failure> {
         let (version, _) = Version::decode_description(self.record.body()).map_err(|error| Failure::new("corrupt", error))?;
         if let Some(trouble) = node.clock_trouble() {
             return Err(Failure::new("clock", trouble));
@@ -347,12 +349,21 @@ impl Arrived {
         node.observe(version.stamp);
         let entries = node
             .store
-            .versions(&version.bucket, &version.key, limits::VERSIONS_PER_KEY)
+            .versions(&version.bucket, &version.key, None, limits::VERSIONS_PAGE)
             .map_err(|error| Failure::new("not_ready", error))?;
+        if attempt.create {
+            if !node.claims.is_held(&version.bucket, &version.key, version.upload) {
+                return Err(Failure::new("claim", "the put has no claim on the key here any more"));
+            }
+            let settled = entries.iter().find(|entry| entry.settled && entry.upload != version.upload);
+            if settled.is_some_and(|entry| entry.object.is_some()) {
+                return Err(Failure::new("claim", "somebody else has made the key meanwhile"));
+            }
+        }
         self.catching_up = node.is_catching_up();
         self.newest_stamp = entries.first().map_or(version.stamp, |newest| newest.stamp.max(version.stamp));
         let earlier =
-            |entry: &VersionEntry| entry.upload == version.upload && entry.id != self.record.id() && !supersedes.contains(&entry.id);
+            |entry: &VersionEntry| entry.upload == version.upload && entry.id != self.record.id() && !attempt.own.contains(&entry.id);
         self.same_upload = entries.into_iter().find(earlier);
         Ok(())
     }

@@ -11,18 +11,24 @@
 //!
 //! If one of them is not so, nobody drops anything.
 use super::fetch::{self, Proof};
-use crate::{cluster::peers::PeerState, limits, node::Node, objects::buckets::Bucket};
+use crate::{
+    cluster::peers::{PeerState, PeerView},
+    limits,
+    node::Node,
+    objects::buckets::Bucket,
+};
 use afar_model::{
     document::LayoutHash,
     id::BucketId,
-    layout::NodeIndex,
+    layout::{NodeIndex, SiteIndex},
     placement::Partition,
     record::{RecordKey, RecordKind},
 };
 use afar_store::{IdRange, NotReady, Removal, VersionCursor, VersionRow};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -116,15 +122,34 @@ pub fn permission(node: &Node, layout: &LayoutHash) -> Result<(), String> {
     }
     for peer in node.peers.others() {
         let Some(view) = node.peers.view(peer) else { return Err("a peer is unknown".into()) };
-        let heard = view.last_heard.is_some_and(|heard| node.clock.monotonic().saturating_sub(heard) < limits::PERMISSION_WITHIN);
-        if !view.usable || view.state != PeerState::Up || !heard || view.catching_up {
-            return Err(format!("{}: {}", view.node, node.why_unusable(&[peer])));
-        }
-        if view.layout_hash != layout.as_slice() || view.open_layouts.len() != 1 {
-            return Err(format!("{} is not at the same layout alone", view.node));
+        match objection(&view, node.clock.monotonic(), layout) {
+            None => {}
+            Some(Objection::Absent) => return Err(format!("{}: {}", view.node, node.why_unusable(&[peer]))),
+            Some(Objection::OtherLayout) => return Err(format!("{} is not at the same layout alone", view.node)),
         }
     }
     Ok(())
+}
+
+/// What keeps anybody from dropping anything, be it said of a node that holds nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Objection {
+    /// It is not known to be there, with everything that it should have.
+    Absent,
+    /// It goes by another layout, or by an older one as well.
+    OtherLayout,
+}
+
+/// Pure: what a peer's last word is worth at this moment.
+fn objection(view: &PeerView, now: Duration, layout: &LayoutHash) -> Option<Objection> {
+    let heard = view.last_heard.is_some_and(|heard| now.saturating_sub(heard) < limits::PERMISSION_WITHIN);
+    if !view.usable || view.state != PeerState::Up || !heard || view.catching_up {
+        Some(Objection::Absent)
+    } else if view.layout_hash != layout.as_slice() || view.open_layouts.len() != 1 {
+        Some(Objection::OtherLayout)
+    } else {
+        None
+    }
 }
 
 /// Drops those of a batch that all of their assigned holders prove. Answers how many.
@@ -136,7 +161,9 @@ async fn release(node: &Arc<Node>, layout: &LayoutHash, batch: &[Surplus]) -> u6
     let mut dropped = 0;
     for (holders, keys) in by_holders {
         let answers = futures_util::future::join_all(holders.iter().map(|n| fetch::prove_under(node, *n, &keys, layout))).await;
-        let safe = proved(&keys, &answers, |key| far(node, key, holders));
+        let refuted = node.peers.refuted();
+        let far = |key: &RecordKey| node.buckets.get(&key.bucket).is_some_and(|bucket| are_far(&bucket, &refuted, holders));
+        let safe = proved(&keys, &answers, far);
         let Some(_permit) = node.layouts.may_drop(layout).filter(|_| permission(node, layout).is_ok() && !safe.is_empty()) else {
             continue;
         };
@@ -163,15 +190,17 @@ fn proved(keys: &[RecordKey], answers: &[Vec<Proof>], far: impl Fn(&RecordKey) -
 }
 
 /// The predicate, once more, for what would be left.
-fn far(node: &Node, key: &RecordKey, holders: &[NodeIndex]) -> bool {
-    let refuted = node.peers.refuted();
-    node.buckets.get(&key.bucket).is_some_and(|bucket| bucket.reached(&refuted, holders) >= Some(bucket.level()))
+fn are_far(bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteIndex)>, holders: &[NodeIndex]) -> bool {
+    bucket.reached(refuted, holders) >= Some(bucket.level())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use afar_model::id::RecordId;
+    use afar_model::{
+        id::RecordId,
+        policy::{Durability, Policy},
+    };
 
     fn key(n: u8) -> RecordKey {
         RecordKey { bucket: BucketId::ZERO, id: RecordId::from_bytes([n; 32]) }
@@ -192,5 +221,63 @@ mod tests {
         let (me, other) = (NodeIndex(1), NodeIndex(2));
         assert!(is_surplus(&[other], me));
         assert!(!is_surplus(&[other, me], me) && !is_surplus(&[], me));
+    }
+
+    const OURS: LayoutHash = [1; 32];
+    const NOW: Duration = Duration::from_secs(1000);
+
+    fn good() -> PeerView {
+        PeerView {
+            usable: true,
+            state: PeerState::Up,
+            last_heard: Some(NOW),
+            layout_hash: OURS.to_vec(),
+            open_layouts: vec![OURS],
+            ..PeerView::default()
+        }
+    }
+
+    #[test]
+    fn rule_11_nobody_drops_while_anybody_goes_by_another_layout() {
+        assert_eq!(objection(&good(), NOW, &OURS), None);
+        let other = PeerView { layout_hash: vec![2; 32], open_layouts: vec![[2; 32]], ..good() };
+        assert_eq!(objection(&other, NOW, &OURS), Some(Objection::OtherLayout));
+        let older_as_well = PeerView { open_layouts: vec![[0; 32], OURS], ..good() };
+        assert_eq!(objection(&older_as_well, NOW, &OURS), Some(Objection::OtherLayout));
+        let unknown = PeerView { layout_hash: Vec::new(), open_layouts: Vec::new(), ..good() };
+        assert_eq!(objection(&unknown, NOW, &OURS), Some(Objection::OtherLayout), "it has not said");
+    }
+
+    #[test]
+    fn rule_10_nobody_drops_on_silence() {
+        let absent = [
+            PeerView { usable: false, ..good() },
+            PeerView { state: PeerState::Suspect, ..good() },
+            PeerView { state: PeerState::Down, ..good() },
+            PeerView { last_heard: None, ..good() },
+            PeerView { last_heard: Some(NOW - limits::PERMISSION_WITHIN), ..good() },
+            PeerView { catching_up: true, ..good() },
+        ];
+        for view in absent {
+            assert_eq!(objection(&view, NOW, &OURS), Some(Objection::Absent), "{view:?}");
+        }
+        let just_now = NOW - limits::PERMISSION_WITHIN + Duration::from_millis(1);
+        assert_eq!(objection(&PeerView { last_heard: Some(just_now), ..good() }, NOW, &OURS), None);
+    }
+
+    #[test]
+    fn rule_11_what_is_left_has_to_be_far_by_what_is_known_now() {
+        let [strasbourg, roubaix, warsaw] = [0, 1, 2].map(NodeIndex);
+        let far = |policy: &Policy, refuted: &[(u16, u16)], holders: &[NodeIndex]| {
+            let refuted = refuted.iter().map(|(a, b)| (SiteIndex(*a), SiteIndex(*b))).collect();
+            are_far(&Bucket::example(policy), &refuted, holders)
+        };
+        let policy = Policy::default();
+        assert!(far(&policy, &[], &[strasbourg, warsaw]));
+        assert!(!far(&policy, &[], &[strasbourg, roubaix]), "406 km");
+        assert!(!far(&policy, &[], &[warsaw]) && !far(&policy, &[], &[]));
+        assert!(!far(&policy, &[(0, 2)], &[strasbourg, warsaw]), "refuted since it was planned");
+        let full = Policy { copies: 3, level: Durability::Full, ..policy };
+        assert!(!far(&full, &[], &[strasbourg, warsaw]) && far(&full, &[], &[strasbourg, roubaix, warsaw]));
     }
 }

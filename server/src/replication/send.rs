@@ -53,6 +53,15 @@ impl Purpose {
     }
 }
 
+/// What a version's put has done before, and what it may do.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Attempt<'a> {
+    /// It was made before, under these ids: they are no earlier attempt (rule 5).
+    pub own: &'a [RecordId],
+    /// It makes a key that held nothing, and may not be stored but under its put's claim (rule 15).
+    pub create: bool,
+}
+
 /// A copy of one record, and what its holder knew of its key.
 #[derive(Debug, Clone)]
 pub struct Copied {
@@ -98,10 +107,10 @@ pub async fn copy_to(
     purpose: Purpose,
     kind: LaneKind,
 ) -> Result<Vec<Copied>, NotCopied> {
-    attempt_at(node, to, records, purpose, kind, &[]).await
+    attempt_at(node, to, records, purpose, kind, Attempt::default()).await
 }
 
-/// As [`copy_to`], for a version that was made before under other ids.
+/// As [`copy_to`], for a version that a put makes.
 ///
 /// # Errors
 /// As [`copy_to`].
@@ -111,11 +120,11 @@ pub async fn attempt_at(
     records: &[Record],
     purpose: Purpose,
     kind: LaneKind,
-    supersedes: &[RecordId],
+    attempt: Attempt<'_>,
 ) -> Result<Vec<Copied>, NotCopied> {
     let failed = |error| NotCopied { node: node.layout().node_name(to).to_owned(), error };
     if to == node.me {
-        return receive::store_here(node, records, purpose, supersedes).await.map_err(failed);
+        return receive::store_here(node, records, purpose, attempt).await.map_err(failed);
     }
     let lane = node.lanes.to(to, kind).ok_or_else(|| failed(LaneError::Unreachable("no such peer".into())))?;
     let request = v1::StoreRecords {
@@ -125,7 +134,8 @@ pub async fn attempt_at(
         layout_version: node.layout().version(),
         open_versions: node.open_versions(),
         open_layouts: node.open_layouts(),
-        supersedes: supersedes.iter().map(|id| convert::bytes(id.as_bytes())).collect(),
+        supersedes: attempt.own.iter().map(|id| convert::bytes(id.as_bytes())).collect(),
+        create: attempt.create,
     };
     let stored = lane.store(request).await.map_err(failed)?;
     stored.records.iter().zip(records).map(|(stored, record)| checked(stored, record).map_err(failed)).collect()

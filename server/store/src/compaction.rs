@@ -80,6 +80,11 @@ impl Directory {
                     self.quarantine(&entry.key, &place, &why);
                     step.quarantined += 1;
                 }
+                Err(PlaceError::Unreadable(error)) => {
+                    self.note_unreadable(&error);
+                    self.quarantine(&entry.key, &place, &error.to_string());
+                    step.quarantined += 1;
+                }
                 Err(PlaceError::Io(error)) => return Err(read_failed(error)),
             }
             if bytes >= limits::COMPACT_BATCH_BYTES {

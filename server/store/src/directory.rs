@@ -19,7 +19,7 @@ use crate::{
     ledger::{self, Delta, Known, LogItem, TallyChange},
     limits, recovery,
     segment::{self, Place, PlaceError, Seen, Segment},
-    types::{Clock, DamagedRange, Position, ReadError, Reserve, StampsSeen},
+    types::{Clock, DamagedRange, Position, ReadError, ReadFailures, Reserve, StampsSeen},
     writer,
 };
 use afar_model::{
@@ -161,6 +161,8 @@ pub struct Directory {
     /// Records verified one by one in this run: when, and where.
     verified: Cache<RecordKey, (Place, UnixMillis)>,
     bad: Mutex<Bad>,
+    /// What the device could not read in this run.
+    pub read_failures: Mutex<ReadFailures>,
     /// Ranges that were found damaged.
     pub damaged: Mutex<Vec<DamagedRange>>,
     /// Settled marks that are visible but not logged yet.
@@ -247,6 +249,7 @@ impl Directory {
             queue: writer::Queue::default(),
             verified: Cache::new(limits::VERIFIED_RECORDS_MAX),
             bad: Mutex::default(),
+            read_failures: Mutex::default(),
             damaged: Mutex::new(parts.damaged),
             unlogged: Mutex::default(),
             stamp_max: AtomicU64::new(parts.stamp_max.as_u64()),
@@ -411,6 +414,10 @@ impl Directory {
             match segment::read_footer(file, self.salt, trailer) {
                 Ok(_) => return FooterView::in_file(Arc::clone(file), trailer.footer_offset + format::RECORD_HEADER as u64),
                 Err(PlaceError::Io(error)) => return Err(error),
+                Err(PlaceError::Unreadable(error)) => {
+                    self.note_unreadable(&error);
+                    tracing::warn!(directory = %self.path.display(), segment = segment.sequence, %error, "footer cannot be read: scanning the segment instead");
+                }
                 Err(PlaceError::Bad(why)) => {
                     tracing::warn!(directory = %self.path.display(), segment = segment.sequence, why, "footer is damaged: scanning the segment instead");
                 }
@@ -571,7 +578,7 @@ impl Directory {
     /// # Errors
     /// See [`PlaceError`].
     pub fn read_at(&self, key: &RecordKey, place: &Place) -> Result<(UnixMillis, Record), PlaceError> {
-        let file = self.handle(place.segment).map_err(PlaceError::Io)?;
+        let file = self.handle(place.segment)?;
         segment::read_record(&*file, self.salt, key, place).map(|(header, record)| (header.received, record))
     }
 
@@ -579,15 +586,16 @@ impl Directory {
     fn read_by_path(&self, key: &RecordKey, place: &Place) -> Result<(UnixMillis, Record), PlaceError> {
         let gone = || PlaceError::Io(io::ErrorKind::NotFound.into());
         let segment = self.segment(place.segment).ok_or_else(gone)?;
-        let file = self.disk.open(&segment.path, false).map_err(PlaceError::Io)?;
-        if file.stat().map_err(PlaceError::Io)?.id != segment.id {
+        let file = self.disk.open(&segment.path, false)?;
+        if file.stat()?.id != segment.id {
             return Err(gone());
         }
         file.forget(place.offset, format::total(place.length));
         segment::read_record(&*file, self.salt, key, place).map(|(header, record)| (header.received, record))
     }
 
-    /// Reads and verifies a record. What does not match its name is looked for once more in its segment, then quarantined.
+    /// Reads and verifies a record. What does not match its name is looked for once more in its segment, then quarantined; what
+    /// the device cannot read is read once more through a fresh handle, and is then no better than what reads wrong.
     ///
     /// # Errors
     /// If it should be here but cannot be read.
@@ -612,7 +620,14 @@ impl Directory {
         let mut seen = None;
         for _ in 0..limits::READ_ATTEMPTS_MAX {
             let Some(place) = self.locate(key).map_err(disk)? else { return Ok(None) };
-            match read_at(self, key, &place) {
+            let read = match read_at(self, key, &place) {
+                Err(PlaceError::Unreadable(error)) => {
+                    self.note_unreadable(&error);
+                    self.read_by_path(key, &place)
+                }
+                read => read,
+            };
+            match read {
                 Ok(found) => {
                     self.note_verified(key, place);
                     return Ok(Some(found));
@@ -623,6 +638,11 @@ impl Directory {
                     let _ = self.segment(place.segment).is_some_and(|segment| self.is_whole(&segment));
                 }
                 Err(PlaceError::Io(error)) => return Err(disk(error.to_string())),
+                Err(PlaceError::Unreadable(error)) => {
+                    self.handles.remove(&place.segment);
+                    self.quarantine(key, &place, &error.to_string());
+                    return Err(ReadError::Corrupt { key: *key, kind: place.kind, why: error.to_string() });
+                }
                 Err(PlaceError::Bad(_)) if self.locate(key).map_err(disk)? != Some(place) => {}
                 Err(PlaceError::Bad(why)) => return self.look_again(key, &place, why),
             }
@@ -691,6 +711,13 @@ impl Directory {
         self.verified.remove(key);
         tracing::error!(directory = %self.path.display(), ?key, segment = place.segment, offset = place.offset, why, "record is corrupt: quarantined");
         self.queue.push(writer::Op::quarantine(*key, *place));
+    }
+
+    /// The device could not read something.
+    pub fn note_unreadable(&self, error: &io::Error) {
+        let mut failures = self.read_failures.lock();
+        failures.count += 1;
+        failures.last = error.to_string();
     }
 
     /// Whether the copy at this place is known to be bad.

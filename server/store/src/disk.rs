@@ -5,7 +5,7 @@
 //! thrown the dirty pages away and called them clean, so a second one that succeeds means nothing.
 use rustix::{
     fs::{Advice, FallocateFlags},
-    io::ReadWriteFlags,
+    io::{Errno, ReadWriteFlags},
 };
 use std::{
     fmt,
@@ -509,6 +509,12 @@ pub fn replace_small(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result
 /// Whether an error means that a file is not there any more, as opposed to a disk that does not answer now.
 pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::StaleNetworkFileHandle)
+}
+
+/// Whether an error means that the device cannot read what is there, as opposed to one that passes (memory, file handles) or
+/// a file that is gone. Which number it is depends on the file system and on what broke.
+pub fn is_unreadable(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::IO | Errno::NODATA | Errno::ILSEQ | Errno::REMOTEIO | Errno::UCLEAN | Errno::BADMSG))
 }
 
 /// Whether an error means that there is no room, as opposed to a broken disk.

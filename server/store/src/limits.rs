@@ -51,7 +51,7 @@ pub const VERIFIED_RECORDS_MAX: usize = 1 << 16;
 pub const OPEN_SEGMENTS_MAX: usize = 256;
 /// Duplicates that wait for their existing copy to be re-hashed.
 pub const VERIFY_QUEUE_MAX: usize = 4096;
-/// Versions per key in one listing; the newest ones. `versions()` gives all.
+/// Versions per key in one listing; the newest ones. `versions()` gives all, page by page.
 pub const LIST_VERSIONS_PER_KEY_MAX: usize = 64;
 /// Settled marks kept in memory until they are logged; one that is dropped is only proved again by the next reader.
 pub const PENDING_SETTLED_MAX: usize = 1 << 16;
@@ -75,5 +75,7 @@ pub const COMPACT_BATCH_BYTES: usize = 4 << 20;
 pub const READ_ATTEMPTS_MAX: usize = 4;
 /// Verification times are remembered per segment at this granularity.
 pub const VERIFIED_GRAIN: Duration = Duration::from_secs(60);
+/// Where a device cannot read, so many bytes are left out at a time: a page, which is what file systems read at least.
+pub const READ_AROUND_BYTES: u64 = 4096;
 /// Bytes read at a time when a segment is scanned.
 pub const SCAN_BYTES: usize = 1 << 20;

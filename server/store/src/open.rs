@@ -442,7 +442,11 @@ fn open_segment(
             ((settings.now)(), false)
         }
     };
-    let trailer = segment::read_trailer(&*file, stat.length).map_err(failed)?;
+    let trailer = match segment::read_trailer(&*file, stat.length) {
+        // Then it is scanned, as one that was never sealed.
+        Err(error) if crate::disk::is_unreadable(&error) => None,
+        trailer => trailer.map_err(failed)?,
+    };
     // The power may have gone between writing a footer and syncing it: then it is as if it had not been written.
     let trailer = trailer.filter(|trailer| !age.recent || segment::read_footer(&file, format::salt(id), trailer).is_ok());
     let segment = Arc::new(Segment::new(sequence, path.clone(), created, stat, trailer));
@@ -500,7 +504,7 @@ fn recover(
     }
     let writable = disk.open(&path, true);
     let cut = match (&writable, &scan.torn) {
-        (Ok(file), _) if scan.end < segment.length() => {
+        (Ok(file), _) if scan.end != segment.length() => {
             let why = scan.torn.as_ref().map_or("an unfinished footer", |torn| torn.why.as_str());
             tracing::warn!(segment = %path.display(), from = scan.end, to = segment.length(), why, "cutting off a torn tail");
             file.set_length(scan.end).and_then(|()| file.sync())

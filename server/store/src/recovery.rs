@@ -4,9 +4,10 @@
 //! record is searched for by its magic, at multiples of eight; a candidate must have a header with this directory's checksum
 //! *and* a body that matches its hash. What is invalid up to the end of the file is a torn tail: the power went while it was
 //! being written, and nothing in it was acknowledged. What is invalid but *followed by* valid records is damage: something
-//! may be lost that was acknowledged, and the node must be told.
+//! may be lost that was acknowledged, and the node must be told. So it must where the device cannot read, be it at the end:
+//! nobody knows what stood there, and what is whole around it is served.
 use crate::{
-    disk::DiskFile,
+    disk::{self, DiskFile},
     format::{self, FormatError, Kind, RECORD_HEADER, RECORD_MAGIC, RecordHeader, SEGMENT_HEADER},
     limits,
 };
@@ -40,7 +41,7 @@ pub struct Scan {
 /// Why a scan stopped before the end.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
-    /// The disk did not answer.
+    /// The disk did not answer now.
     #[error("read at {offset}: {source}")]
     Read {
         /// Where.
@@ -64,6 +65,8 @@ struct Window<'a> {
     length: u64,
     start: u64,
     bytes: Vec<u8>,
+    /// Up to where something could not be read, and was taken for zeros.
+    unreadable_to: u64,
 }
 
 impl Window<'_> {
@@ -91,7 +94,30 @@ impl Window<'_> {
         self.bytes.resize(to.saturating_sub(self.start) as usize, 0);
         if let Some(into) = self.bytes.get_mut(have..) {
             let offset = self.start + have as u64;
-            crate::disk::read_exact(self.file, into, offset).map_err(|source| ScanError::Read { offset, source })?;
+            match disk::read_exact(self.file, into, offset) {
+                Err(error) if disk::is_unreadable(&error) => self.fill_around(have)?,
+                read => read.map_err(|source| ScanError::Read { offset, source })?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Block by block, leaving out those that cannot be read.
+    fn fill_around(&mut self, have: usize) -> Result<(), ScanError> {
+        let mut rest = self.bytes.get_mut(have..).unwrap_or_default();
+        let mut offset = self.start + have as u64;
+        while !rest.is_empty() {
+            let length = limits::READ_AROUND_BYTES - offset % limits::READ_AROUND_BYTES;
+            let (block, more) = rest.split_at_mut(rest.len().min(length as usize));
+            match disk::read_exact(self.file, block, offset) {
+                Err(error) if disk::is_unreadable(&error) => {
+                    block.fill(0);
+                    self.unreadable_to = offset + block.len() as u64;
+                }
+                read => read.map_err(|source| ScanError::Read { offset, source })?,
+            }
+            offset += block.len() as u64;
+            rest = more;
         }
         Ok(())
     }
@@ -122,20 +148,21 @@ fn step(window: &mut Window<'_>, at: u64, salt: Option<u32>) -> Result<Step, Sca
 /// footer record, which must be the last.
 ///
 /// # Errors
-/// If the disk does not answer, or a later program wrote the file.
+/// If the disk does not answer now, or a later program wrote the file.
 pub fn scan(
     file: &dyn DiskFile,
     length: u64,
     salt: Option<u32>,
     mut each: impl FnMut(u64, &RecordHeader, &[u8]),
 ) -> Result<Scan, ScanError> {
-    let mut window = Window { file, length, start: 0, bytes: Vec::new() };
+    let mut window = Window { file, length, start: 0, bytes: Vec::new(), unreadable_to: 0 };
     let mut result = Scan { end: SEGMENT_HEADER as u64, ..Scan::default() };
     let mut bad: Option<BadRange> = None;
     let mut at = SEGMENT_HEADER as u64;
     while at < length {
         let (next, why, header) = match step(&mut window, at, salt)? {
-            Step::Valid(header) if header.kind == Kind::Footer => break,
+            // The last, whole or not: what it says is said by the records as well.
+            Step::Valid(header) | Step::BadBody(header) | Step::CutShort(header) if header.kind == Kind::Footer => break,
             Step::Valid(header) => {
                 if let Some(range) = bad.take() {
                     result.damaged.push(range);
@@ -163,9 +190,17 @@ pub fn scan(
     while let Some(range) = result.damaged.pop_if(|range| range.from >= result.end) {
         torn = Some(BadRange { to: torn.map_or(range.to, |torn| torn.to), ..range });
     }
-    result.torn = torn;
+    match torn {
+        Some(torn) if window.unreadable_to > torn.from => {
+            result.end = torn.to.next_multiple_of(format::ALIGN);
+            result.damaged.push(BadRange { why: UNREADABLE.to_owned(), ..torn });
+        }
+        torn => result.torn = torn,
+    }
     Ok(result)
 }
+
+const UNREADABLE: &str = "the device cannot read it";
 
 fn next_magic(window: &mut Window<'_>, mut at: u64) -> Result<u64, ScanError> {
     while at < window.length {

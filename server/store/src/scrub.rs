@@ -90,8 +90,9 @@ impl Directory {
                     self.quarantine(&entry.key, &place, &why);
                     step.corrupt.push(entry.key);
                 }
-                Err(PlaceError::Io(error)) => {
+                Err(PlaceError::Io(error) | PlaceError::Unreadable(error)) => {
                     // A sector that cannot be read is as bad as one that reads wrong.
+                    self.note_unreadable(&error);
                     self.quarantine(&entry.key, &place, &error.to_string());
                     step.corrupt.push(entry.key);
                 }

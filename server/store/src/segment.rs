@@ -172,8 +172,10 @@ pub enum Seen {
 /// Why a record could not be read from a place.
 #[derive(Debug)]
 pub enum PlaceError {
-    /// The system refused: the file may be gone, or the disk broken.
+    /// The system refused for now, or the file is gone.
     Io(io::Error),
+    /// The device cannot read it.
+    Unreadable(io::Error),
     /// What is there is not the record.
     Bad(String),
 }
@@ -182,6 +184,7 @@ impl From<io::Error> for PlaceError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::UnexpectedEof => Self::Bad("the file ends within the record".to_owned()),
+            _ if disk::is_unreadable(&error) => Self::Unreadable(error),
             _ => Self::Io(error),
         }
     }

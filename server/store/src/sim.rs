@@ -19,9 +19,13 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     io::{self, IoSlice},
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// What the system says when a device cannot read.
+const EIO: i32 = 5;
 
 /// Disks write these whole or not at all.
 const SECTOR: usize = 512;
@@ -41,6 +45,8 @@ pub struct Faults {
     pub write_fails_after: Option<u64>,
     /// Writes are cut into pieces of at most this many bytes.
     pub short_writes: Option<usize>,
+    /// Every read fails with this number of the system's.
+    pub reads_fail: Option<i32>,
     /// Files can be neither made nor replaced: not even a marker can be left.
     pub no_new_files: bool,
     /// After this many further changes (writes, syncs, entries) the process is dead: nothing that it does has an effect.
@@ -69,6 +75,8 @@ struct State {
 
 #[derive(Debug, Default, Clone)]
 struct Inode {
+    /// Bytes that the device cannot read.
+    unreadable: Vec<Range<usize>>,
     live: Vec<u8>,
     durable: Vec<u8>,
     doubtful: Vec<Change>,
@@ -207,10 +215,18 @@ impl SimDisk {
         let mut state = self.state.lock();
         let inode = state.find(path).unwrap_or_else(|| state.make(path));
         if let Some(file) = state.files.get_mut(&inode) {
-            *file = Inode { live: content.clone(), durable: content, doubtful: Vec::new() };
+            *file = Inode { live: content.clone(), durable: content, ..Inode::default() };
         }
         state.durable = state.live.clone();
         state.doubtful.clear();
+    }
+
+    /// The device cannot read these bytes of a file any more.
+    pub fn spoil(&self, path: &Path, bytes: Range<usize>) {
+        let mut state = self.state.lock();
+        if let Some(file) = state.find(path).and_then(|inode| state.files.get_mut(&inode)) {
+            file.unreadable.push(bytes);
+        }
     }
 
     /// Removes what is at or under a path, durably: a disk that is not mounted, or `rm`. Whoever has a file open goes on
@@ -373,6 +389,11 @@ impl DiskFile for SimFile {
             let file = not_found(state.files.get(&self.inode))?;
             let bytes = file.live.get(offset as usize..).unwrap_or_default();
             let read = bytes.len().min(into.len());
+            let touched = offset as usize..offset as usize + read;
+            let unreadable = file.unreadable.iter().any(|bad| bad.start < touched.end && touched.start < bad.end);
+            if let Some(number) = state.faults.reads_fail.or(unreadable.then_some(EIO)) {
+                return Err(io::Error::from_raw_os_error(number));
+            }
             if let (Some(to), Some(from)) = (into.get_mut(..read), bytes.get(..read)) {
                 to.copy_from_slice(from);
             }

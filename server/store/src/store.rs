@@ -301,16 +301,35 @@ impl Store {
         self.inner.directories.iter().any(|directory| self.good_copy_in(directory, key))
     }
 
-    /// The versions of a key, newest first, settled or not.
+    /// The versions of a key, newest first, settled or not; those older than `before` if that is given, so that its last is
+    /// where the next page begins.
     ///
     /// # Errors
     /// If a view is being rebuilt.
-    pub fn versions(&self, bucket: &BucketId, key: &str, limit: usize) -> Result<Vec<VersionEntry>, NotReady> {
+    pub fn versions(
+        &self,
+        bucket: &BucketId,
+        key: &str,
+        before: Option<(Stamp, RecordId)>,
+        limit: usize,
+    ) -> Result<Vec<VersionEntry>, NotReady> {
         let mut versions = Vec::new();
         for directory in &self.inner.directories {
-            versions.extend(directory.versions(bucket, key, limit)?);
+            versions.extend(directory.versions(bucket, key, before, limit)?);
         }
         Ok(views::merge_versions(versions, limit))
+    }
+
+    /// One version of a key, however many newer ones there are.
+    ///
+    /// # Errors
+    /// If a view is being rebuilt.
+    pub fn version(&self, bucket: &BucketId, key: &str, stamp: Stamp, id: RecordId) -> Result<Option<VersionEntry>, NotReady> {
+        let mut versions = Vec::new();
+        for directory in &self.inner.directories {
+            versions.extend(directory.version(bucket, key, stamp, id)?);
+        }
+        Ok(views::merge_versions(versions, 1).pop())
     }
 
     /// Keys ascending (byte order), each with its versions newest first, at most
@@ -506,6 +525,7 @@ impl Store {
                     free: 0,
                     segment_bytes: 0,
                     syncs: SyncCounts::default(),
+                    read_failures: ReadFailures::default(),
                 },
             };
             usage.directories.push(directory);
@@ -717,6 +737,7 @@ impl Directory {
             free: space.free,
             segment_bytes,
             syncs,
+            read_failures: self.read_failures.lock().clone(),
         }
     }
 }

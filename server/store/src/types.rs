@@ -113,7 +113,7 @@ pub enum Removal {
     Dropped = 3,
     /// A prepared version that nobody could prove (rule 1).
     Discarded = 4,
-    /// This copy does not match its name.
+    /// This copy does not match its name, or cannot be read.
     Quarantined = 5,
 }
 
@@ -334,6 +334,17 @@ pub struct DirectoryUsage {
     pub segment_bytes: u64,
     /// Its syncs in this run.
     pub syncs: SyncCounts,
+    /// What its device could not read in this run.
+    pub read_failures: ReadFailures,
+}
+
+/// Reads that a device failed: the disk will not last.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReadFailures {
+    /// How many.
+    pub count: u64,
+    /// What the system said last.
+    pub last: String,
 }
 
 /// What one directory's group commit did in this run. Only calls of `fdatasync` on segments are counted.
@@ -548,7 +559,7 @@ pub enum CommitError {
 /// Why a record could not be read although it is (or was) here. Ask another replica.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// The copy here does not match its name; it is quarantined.
+    /// The copy here does not match its name, or its device cannot read it; it is quarantined.
     #[error("the copy of {key:?} here is corrupt: {why}")]
     Corrupt {
         /// The record.
@@ -558,7 +569,7 @@ pub enum ReadError {
         /// What was wrong.
         why: String,
     },
-    /// The disk did not answer properly.
+    /// The disk did not answer properly, and may the next time.
     #[error("read {key:?}: {why}")]
     Disk {
         /// The record.

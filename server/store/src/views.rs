@@ -8,6 +8,7 @@ use crate::{
     types::{IdEntry, IdRange, ListFrom, NotReady, VersionCursor, VersionRow},
 };
 use afar_model::{
+    hlc::Stamp,
     id::{BucketId, RecordId},
     record::{RecordKey, RecordKind, VersionEntry},
 };
@@ -36,20 +37,41 @@ impl Directory {
         self.require_views() // a rebuild may have begun under the scan
     }
 
-    /// The versions of a key, newest first.
+    /// The versions of a key, newest first, those older than `before` if that is given.
     ///
     /// # Errors
     /// If the views are being rebuilt.
-    pub fn versions(&self, bucket: &BucketId, key: &str, limit: usize) -> Result<Vec<VersionEntry>, NotReady> {
-        let from = keys::view_key(bucket, key);
+    pub fn versions(
+        &self,
+        bucket: &BucketId,
+        key: &str,
+        before: Option<(Stamp, RecordId)>,
+        limit: usize,
+    ) -> Result<Vec<VersionEntry>, NotReady> {
+        let prefix = keys::view_key(bucket, key);
+        let from = before.map_or_else(|| prefix.clone(), |(stamp, id)| [keys::view(bucket, key, stamp, &id).as_slice(), &[0]].concat());
         let mut versions = Vec::new();
         if limit > 0 {
-            self.rows(&from, &keys::after_prefix(&from), &mut |row, value| {
+            self.rows(&from, &keys::after_prefix(&prefix), &mut |row, value| {
                 versions.extend(entry(row, value).map(|(_, entry)| entry));
                 versions.len() < limit
             })?;
         }
         Ok(versions)
+    }
+
+    /// One version of a key.
+    ///
+    /// # Errors
+    /// If the views are being rebuilt.
+    pub fn version(&self, bucket: &BucketId, key: &str, stamp: Stamp, id: RecordId) -> Result<Option<VersionEntry>, NotReady> {
+        let row = keys::view(bucket, key, stamp, &id);
+        let mut found = None;
+        self.rows(&row, &[row.as_slice(), &[0]].concat(), &mut |row, value| {
+            found = entry(row, value).map(|(_, entry)| entry);
+            false
+        })?;
+        Ok(found)
     }
 
     /// Keys ascending, each with its newest versions.
@@ -215,6 +237,6 @@ pub fn merge_listings(pages: Vec<Listed>, limit: usize) -> Listed {
 }
 
 /// The order of the walk over all versions.
-pub fn walk_order(row: &VersionRow) -> (BucketId, String, std::cmp::Reverse<(afar_model::hlc::Stamp, RecordId)>) {
+pub fn walk_order(row: &VersionRow) -> (BucketId, String, std::cmp::Reverse<(Stamp, RecordId)>) {
     (row.bucket, row.key.clone(), std::cmp::Reverse(row.entry.order()))
 }

@@ -5,6 +5,26 @@ use afar_tests::{cluster::Cluster, data, wire};
 use tonic::Code;
 
 #[test]
+fn an_endpoint_that_takes_connections_and_does_not_speak_is_left_for_the_next() {
+    let cluster = Cluster::three();
+    cluster.bucket("frozen", &[]);
+    let mut chance = data::chance(data::seed());
+    let names = ["strasbourg", "roubaix", "warsaw"];
+    let before = Known::put(&cluster.afar_at(&names), &mut chance, "frozen/before", 100_000);
+    cluster.node("strasbourg").freeze();
+    let afar = cluster.afar_at(&names);
+    before.must_be_at(&afar);
+    let put = [100, 100_000, 3 * MIB].map(|length| Known::put(&afar, &mut chance, &format!("frozen/{length}"), length));
+    afar.ok(&["stat", "frozen/before"]);
+    assert_eq!(afar.ok(&["ls", "-r", "frozen"]).stdout.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count(), 4);
+    cluster.node("strasbourg").thaw();
+    cluster.wait_state("safe");
+    for object in put.iter().chain([&before]) {
+        object.must_be_at(&cluster.afar_at(&["strasbourg"]));
+    }
+}
+
+#[test]
 fn a_client_that_lies_about_its_content_stores_nothing() {
     let cluster = Cluster::two();
     cluster.bucket("lies", &[]);

@@ -32,6 +32,10 @@ mod clients;
 
 mod trust;
 
+mod appends;
+
+mod histories;
+
 mod certificates;
 
 mod names;

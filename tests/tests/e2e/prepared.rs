@@ -36,7 +36,7 @@ async fn peer(cluster: &Cluster) -> PeerClient<Channel> {
 
 /// The versions of a key as the views of the node have them, newest first.
 async fn versions(peer: &mut PeerClient<Channel>, bucket: BucketId, key: &str) -> Vec<VersionEntry> {
-    let request = VersionsRequest { bucket: convert::bytes(bucket.as_bytes()), key: key.into(), limit: 16 };
+    let request = VersionsRequest { bucket: convert::bytes(bucket.as_bytes()), key: key.into(), limit: 16, before: None };
     let reply = peer.versions(request).await.expect("versions").into_inner();
     reply.entries.iter().map(|entry| VersionEntry::try_from(entry).expect("an entry")).collect()
 }

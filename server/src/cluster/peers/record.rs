@@ -14,7 +14,7 @@ use afar_proto::v1;
 use std::{collections::BTreeMap, time::Duration};
 
 /// What is known of a peer.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct PeerView {
     /// Its name.
     pub node: String,

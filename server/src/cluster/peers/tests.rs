@@ -55,6 +55,9 @@ impl v1::peer_server::Peer for OnlyHello {
     async fn versions(&self, _: Request<v1::VersionsRequest>) -> Result<Response<v1::VersionsReply>, Status> {
         panic!("on purpose")
     }
+    async fn claim(&self, _: Request<v1::ClaimRequest>) -> Result<Response<v1::ClaimReply>, Status> {
+        Err(Status::unimplemented(""))
+    }
     async fn list_versions(&self, _: Request<v1::ListVersionsRequest>) -> Result<Response<v1::ListVersionsReply>, Status> {
         Err(Status::unimplemented(""))
     }

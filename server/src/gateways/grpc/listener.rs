@@ -252,9 +252,7 @@ impl Hall {
             Err(error) => return tracing::debug!(%remote, %error, "its certificate is not believed any more"),
         };
         let name = self.name_of(&stream);
-        // Before the layout is looked at: else a change between the two would be missed, and a node that it names stay a client.
-        let mut changes = self.layouts.changes();
-        let layout = self.layouts.current();
+        let (layout, mut changes) = self.layouts.watched();
         let node = name.as_deref().and_then(|name| layout.node_named(name));
         if let Some(name) = name.as_deref().filter(|_| node.is_none()) {
             tracing::warn!(name, "a certificate names a node that the layout does not (yet): treated as a client");

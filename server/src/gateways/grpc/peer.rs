@@ -11,7 +11,7 @@ use crate::{
 };
 use afar_model::{
     hlc::Stamp,
-    id::BucketId,
+    id::{BucketId, RecordId, UploadId},
     layout::NodeIndex,
     record::{RecordKey, RecordKind, VersionEntry},
 };
@@ -113,9 +113,28 @@ impl Peer for PeerService {
         self.partner(&request)?;
         let request = request.into_inner();
         let bucket: BucketId = convert::id("bucket", &request.bucket).map_err(|error| invalid(&error))?;
-        let entries = self.node.store.versions(&bucket, &request.key, limit(request.limit)).map_err(not_ready)?;
+        let before = request.before.as_ref().map(before).transpose()?;
+        let entries = self.node.store.versions(&bucket, &request.key, before, limit(request.limit)).map_err(not_ready)?;
         let entries = entries.iter().map(v1::VersionEntry::from).collect();
         Ok(Response::new(v1::VersionsReply { catching_up: self.node.is_catching_up(), entries }))
+    }
+
+    async fn claim(&self, request: Request<v1::ClaimRequest>) -> Result<Response<v1::ClaimReply>, Status> {
+        self.partner(&request)?;
+        let request = request.into_inner();
+        let bucket: BucketId = convert::id("bucket", &request.bucket).map_err(|error| invalid(&error))?;
+        let upload: UploadId = convert::id("upload", &request.upload).map_err(|error| invalid(&error))?;
+        if request.release {
+            self.node.claims.release(&bucket, &request.key, upload);
+            return Ok(Response::new(v1::ClaimReply::default()));
+        }
+        if let Err(other) = self.node.claims.take(&bucket, &request.key, upload) {
+            return Ok(Response::new(v1::ClaimReply { held_by: Some(convert::bytes(other.as_bytes())), ..v1::ClaimReply::default() }));
+        }
+        // Looked up after it was taken: what is stored from now on has no claim.
+        let entries = self.node.store.versions(&bucket, &request.key, None, limit(request.limit)).map_err(not_ready)?;
+        let entries = entries.iter().map(v1::VersionEntry::from).collect();
+        Ok(Response::new(v1::ClaimReply { held_by: None, catching_up: self.node.is_catching_up(), entries }))
     }
 
     async fn list_versions(&self, request: Request<v1::ListVersionsRequest>) -> Result<Response<v1::ListVersionsReply>, Status> {
@@ -225,6 +244,11 @@ fn held(entry: &IdEntry) -> v1::HeldRecord {
 fn keyed(row: VersionRow) -> v1::KeyedVersion {
     let entry: &VersionEntry = &row.entry;
     v1::KeyedVersion { bucket: convert::bytes(row.bucket.as_bytes()), entry: Some(entry.into()), key: row.key }
+}
+
+#[allow(clippy::result_large_err)]
+fn before(at: &v1::VersionAt) -> Result<(Stamp, RecordId), Status> {
+    Ok((Stamp::from_u64(at.stamp), convert::id("before", &at.id).map_err(|error| invalid(&error))?))
 }
 
 #[allow(clippy::result_large_err)]

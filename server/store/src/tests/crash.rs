@@ -289,7 +289,7 @@ impl World {
         // Payments are logged in passing: what comes after them in each disk's queue says that they are.
         commit(store, (0..16).map(|n| chunk(9_000_000 + n, 8)).collect());
         for n in (0..RECORDS).filter(|n| n.is_multiple_of(3)) {
-            let listed = store.versions(&bucket(), &format!("key{}", n / 6), 100).unwrap();
+            let listed = store.versions(&bucket(), &format!("key{}", n / 6), None, 100).unwrap();
             let row = listed.iter().find(|entry| entry.id == record(n).id());
             let held = store.holds(&record(n).key());
             assert_eq!(row.is_some(), held, "view and index disagree about {n}");

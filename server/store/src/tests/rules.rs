@@ -3,7 +3,7 @@ use super::*;
 use crate::{
     AppendError, CommitError, DirectoryState, IdRange, OpenError, ReadError, Removal, StampsSeen, SyncCounts, SyncFailed,
     format::{self, RECORD_HEADER},
-    inspect,
+    inspect, limits,
     sim::Faults,
 };
 use std::path::Path;
@@ -135,10 +135,10 @@ fn rule_26_what_is_said_of_a_lost_version_does_not_revive_it() {
     store.look();
     assert!(store.wait_for_views(Duration::from_secs(20)));
     for key in ["a", "b", "c"] {
-        assert_eq!(store.versions(&bucket(), key, 10), Ok(Vec::new()), "{key}");
+        assert_eq!(store.versions(&bucket(), key, None, 10), Ok(Vec::new()), "{key}");
     }
     commit(&store, vec![late]);
-    assert_eq!(store.versions(&bucket(), "c", 10).unwrap().len(), 1);
+    assert_eq!(store.versions(&bucket(), "c", None, 10).unwrap().len(), 1);
     assert!(store.check_index().matches);
 }
 
@@ -395,13 +395,13 @@ fn rule_17_a_removal_holds_and_a_later_append_revives() {
         machine.indexes.forget();
         let store = machine.open();
         assert_gone(&store, &record);
-        assert!(store.versions(&bucket(), "key", 10).unwrap().is_empty());
+        assert!(store.versions(&bucket(), "key", None, 10).unwrap().is_empty());
         commit(&store, vec![record.clone()]);
         machine.crash(store, seed);
         machine.indexes.forget();
         let store = machine.open();
         assert_here(&store, &record);
-        assert_eq!(store.versions(&bucket(), "key", 10).unwrap().len(), 1);
+        assert_eq!(store.versions(&bucket(), "key", None, 10).unwrap().len(), 1);
     }
 }
 
@@ -780,6 +780,140 @@ fn two_records_swapped_in_place_are_both_found() {
     let store = machine.open();
     assert_here(&store, a);
     assert_here(&store, b);
+}
+
+/// A block of a record's body, and of nothing else, becomes unreadable.
+fn spoil(machine: &Machine, record: &Record) {
+    let (path, _, at) = find_body(machine, record);
+    let block = limits::READ_AROUND_BYTES as usize;
+    let from = at.next_multiple_of(block);
+    assert!(from + block <= at + record.body().len());
+    machine.disk.spoil(&path, from..from + block);
+}
+
+#[test]
+fn rule_16_a_block_that_cannot_be_read_at_the_start_costs_its_record_and_is_reported() {
+    for at_the_end in [false, true] {
+        let machine = Machine::new(1);
+        let store = machine.open();
+        let (lost, other) = (chunk(1, 9000), chunk(2, 3000));
+        let order = if at_the_end { vec![other.clone(), lost.clone()] } else { vec![lost.clone(), other.clone()] };
+        order.into_iter().for_each(|record| drop(commit(&store, vec![record])));
+        store.close();
+        spoil(&machine, &lost);
+        machine.indexes.forget();
+        let (store, opened) = machine.try_open().unwrap();
+        assert_eq!(opened.losses.damaged.len(), 1, "at the end: {at_the_end}: it may have been acknowledged: {:?}", opened.losses);
+        assert!(store.wait_for_views(Duration::from_secs(20)));
+        assert_here(&store, &other);
+        assert_gone(&store, &lost);
+        assert!(!commit(&store, vec![lost.clone()])[0].deduplicated());
+        fill(&store, 100, 2);
+        store.close();
+        let store = machine.open();
+        assert_here(&store, &other);
+        assert_here(&store, &lost);
+        assert!(store.check_index().matches, "{:?}", store.check_index());
+    }
+}
+
+#[test]
+fn rule_16_a_footer_that_cannot_be_read_is_made_anew_from_the_records() {
+    let machine = Machine::new(1);
+    let store = machine.open();
+    // So long that a footer's header is in the block before the one that goes.
+    let length = 3 * limits::READ_AROUND_BYTES as usize - format::SEGMENT_HEADER - 2 * RECORD_HEADER - 8;
+    let records: Vec<Record> = (0..6).map(|n| chunk(n, length)).collect();
+    records.iter().for_each(|record| drop(commit(&store, vec![record.clone()])));
+    store.close();
+    for record in [&records[0], &records[4]] {
+        let (path, content, at) = find_body(&machine, record);
+        let tail = content.len() - 40;
+        assert!(at + length + RECORD_HEADER <= tail - tail % limits::READ_AROUND_BYTES as usize, "nothing else is in that block");
+        machine.disk.spoil(&path, tail..content.len());
+    }
+    machine.indexes.forget();
+    let (store, opened) = machine.try_open().unwrap();
+    assert!(opened.losses.is_empty(), "{:?}", opened.losses);
+    assert!(store.wait_for_views(Duration::from_secs(20)));
+    records.iter().for_each(|record| assert_here(&store, record));
+    assert!(store.check_index().matches, "{:?}", store.check_index());
+}
+
+#[test]
+fn rule_17_what_the_device_cannot_read_is_quarantined_and_can_be_written_again() {
+    for (read, sealed) in [("get", 0), ("get", 1), ("prove", 0), ("presence", 1)] {
+        let machine = Machine::new(1);
+        let store = machine.open();
+        let (lost, other) = (chunk(1, 9000), chunk(2, 2000));
+        commit(&store, vec![lost.clone(), other.clone()]);
+        if sealed > 0 {
+            fill(&store, 100, sealed);
+        }
+        spoil(&machine, &lost);
+        machine.clock.fetch_add(25 * 3_600_000, Ordering::Relaxed);
+        let failed = match read {
+            "get" => store.get(&lost.key()).map(|found| found.is_some()),
+            "prove" => store.prove(&lost.key()).map(|found| found.is_some()),
+            _ => store.presence(&lost.key(), HOUR),
+        };
+        assert!(matches!(failed, Err(ReadError::Corrupt { .. })), "{read}: {failed:?}");
+        assert!(!store.holds(&lost.key()) && !matches!(store.get(&lost.key()), Ok(Some(_))), "{read}");
+        assert_eq!(store.losses().corrupt, [lost.key()]);
+        let failures = store.usage().directories[0].read_failures.clone();
+        assert!(failures.count > 0 && failures.last.contains("os error 5"), "it is named: {failures:?}");
+        assert_here(&store, &other);
+        assert!(!commit(&store, vec![lost.clone()])[0].deduplicated(), "{read}: what cannot be read was counted");
+        assert_here(&store, &lost);
+        assert!(store.prove(&lost.key()).unwrap().is_some());
+        store.close();
+        machine.indexes.forget();
+        let store = machine.open();
+        assert_here(&store, &lost);
+        assert!(store.check_index().matches);
+    }
+}
+
+#[test]
+fn rule_17_what_was_read_well_a_moment_ago_counts_no_more_once_it_cannot_be_read() {
+    let machine = Machine::new(1);
+    let store = machine.open();
+    let record = chunk(1, 9000);
+    commit(&store, vec![record.clone()]);
+    spoil(&machine, &record);
+    assert!(store.get(&record.key()).is_err());
+    assert!(!commit(&store, vec![record.clone()])[0].deduplicated(), "verified within the hour, and unreadable");
+    assert_here(&store, &record);
+}
+
+#[test]
+fn a_read_that_fails_for_a_passing_reason_condemns_nothing() {
+    const ENOMEM: i32 = 12;
+    let machine = Machine::new(1);
+    let store = machine.open();
+    let record = chunk(1, 2000);
+    commit(&store, vec![record.clone()]);
+    machine.disk.set_faults(Faults { reads_fail: Some(ENOMEM), ..Faults::default() });
+    assert!(matches!(store.get(&record.key()), Err(ReadError::Disk { .. })));
+    machine.disk.set_faults(Faults::default());
+    assert_here(&store, &record);
+    assert_eq!((store.losses().corrupt_total, store.usage().directories[0].read_failures.count), (0, 0));
+}
+
+#[test]
+fn rule_17_compaction_leaves_behind_what_the_device_cannot_read() {
+    let machine = Machine::new(1);
+    let store = machine.open();
+    let (lost, kept, removed) = (chunk(1, 5000), chunk(2, 500), chunk(3, 8000));
+    commit(&store, vec![lost.clone(), kept.clone(), removed.clone()]);
+    fill(&store, 1000, 2);
+    wait(store.remove(vec![removed.key()], Removal::Swept)).unwrap();
+    let (path, _, at) = find_body(&machine, &lost);
+    machine.disk.spoil(&path, at..at + 100);
+    let step = store.compact_step().unwrap();
+    assert_eq!((step.segment.map(|(_, n)| n), step.quarantined), (Some(1), 1));
+    assert_gone(&store, &lost);
+    assert_here(&store, &kept);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What readers see: records, versions, listings, debts.
 use super::*;
 use crate::{IdRange, ListFrom, Owed, Removal};
+use afar_model::record::VersionEntry;
 
 #[test]
 fn a_record_is_visible_once_appended_and_durable_once_synced() {
@@ -31,7 +32,7 @@ fn versions_are_listed_newest_first_and_settle_at_once() {
             [("a", 1), ("a", 3), ("a", 2), ("a/b", 1), ("b", 1), ("c", 1)].map(|(key, stamp)| version(key, stamp)).into();
         commit(&store, records.clone());
         let check = |store: &Store| {
-            let stamps = |key: &str| store.versions(&bucket(), key, 10).unwrap().iter().map(|v| v.stamp.as_u64()).collect::<Vec<_>>();
+            let stamps = |key: &str| store.versions(&bucket(), key, None, 10).unwrap().iter().map(|v| v.stamp.as_u64()).collect::<Vec<_>>();
             assert_eq!(stamps("a"), [3, 2, 1]);
             assert_eq!(stamps("a/b"), [1]);
             assert_eq!(stamps("zz"), [0; 0]);
@@ -63,17 +64,17 @@ fn versions_are_listed_newest_first_and_settle_at_once() {
             assert_eq!(store.newest_stamp_seen(), Stamp::from_u64(3));
         };
         check(&store);
-        let newest = &store.versions(&bucket(), "a", 1).unwrap()[0];
+        let newest = &store.versions(&bucket(), "a", None, 1).unwrap()[0];
         assert!(!newest.settled);
         store.settle(vec![(bucket(), "a".into(), newest.stamp, newest.id)]);
-        assert!(store.versions(&bucket(), "a", 1).unwrap()[0].settled, "visible at once");
+        assert!(store.versions(&bucket(), "a", None, 1).unwrap()[0].settled, "visible at once");
         store.close();
         machine.indexes.forget();
         let store = machine.open();
         check(&store);
-        assert!(store.versions(&bucket(), "a", 1).unwrap()[0].settled, "closing logs it");
+        assert!(store.versions(&bucket(), "a", None, 1).unwrap()[0].settled, "closing logs it");
         wait(store.remove(vec![records[1].key()], Removal::Purged)).unwrap();
-        assert_eq!(store.versions(&bucket(), "a", 10).unwrap().len(), 2);
+        assert_eq!(store.versions(&bucket(), "a", None, 10).unwrap().len(), 2);
         assert_gone(&store, &records[1]);
     }
 }
@@ -90,7 +91,30 @@ fn a_key_with_many_versions_does_not_hide_the_next() {
         [("many", crate::limits::LIST_VERSIONS_PER_KEY_MAX), ("next", 1)]
     );
     assert_eq!(listed[0].1[0].stamp.as_u64(), many - 1);
-    assert_eq!(store.versions(&bucket(), "many", 1000).unwrap().len(), many as usize);
+    assert_eq!(store.versions(&bucket(), "many", None, 1000).unwrap().len(), many as usize);
+}
+
+#[test]
+fn the_versions_of_a_key_come_page_by_page_and_each_by_itself() {
+    for directories in [1, 3] {
+        let machine = Machine::new(directories);
+        let store = machine.open();
+        commit(&store, (1..=23).map(|stamp| version("many", stamp)).chain([version("many/more", 99), version("man", 98)]).collect());
+        let (mut walked, mut before) = (Vec::new(), None);
+        loop {
+            let page = store.versions(&bucket(), "many", before, 10).unwrap();
+            before = page.last().map(VersionEntry::order);
+            walked.extend(page.iter().map(|entry| entry.stamp.as_u64()));
+            if page.len() < 10 {
+                break;
+            }
+        }
+        assert_eq!(walked, (1..=23).rev().collect::<Vec<u64>>(), "each once, newest first, and nothing of other keys");
+        let oldest = store.versions(&bucket(), "many", None, 100).unwrap().pop().unwrap();
+        assert_eq!(store.version(&bucket(), "many", oldest.stamp, oldest.id), Ok(Some(oldest.clone())));
+        assert_eq!(store.version(&bucket(), "man", oldest.stamp, oldest.id), Ok(None));
+        assert_eq!(store.version(&bucket(), "many", Stamp::from_u64(2), oldest.id), Ok(None));
+    }
 }
 
 #[test]
