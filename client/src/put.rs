@@ -110,14 +110,11 @@ impl Client {
         let subject = Subject { cluster: self.cluster(), bucket, key, path: &absolute, size: seen.size, modified: seen.modified };
         let notes = options.notes.take().filter(|_| seen.size > CHUNK_BYTES as u64);
         let mut resumes = false;
-        if let (Some(notes), None) = (&notes, options.upload) {
-            let found = notes.find(&subject);
-            resumes = found.is_some();
-            let upload = found.unwrap_or_else(fresh_upload);
-            if let Err(error) = notes.write(&subject, &upload) {
+        if let Some(notes) = &notes {
+            resumes = notes.find(&subject);
+            if let Err(error) = notes.write(&subject) {
                 tracing::warn!(%error, "this upload cannot be resumed by a later run");
             }
-            options.upload = Some(upload);
         }
         let feed = Feed::File(FileFeed::new(path.to_owned(), seen));
         let outcome = self.put_feed(bucket, key, Some(seen.size), feed, resumes, options).await;
@@ -144,7 +141,7 @@ impl Client {
             upload: convert::bytes(upload.as_bytes()),
             metadata: options.metadata.into_iter().collect(),
             size,
-            retry: resumes,
+            retry: false,
         };
         let mut tries = self.endpoints().tries();
         let mut ask = resumes;

@@ -1,9 +1,10 @@
-//! Notes that let an interrupted `put` of a file go on where it was, in a later run: which upload id it had. The pieces that
-//! already arrived are found by their hashes, so a note is 32 characters and losing one costs only the time to send again.
-use afar_model::id::UploadId;
+//! Notes that let an interrupted `put` of a file go on where it was, in a later run: that there was one. The pieces that
+//! already arrived are found by their hashes, so a note is empty, and losing one costs only the time to send again.
+//!
+//! A later run is a put of its own, with an upload id of its own: somebody may have put something else meanwhile, and what is
+//! acknowledged now must be what is current now, not what the earlier run may have stored before (rule 4).
 use std::{
     env, fs, io,
-    io::Write as _,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -65,32 +66,25 @@ impl Notes {
         Some(Self::new(state.join("afar/uploads")))
     }
 
-    /// The upload id of an earlier, unfinished attempt, if there is a note of it.
-    pub fn find(&self, subject: &Subject<'_>) -> Option<UploadId> {
-        let path = self.folder.join(subject.name());
-        let age = fs::metadata(&path).ok()?.modified().ok()?.elapsed().unwrap_or_default();
-        if age > limits::RESUME_NOTE_MAX_AGE {
-            return None;
-        }
-        fs::read_to_string(path).ok()?.trim().parse().ok()
+    /// Whether there is a note of an earlier, unfinished run.
+    pub fn find(&self, subject: &Subject<'_>) -> bool {
+        let modified = fs::metadata(self.folder.join(subject.name())).and_then(|metadata| metadata.modified());
+        modified.is_ok_and(|modified| modified.elapsed().unwrap_or_default() <= limits::RESUME_NOTE_MAX_AGE)
     }
 
     /// Notes an upload that begins. Also forgets notes that are too old to be of use.
     ///
     /// # Errors
     /// If the folder cannot be written to: then the upload works, but cannot be resumed by a later run.
-    pub fn write(&self, subject: &Subject<'_>, upload: &UploadId) -> io::Result<()> {
+    pub fn write(&self, subject: &Subject<'_>) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
         self.forget_old();
-        let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
-        writeln!(file, "{upload}")?;
-        file.persist(self.folder.join(subject.name())).map_err(|error| error.error)?;
-        Ok(())
+        fs::write(self.folder.join(subject.name()), [])
     }
 
     /// The upload is done.
     pub fn remove(&self, subject: &Subject<'_>) {
-        // A note that stays costs nothing: the same upload id answers with the same version.
+        // A note that stays costs nothing: the next run asks which pieces are there, before it sends any.
         let _ = fs::remove_file(self.folder.join(subject.name()));
     }
 
@@ -116,14 +110,13 @@ mod tests {
         let notes = Notes::new(folder.path().join("uploads"));
         let subject =
             Subject { cluster: &[1; 32], bucket: "b", key: "k", path: Path::new("/f"), size: 3, modified: SystemTime::UNIX_EPOCH };
-        let upload = UploadId::from_bytes([7; 16]);
-        assert_eq!(notes.find(&subject), None);
-        notes.write(&subject, &upload).unwrap();
-        assert_eq!(notes.find(&subject), Some(upload));
-        assert_eq!(notes.find(&Subject { size: 4, ..subject }), None);
-        assert_eq!(notes.find(&Subject { cluster: &[2; 32], ..subject }), None);
-        assert_eq!(notes.find(&Subject { bucket: "bk", key: "", ..subject }), None, "parts do not run into each other");
+        assert!(!notes.find(&subject));
+        notes.write(&subject).unwrap();
+        assert!(notes.find(&subject));
+        assert!(!notes.find(&Subject { size: 4, ..subject }));
+        assert!(!notes.find(&Subject { cluster: &[2; 32], ..subject }));
+        assert!(!notes.find(&Subject { bucket: "bk", key: "", ..subject }), "parts do not run into each other");
         notes.remove(&subject);
-        assert_eq!(notes.find(&subject), None);
+        assert!(!notes.find(&subject));
     }
 }

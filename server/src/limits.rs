@@ -241,6 +241,9 @@ pub const RELEASE_AGAIN: Duration = Duration::from_secs(2);
 /// Rule 10: what every other node must have been heard within before anything is removed.
 pub const PERMISSION_WITHIN: Duration = Duration::from_secs(60);
 
+/// What is bad or missing here is fetched from the others within this, if there is a good copy: comparisons follow a loss at once.
+pub const MENDED_WITHIN: Duration = Duration::from_secs(60);
+
 // Objects.
 
 /// Versions of a key in one page, newest first. Mostly the first of them is the answer; older ones are asked for page by page.

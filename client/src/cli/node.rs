@@ -3,8 +3,8 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 use super::{
     Session, cluster, draining,
-    operate::{Options, Outcome, Way, carry_out, carry_out_in, sit_down},
-    units,
+    operate::{self, Desk, Options, Outcome, Way, carry_out, carry_out_in, sit_down},
+    status, units,
 };
 use crate::{
     cluster::{
@@ -332,11 +332,31 @@ async fn replace(session: &Session, arguments: &Replace) -> Result<u8, Error> {
     let node = node.ok_or_else(|| Error::usage(format!("the layout names no node {:?} that takes part", arguments.name)))?;
     let address = node.endpoint.trim_start_matches("https://").to_owned();
     let (host, port) = cluster::address(&address).map_err(Error::usage)?;
+    // Two that come back empty would take each other for all there was.
+    let healing = still_healing(&desk, &node.name).await;
+    if !healing.is_empty() {
+        let healing = healing.join(" and ");
+        session.out.note(format!(
+            "{healing} has not caught up yet. What only its former disks and those of {} held would be gone, and nothing would say so: \
+             wait for `afar status`, or bring back one of those disks",
+            node.name
+        ));
+        if !arguments.options.dry_run {
+            operate::confirm(&arguments.options, &format!("Replace {} all the same?", node.name))?;
+        }
+    }
     if arguments.options.dry_run {
         session.out.note(format!("would make {} for {} at {address}; the layout stays", arguments.output.display(), node.name));
         return Outcome::default().tell(session);
     }
     finish_bundle(session, Outcome::default(), &desk.operator, &about, &plan_of(&node, host, port), &arguments.output)
+}
+
+/// Other nodes that are being filled again.
+async fn still_healing(desk: &Desk, besides: &str) -> Vec<String> {
+    let Ok(status) = status::ask(&desk.client).await else { return Vec::new() };
+    let nodes = status.sites.iter().flat_map(|site| &site.nodes);
+    nodes.filter(|node| node.name != besides && node.state == "catching_up").map(|node| node.name.clone()).collect()
 }
 
 /// Makes a node's folder, and lets the client's environment know its endpoint.

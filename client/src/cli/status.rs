@@ -26,7 +26,7 @@ use std::{
 Exit codes: 0 safe, 5 degraded, unknown or at risk, 4 lost, 14 no node answers;
 with --check: 0 safe, 1 degraded or a warning, 2 at risk, lost or something
 critical, 3 unknown. Nothing is safe while a check is critical that concerns the
-data: distances, clocks, disks, peers, policies, layout.")]
+data: distances, clocks, disks, peers, policies, different layouts.")]
 pub struct Arguments {
     /// Ask again and again
     #[arg(short, long, conflicts_with = "check")]

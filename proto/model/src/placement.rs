@@ -327,6 +327,9 @@ impl std::error::Error for Infeasible {}
 /// Sets are enumerated only up to this many, to bound work on large layouts; the first found are the least in index
 /// order, and all nodes enumerate alike.
 const SETS_MAX: usize = 4096;
+/// Of each size only so many sets are tried: all there are of up to 18 sites. On larger layouts a policy of many copies that
+/// hardly any set satisfies may get fewer copies than could be had, which every report says; it does not keep nodes busy for days.
+const TRIED_MAX: usize = 1 << 16;
 
 impl Placement {
     /// Finds the sets of sites that satisfy a policy. Where `copies` cannot be had, sets that are still far are used,
@@ -355,14 +358,26 @@ impl Placement {
         let candidates: Vec<SiteIndex> = layout.site_indexes().filter(|site| allowed(policy, layout, *site)).filter(populated).collect();
         let may_hold = |node: &NodeIndex| layout.site_of(*node).is_some_and(|site| candidates.contains(&site));
         let eligible = layout.node_indexes().filter(may_hold).filter(takes).collect();
-        for copies in (usize::from(policy.far_copies)..=usize::from(policy.copies)).rev() {
-            let mut sets = Vec::new();
+        let far = usize::from(policy.far_copies);
+        let farthest = geography.farthest_group(policy, &candidates, far);
+        if farthest.len() < far {
+            return Err(not_far(policy, geography, &candidates));
+        }
+        let fits = |set: &[SiteIndex]| violations(policy, set, geography).iter().all(|why| matches!(why, Violation::Copies { .. }));
+        // More than that no set can have, so none of such a size is looked for.
+        let most: usize = per_provider(&candidates, layout).into_iter().map(|(provider, sites)| sites.min(most_at(policy, provider))).sum();
+        for copies in (far..=most.min(usize::from(policy.copies))).rev() {
+            let (mut sets, mut tried) = (Vec::new(), 0);
             enumerate(&mut Vec::new(), &candidates, copies, &mut |set| {
-                if violations(policy, set, geography).iter().all(|violation| matches!(violation, Violation::Copies { .. })) {
+                if fits(set) {
                     sets.push(set.to_vec());
                 }
-                sets.len() < SETS_MAX
+                tried += 1;
+                sets.len() < SETS_MAX && tried < TRIED_MAX
             });
+            if copies == far && sets.is_empty() && fits(&farthest) {
+                sets.push(farthest.clone());
+            }
             if home.is_some_and(|home| sets.iter().any(|set| set.contains(&home))) {
                 sets.retain(|set| home.is_some_and(|home| set.contains(&home)));
             }

@@ -114,8 +114,9 @@ impl Node {
             added(&next.document.revoked, &current.document.revoked) || added(&next.document.distrusted, &current.document.distrusted);
         // Where a bucket can be placed nowhere, no transition ends by waiting ([`Node::is_synced`]): only a change helps.
         let stuck = || self.buckets.present().buckets.values().any(|bucket| bucket.now().placement.is_err());
-        // A fire and a thief do not wait for a transition to end.
-        if open >= OPEN_MAX && !lost && !withdraws && !stuck() {
+        // A fire and a thief do not wait for a transition to end; and none ends while a conflict lasts, which a merge ends.
+        let merges = next.document.parents.len() >= 2;
+        if open >= OPEN_MAX && !lost && !withdraws && !merges && !stuck() {
             problems.push(format!(
                 "{open} layouts are in transition already, and wait for {}: `afar status` says what to do, or wait",
                 self.transition(&current.layout).words()

@@ -137,6 +137,10 @@ fn losses(node: &Node) -> v1::Check {
         check("replica", "critical", format!("parts of the log are lost ({damage}), and not all of it is known to be back: {what}"))
     } else if node.is_catching_up() {
         check("replica", "warning", "catching up: its answers prove no absence until it has compared itself with every other node")
+    } else if let overdue @ 1.. = node.ledger.missing_for(limits::MENDED_WITHIN) {
+        // Of a version that nobody can read any more no count of objects knows: it must not be called safe for that.
+        let what = "records that should be here are bad or missing, and nobody has given a good copy of them";
+        check("replica", "critical", format!("{overdue} {what} for over a minute: keep every disk that ever held one"))
     } else if missing > 0 {
         check("replica", "warning", "records that this node should have are missing or bad here and not mended yet")
     } else if let Some(damage) = damage {

@@ -720,8 +720,9 @@ async fn already(node: &Arc<Node>, bucket: &Bucket, key: &str, existing: Version
     if standing != versions::Standing::Settled {
         return Err(ObjectError::maybe("an earlier attempt of this put is not far away yet"));
     }
-    let holders = super::read::holders(node, bucket, key, &listed).await;
-    let durability = reached(node, bucket, &holders).unwrap_or(Durability::Local);
+    let holdings = super::read::holdings(node, bucket, key, &listed).await;
+    let durability = holdings.level(node, bucket).unwrap_or(Durability::Local);
+    let holders = holdings.named();
     let size = existing.object.map_or(0, |(_, size)| size);
     Ok(receipt(node, bucket, key, existing.id, existing.object, durability, &holders, size))
 }

@@ -20,6 +20,7 @@ use afar_model::{
     layout::NodeIndex,
     limits::{CHUNK_BYTES, INLINE_BYTES_MAX},
     placement::Partition,
+    policy::Durability,
     record::{ChunkRef, Content, Data, DecodedVersion, Manifest, RecordKey, RecordKind, Right},
 };
 use bytes::Bytes;
@@ -254,24 +255,52 @@ async fn read_chunk(node: &Arc<Node>, bucket: BucketId, begin: u64, chunk: Chunk
     Ok(Bite { offset: begin, data: record.into_body(), id: Some(chunk.id) })
 }
 
-/// Nodes that hold a version and everything that it needs, asked now.
-pub async fn holders(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &Listed) -> Vec<NodeIndex> {
-    let version_key = RecordKey { bucket: bucket.id, id: listed.entry.id };
-    let mut keys = vec![version_key];
-    if !listed.entry.inline
-        && let Ok(decoded) = versions::read(node, bucket, key, listed).await
-        && let Ok(pieces) = versions::pieces(node, bucket, &decoded.version).await
-    {
-        keys.extend(pieces.into_iter().map(|(key, _, _)| key));
+/// Who holds each record of a version, the version's own first: pieces of one object may be at different pairs of sites.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holdings(Vec<Vec<NodeIndex>>);
+
+impl Holdings {
+    /// The holders of each record.
+    pub fn of_each(&self) -> impl Iterator<Item = &[NodeIndex]> {
+        self.0.iter().map(Vec::as_slice)
     }
-    let whom: Vec<NodeIndex> = bucket.eligible().into_iter().filter(|n| *n == node.me || node.peers.usable(*n)).collect();
-    let mut holders = whom.clone();
-    for batch in keys.chunks(limits::PROVE_BATCH) {
-        for proved in fetch::prove_all(node, &whom, batch).await {
-            holders.retain(|n| proved.holders.contains(n));
+
+    /// What all of it amounts to: as much as the record that is worst off.
+    pub fn level(&self, node: &Node, bucket: &Bucket) -> Option<Durability> {
+        self.of_each().map(|holders| super::put::reached(node, bucket, holders)).min().flatten()
+    }
+
+    /// Whom to name: those who hold everything, or, if hardly anybody does, those who hold the version.
+    pub fn named(&self) -> Vec<NodeIndex> {
+        let version = self.0.first().cloned().unwrap_or_default();
+        let whole: Vec<NodeIndex> = version.iter().copied().filter(|node| self.0.iter().all(|holders| holders.contains(node))).collect();
+        if whole.len() < 2 { version } else { whole }
+    }
+}
+
+/// Who holds a version and everything that it needs, asked now.
+pub async fn holdings(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &Listed) -> Holdings {
+    let version_key = RecordKey { bucket: bucket.id, id: listed.entry.id };
+    let (mut keys, mut unknown) = (vec![version_key], false);
+    if !listed.entry.inline {
+        match versions::read(node, bucket, key, listed).await {
+            Ok(decoded) => match versions::pieces(node, bucket, &decoded.version).await {
+                Ok(pieces) => keys.extend(pieces.into_iter().map(|(key, _, _)| key)),
+                Err(_) => unknown = true,
+            },
+            Err(_) => unknown = true,
         }
     }
-    holders
+    let whom: Vec<NodeIndex> = bucket.eligible().into_iter().filter(|n| *n == node.me || node.peers.usable(*n)).collect();
+    let mut holdings = Vec::with_capacity(keys.len());
+    for batch in keys.chunks(limits::PROVE_BATCH) {
+        holdings.extend(fetch::prove_all(node, &whom, batch).await.into_iter().map(|proved| proved.holders));
+    }
+    if unknown {
+        // What cannot be named cannot be proved either.
+        holdings.push(Vec::new());
+    }
+    Holdings(holdings)
 }
 
 #[cfg(test)]
@@ -286,5 +315,13 @@ mod tests {
         assert_eq!(permit_ahead(&mut own, || Some(7)), ControlFlow::Continue(Some(7)));
         own = true;
         assert_eq!(permit_ahead(&mut own, || Some(7)), ControlFlow::Continue(None), "free again");
+    }
+
+    #[test]
+    fn whose_pieces_are_at_different_pairs_is_named_by_where_its_version_is() {
+        let (a, b, c) = (NodeIndex(0), NodeIndex(1), NodeIndex(2));
+        assert_eq!(Holdings(vec![vec![a, b], vec![a, c]]).named(), [a, b]);
+        assert_eq!(Holdings(vec![vec![a, b, c], vec![a, c]]).named(), [a, c]);
+        assert_eq!(Holdings(vec![vec![a, b], Vec::new()]).named(), [a, b]);
     }
 }

@@ -70,9 +70,9 @@ async fn stands(node: &Arc<Node>, bucket: &Bucket, key: &str, earlier: Listed) -
     if !earlier.entry.settled && versions::complete(node, bucket, key, &earlier).await? != versions::Standing::Settled {
         return Err(ObjectError::maybe("an earlier attempt of this removal is not far away yet"));
     }
-    let holders = read::holders(node, bucket, key, &earlier).await;
-    let level = put::reached(node, bucket, &holders).unwrap_or(Durability::Local);
-    Ok(put::receipt(node, bucket, key, earlier.entry.id, None, level, &holders, 0))
+    let holdings = read::holdings(node, bucket, key, &earlier).await;
+    let level = holdings.level(node, bucket).unwrap_or(Durability::Local);
+    Ok(put::receipt(node, bucket, key, earlier.entry.id, None, level, &holdings.named(), 0))
 }
 
 /// Copies an object: read here and put again, so that a copy is verified and acknowledged like any put. Content that the

@@ -10,6 +10,7 @@ use crate::{
     },
 };
 use afar_model::{
+    hlc::Stamp,
     id::{BucketId, RecordId},
     layout::NodeIndex,
     limits::SHARDS_DEFAULT,
@@ -33,7 +34,7 @@ pub async fn create_bucket(node: &Arc<Node>, caller: &Caller, name: &str, policy
     if node.buckets.find(name)?.is_some() {
         return Err(taken(name));
     }
-    let setting = Setting::BucketCreated { name: name.to_owned(), policy, shards: SHARDS_DEFAULT, stamp: node.tick() };
+    let setting = Setting::BucketCreated { name: name.to_owned(), policy, shards: SHARDS_DEFAULT, stamp: by_chance(node.tick()) };
     let written = write(node, &setting, true).await?;
     let id = BucketId::from(written.id);
     // Two that are made at the same moment at two nodes know nothing of each other when they begin. Whoever ends later finds the
@@ -80,6 +81,12 @@ pub async fn rename_bucket(node: &Arc<Node>, caller: &Caller, bucket: &str, name
         return Err(taken(name));
     }
     node.buckets.get(&bucket.id).ok_or_else(|| ObjectError::Internal("the bucket was renamed but is not visible here".into()))
+}
+
+/// A little later than that, by chance. What two nodes make in the same millisecond would else be one record, thus one bucket:
+/// each would be told that it is its own, and a third that takes its own away would take theirs.
+fn by_chance(stamp: Stamp) -> Stamp {
+    Stamp::from_u64(stamp.as_u64().saturating_add(u64::from(rand::random::<u16>())))
 }
 
 fn taken(name: &str) -> ObjectError {

@@ -47,7 +47,8 @@ pub enum Holding {
 #[derive(Debug, Default)]
 pub struct Ledger {
     accounts: Mutex<HashMap<NodeIndex, Account>>,
-    own_missing: Mutex<HashSet<RecordKey>>,
+    /// Since when each is known to be missing.
+    own_missing: Mutex<HashMap<RecordKey, Instant>>,
 }
 
 /// What one comparison with a peer found.
@@ -225,7 +226,7 @@ impl Ledger {
         let mut own = self.own_missing.lock();
         for key in keys {
             if own.len() < limits::LEDGER_EXCEPTIONS {
-                own.insert(key);
+                own.entry(key).or_insert_with(Instant::now);
             }
         }
     }
@@ -240,12 +241,17 @@ impl Ledger {
 
     /// What this node should have and has not, at most `limit` of them.
     pub fn own_missing(&self, limit: usize) -> Vec<RecordKey> {
-        self.own_missing.lock().iter().take(limit).copied().collect()
+        self.own_missing.lock().keys().take(limit).copied().collect()
+    }
+
+    /// How many of these nobody has given for longer than that, although whoever is there was asked.
+    pub fn missing_for(&self, longer_than: Duration) -> usize {
+        self.own_missing.lock().values().filter(|since| since.elapsed() > longer_than).count()
     }
 
     /// Whether this node should have a record and has not.
     pub fn is_missing_here(&self, key: &RecordKey) -> bool {
-        self.own_missing.lock().contains(key)
+        self.own_missing.lock().contains_key(key)
     }
 }
 
@@ -289,6 +295,16 @@ mod tests {
 
     fn now() -> (Instant, UnixMillis) {
         (Instant::now(), UnixMillis(1))
+    }
+
+    #[test]
+    fn what_is_missing_for_long_is_told_from_what_has_just_gone() {
+        let ledger = Ledger::default();
+        ledger.own_missing_add([key(1), key(2)]);
+        ledger.own_missing_add([key(1)]);
+        assert_eq!((ledger.missing_for(Duration::ZERO), ledger.missing_for(Duration::from_secs(3600))), (2, 0));
+        ledger.own_missing_clear([key(1)]);
+        assert_eq!(ledger.missing_for(Duration::ZERO), 1);
     }
 
     #[test]

@@ -1,7 +1,15 @@
 //! Clients that lie, stall, vanish, or repeat themselves.
 use crate::common::{Known, MIB};
+use afar::{
+    Client, PutOptions, Source,
+    resume::{Notes, Subject},
+};
+use afar_model::policy::Durability;
 use afar_proto::v1::{PutRequest, StatRequest};
-use afar_tests::{cluster::Cluster, data, wire};
+use afar_tests::{
+    cluster::{Cluster, MADRID, STRASBOURG, Setup, WARSAW},
+    data, wire,
+};
 use tonic::Code;
 
 #[test]
@@ -22,6 +30,60 @@ fn an_endpoint_that_takes_connections_and_does_not_speak_is_left_for_the_next() 
     for object in put.iter().chain([&before]) {
         object.must_be_at(&cluster.afar_at(&["strasbourg"]));
     }
+}
+
+#[test]
+fn rule_4_a_put_that_is_resumed_is_current_whatever_came_between() {
+    let cluster = Setup::of(&[STRASBOURG, WARSAW, MADRID]).start();
+    cluster.bucket("resumed", &[]);
+    let mut chance = data::chance(data::seed());
+    let [content, other] = [2 * MIB + 9, 3 * MIB].map(|length| data::bytes(&mut chance, length));
+    let path = cluster.file("content", &content).canonicalize().unwrap();
+    let notes = Notes::new(cluster.scratch().join("notes"));
+    let runtime = wire::runtime();
+    let client = runtime.block_on(async { Client::connect(&cluster.client_config()) }).unwrap();
+    let put = || {
+        let options = PutOptions { notes: Some(notes.clone()), ..PutOptions::default() };
+        runtime.block_on(client.put("resumed", "a", Source::File(path.clone()), options)).unwrap()
+    };
+    let metadata = path.metadata().unwrap();
+    let subject = Subject {
+        cluster: client.cluster(),
+        bucket: "resumed",
+        key: "a",
+        path: &path,
+        size: metadata.len(),
+        modified: metadata.modified().unwrap(),
+    };
+    let (afar, known) = (cluster.afar(), Known { at: "resumed/a".into(), content });
+    put();
+    for between in ["put", "rm"] {
+        // As by a client that was killed when its put had been acknowledged, before it took its note away.
+        notes.write(&subject).unwrap();
+        match between {
+            "put" => drop(crate::common::put_bytes(&afar, &other, &known.at)),
+            _ => drop(afar.ok(&["rm", &known.at])),
+        }
+        let stored = put();
+        assert!(stored.durability == Durability::Full && stored.sites.len() == 2, "{stored:?}");
+        known.must_be_at(&afar);
+    }
+}
+
+#[test]
+fn a_repeated_put_whose_pieces_are_at_different_pairs_of_sites_is_as_far_as_it_was() {
+    let cluster = Setup::of(&[STRASBOURG, WARSAW, MADRID]).start();
+    cluster.bucket("repeated", &[]);
+    let content = data::bytes(&mut data::chance(data::seed()), 8 * MIB);
+    let runtime = wire::runtime();
+    runtime.block_on(async {
+        let messages = wire::whole("repeated", "a", [7; 16], &content);
+        let first = wire::put(&cluster, "strasbourg", messages.clone()).await.unwrap();
+        for node in ["strasbourg", "warsaw", "madrid"] {
+            let again = wire::put(&cluster, node, wire::again(messages.clone())).await.unwrap();
+            assert_eq!((&again.version, &again.durability), (&first.version, &first.durability), "{again:?}");
+        }
+    });
 }
 
 #[test]

@@ -187,6 +187,28 @@ fn a_replaced_node_heals_and_two_instances_of_one_name_are_refused() {
 }
 
 #[test]
+fn a_second_node_is_not_replaced_unasked_while_the_first_is_being_filled() {
+    let (mut cluster, operator) = start(&THREE);
+    cluster.bucket("twice", &[]);
+    cluster.wait_state("safe");
+    for name in ["strasbourg", "warsaw"] {
+        cluster.node_mut(name).burn();
+    }
+    // Nobody can fill it as long as Warsaw is away.
+    cluster.node_mut("strasbourg").spawn();
+    until("strasbourg is being filled", SETTLE_MAX, || {
+        let status = cluster.status();
+        if node_state(&status, "strasbourg").as_deref() == Some("catching_up") { Ok(()) } else { Err(summary(&status)) }
+    });
+    let (folder, bundle) = (operator.folder().display().to_string(), cluster.scratch().join("w").display().to_string());
+    let arguments = ["node", "replace", "warsaw", "-o", &bundle, "--dir", &folder];
+    let refused = cluster.afar().run(&arguments).expect(2);
+    assert!(refused.text().contains("strasbourg has not caught up yet") && refused.text().contains("--yes"), "{refused}");
+    assert!(!std::path::Path::new(&bundle).exists());
+    cluster.afar().run(&[&arguments[..], &["--yes"]].concat()).expect(0);
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_before_anything_happens() {
     let (mut cluster, operator) = start(&THREE);
     cluster.bucket("kept", &[]);

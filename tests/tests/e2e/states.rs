@@ -47,6 +47,8 @@ fn what_was_just_acknowledged_is_not_called_at_risk() {
         Known::put(&afar, &mut chance, &format!("fresh/{number}"), 100_000);
         let objects = cluster.status()["objects"].clone();
         assert!(["at_risk", "degraded", "lost"].iter().all(|state| objects[*state] == 0), "{objects}");
+        let described = afar.ok(&["stat", "--json", &format!("fresh/{number}")]).json();
+        assert_eq!(described["state"], "safe", "{described}");
     }
 }
 

@@ -182,6 +182,25 @@ fn shares_are_even_where_nothing_speaks_against_it() {
     even(per_node.into_values().collect(), 12);
 }
 
+/// Sixty-two sites in one town, two elsewhere, and next to no set of many that is far: nobody waits for all 10^14 to be tried.
+#[test]
+fn where_hardly_any_set_is_far_one_is_found_all_the_same() {
+    let town = (0..62).map(|n| examples::site(&format!("town{n}"), "FR", 48.0, 7.0 + f64::from(n) / 1000.0).unwrap());
+    let elsewhere = [52.0, 40.0].map(|latitude| examples::site(&format!("at{latitude}"), "FR", latitude, 21.0).unwrap());
+    let sites: Vec<Site> = town.chain(elsewhere).collect();
+    let nodes = sites.iter().map(|site| node(site, 0)).collect();
+    let layout = Layout::new(1, 256, sites, nodes).unwrap();
+    let policy = Policy { copies: 16, far_copies: 3, home: None, ..Policy::default() };
+    let placement = placed(&layout, &policy).unwrap();
+    let assigned = placement.assigned(&policy, &layout, Partition(7));
+    let sites = sites_of(&layout, assigned);
+    assert!(level(&policy, &sites, &Geography::claimed(&layout)) >= Some(Durability::Far), "{sites:?}");
+    let nowhere = Policy { far_copies: 4, ..policy.clone() };
+    assert!(matches!(placed(&layout, &nowhere), Err(Infeasible::NotFar { .. })));
+    let narrow = Policy { max_copies_per_provider: 1, ..policy };
+    assert!(placed(&layout, &narrow).is_ok());
+}
+
 #[test]
 fn a_round_trip_is_named_as_a_reason_only_where_the_policy_minds() {
     let layout = examples::three_sites().unwrap();

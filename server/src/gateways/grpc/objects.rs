@@ -24,6 +24,7 @@ use afar_model::{
     limits::CHUNK_BYTES,
     placement::{Geography, sites_of},
     record::{ChunkRef, RecordKey, VersionEntry},
+    state::{State, state},
 };
 use afar_proto::{
     convert::{self, InvalidMessage},
@@ -119,12 +120,14 @@ impl Objects for ObjectsService {
         let request = request.into_inner();
         let wanted = wanted(request.key, request.version.as_deref(), request.object.as_deref()).map_err(|error| invalid(&error))?;
         let found = read::find(&self.node, &caller, &request.bucket, wanted).await?;
-        let holders = read::holders(&self.node, &found.bucket, &found.key, &found.listed).await;
+        let holdings = read::holdings(&self.node, &found.bucket, &found.key, &found.listed).await;
         let layout = self.node.layout();
-        let sites = sites_of(&layout, holders);
+        let sites = sites_of(&layout, holdings.named());
         let refuted = self.node.peers.refuted();
         let geography = Geography { layout: &layout, refuted: &refuted };
-        let state = afar_model::state::state(found.bucket.policy(), &sites, &[], &geography);
+        let policy = found.bucket.policy();
+        let states = holdings.of_each().map(|holders| state(policy, &sites_of(&layout, holders.iter().copied()), &[], &geography));
+        let state = states.max().unwrap_or(State::Unknown);
         let mut info = info(&found);
         info.sites = sites.iter().map(|site| layout.site_name(*site).to_owned()).collect();
         info.distance_metres = geography.greatest_distance(&sites).0;
