@@ -1,6 +1,9 @@
 //! Who holds what, by the nodes' own proofs: asked as a peer, with the certificate of another node. So a copy that was
 //! dropped too early is seen while it is missing, and not only when a reader would have needed it.
-use crate::cluster::Cluster;
+use crate::{
+    cluster::Cluster,
+    limits::{LOOK_EVERY, SETTLE_MAX},
+};
 use afar_model::{
     geo::Coordinates,
     id::{BucketId, RecordId},
@@ -196,7 +199,16 @@ impl Witness {
         let mut client = self.client(name).expect("a client");
         let mut held = BTreeSet::new();
         let most = afar_proto::limits::PAGE_MAX as u32;
-        let ids = client.ids(within(IdsRequest { first: 0, last: u32::MAX, after: None, limit: most })).await.expect("ids").into_inner();
+        let start = tokio::time::Instant::now();
+        let ids = loop {
+            match client.ids(within(IdsRequest { first: 0, last: u32::MAX, after: None, limit: most })).await {
+                // It lost something a moment ago, and makes its index anew.
+                Err(status) if status.message().contains("being rebuilt") && start.elapsed() < SETTLE_MAX => {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                answered => break answered.expect("ids").into_inner(),
+            }
+        };
         assert!(!ids.more, "too many records for one page");
         for record in ids.records.iter().filter(|record| record.kind != u32::from(RecordKind::Setting as u8)) {
             let key = v1::RecordKey { bucket: record.bucket.clone(), id: record.id.clone() };
