@@ -209,7 +209,9 @@ impl Node {
         })?;
         let lost =
             forgotten || !opened.losses.is_empty() || opened.directories.iter().any(|directory| directory.state == DirectoryState::Created);
-        let reliance = Reliance::open(&config.state, lost).map_err(|error| StartError::File { path: config.state.clone(), error })?;
+        let new_disks = opened.directories.iter().all(|directory| directory.state == DirectoryState::Created);
+        let reliance =
+            Reliance::open(&config.state, lost, new_disks).map_err(|error| StartError::File { path: config.state.clone(), error })?;
         let node = Arc::new(Self {
             buckets: BucketTable::new(Arc::clone(&layouts)),
             lanes: Lanes::start(&peers, peers.others(), &transfer, &lifecycle),
@@ -264,6 +266,7 @@ impl Node {
         let (objects, bytes) = pending.alone.unwrap_or_default();
         state.alone = Some(v1::Alone { objects, bytes, unknown: pending.alone.is_none(), may_queue: self.may_queue() });
         state.catching_up = self.is_catching_up();
+        state.new_disks = state.catching_up && self.reliance.began_empty();
         state.layout_synced = self.is_synced();
         state.to_fetch_records = self.rebalance.to_fetch().0;
         state.to_fetch_bytes = self.rebalance.to_fetch().1;

@@ -2,7 +2,7 @@
 //!
 //! A node that lost something (a disk, a range of its log, everything, because it is a replacement) is *behind*: it stores
 //! and serves what it has, but its "I have nothing" proves nothing until it has compared itself with every other node of
-//! the layout (rule 3). That is remembered on disk, so that a restart in the middle does not make it forget.
+//! the layout (rule 3; see also [`crate::cluster::replaced`]). That is remembered on disk, so that a restart in the middle does not make it forget.
 use crate::{
     files,
     node::Node,
@@ -31,12 +31,15 @@ use tokio::sync::watch;
 
 /// The name of the file that says that this node is behind.
 const BEHIND: &str = "catching_up";
+/// What stands in it if there was nothing to lose.
+const BEGAN_EMPTY: &[u8] = b"this node began with empty disks, and has not compared itself with every other node since\n";
 
 /// Whether this node is behind, and with whom it has compared itself since.
 #[derive(Debug)]
 pub struct Reliance {
     marker: PathBuf,
     behind: AtomicBool,
+    began_empty: AtomicBool,
     /// Losses so far: a comparison that began before one does not make up for it.
     epoch: AtomicU64,
     /// Up to which count the log's losses have been taken note of.
@@ -47,27 +50,35 @@ pub struct Reliance {
 }
 
 impl Reliance {
-    /// As the marker of an earlier run says, or as opening the log has found (`lost`). The marker is durable before this
-    /// returns.
+    /// As the marker of an earlier run says, or as opening the log has found (`lost`, and `new_disks` if there was nothing at all).
+    /// The marker is durable before this returns.
     ///
     /// # Errors
     /// If the marker cannot be written: then nothing may be served.
-    pub fn open(state: &std::path::Path, lost: bool) -> std::io::Result<Self> {
+    pub fn open(state: &std::path::Path, lost: bool, new_disks: bool) -> std::io::Result<Self> {
         let marker = state.join(BEHIND);
         if lost {
-            files::replace(&marker, b"this node has not compared itself with every other node since it lost data\n", 0o644)?;
+            let why = if new_disks { BEGAN_EMPTY } else { b"this node has not compared itself with every other node since it lost data\n" };
+            files::replace(&marker, why, 0o644)?;
         }
+        let began_empty = AtomicBool::new(std::fs::read(&marker).is_ok_and(|why| why == BEGAN_EMPTY));
         let behind = AtomicBool::new(marker.exists());
         let compared = Mutex::default();
         Ok(Self {
             marker,
             behind,
+            began_empty,
             epoch: AtomicU64::new(0),
             noted: AtomicU64::new(0),
             compared,
             pokes: watch::Sender::new(0),
             reload: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// Whether this node was empty when it became behind, as far as it still is.
+    pub fn began_empty(&self) -> bool {
+        self.began_empty.load(Ordering::Acquire)
     }
 }
 
@@ -186,10 +197,13 @@ impl Node {
             return;
         }
         compared.insert(peer);
-        if self.reliance.behind.load(Ordering::Acquire) && self.peers.others().all(|other| compared.contains(&other)) {
+        // Who took another's place has what there is, which may be less than there was.
+        let told = |other: NodeIndex| compared.contains(&other) && !self.peers.is_replacement_behind(other);
+        if self.reliance.behind.load(Ordering::Acquire) && self.peers.others().all(told) {
             match files::remove(&self.reliance.marker) {
                 Ok(()) => {
                     self.reliance.behind.store(false, Ordering::Release);
+                    self.reliance.began_empty.store(false, Ordering::Release);
                     tracing::info!("caught up: this node has everything that it is assigned");
                 }
                 Err(error) => tracing::error!(%error, "cannot remember that this node has caught up"),

@@ -332,13 +332,13 @@ async fn replace(session: &Session, arguments: &Replace) -> Result<u8, Error> {
     let node = node.ok_or_else(|| Error::usage(format!("the layout names no node {:?} that takes part", arguments.name)))?;
     let address = node.endpoint.trim_start_matches("https://").to_owned();
     let (host, port) = cluster::address(&address).map_err(Error::usage)?;
-    // Two that come back empty would take each other for all there was.
+    // What only two held, who both come back empty, is nowhere.
     let healing = still_healing(&desk, &node.name).await;
     if !healing.is_empty() {
         let healing = healing.join(" and ");
         session.out.note(format!(
-            "{healing} has not caught up yet. What only its former disks and those of {} held would be gone, and nothing would say so: \
-             wait for `afar status`, or bring back one of those disks",
+            "{healing} has not caught up yet: neither can be filled with what only its former disks and those of {} held. \
+             Wait for `afar status`, or bring back one of those disks",
             node.name
         ));
         if !arguments.options.dry_run {

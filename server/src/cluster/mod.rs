@@ -10,6 +10,8 @@ pub mod trust;
 
 pub mod pulse;
 
+pub mod replaced;
+
 pub mod memory;
 
 pub mod skew;

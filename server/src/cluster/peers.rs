@@ -26,6 +26,7 @@ use crate::{
         layouts::{Layouts, awaited},
         membership::Membership,
         memory::{self, Memory},
+        replaced::Replaced,
     },
     lifecycle::Lifecycle,
     limits,
@@ -95,6 +96,7 @@ pub struct Peers {
     remember: Notify,
     stale: AtomicBool,
     superseded: AtomicBool,
+    replaced: Replaced,
 }
 
 impl fmt::Debug for Peers {
@@ -170,6 +172,7 @@ impl Peers {
             remember: Notify::new(),
             stale: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
+            replaced: Replaced::default(),
         };
         peers.renew()?;
         Ok(Arc::new(peers))
@@ -358,6 +361,22 @@ impl Peers {
     /// acknowledged is not here.
     pub fn was_superseded(&self) -> bool {
         self.superseded.load(Ordering::Acquire) && self.superseded.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether a peer's disks took the place of others and have not caught up: what it lacks may be nowhere else. If ours did, so
+    /// did perhaps those of a peer that began empty, too: who could tell may not have met it yet. (In a new cluster all did, and
+    /// nobody took anybody's place.)
+    pub fn is_replacement_behind(&self, node: NodeIndex) -> bool {
+        let Some(slot) = self.slot(node) else { return false };
+        let record = slot.record.lock();
+        let known = || record.remembered.last().is_some_and(|last| self.replaced.is_behind(&last.incarnation));
+        let new_disks = record.said.as_ref().is_some_and(|said| said.new_disks);
+        record.catching_up && (known() || new_disks && self.is_replacement())
+    }
+
+    /// The same of this node's own disks.
+    pub fn is_replacement(&self) -> bool {
+        self.replaced.is_behind(&self.own.incarnation)
     }
 
     /// Changes whenever a peer's state, usability, run, or what it says about catching up or taking writes does; and when a

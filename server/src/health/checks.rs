@@ -126,6 +126,14 @@ fn failing(directory: &DirectoryUsage) -> Option<String> {
     (failures.count > 0).then(|| format!("{path}: {} reads failed since the start, the last: {}: {what}", failures.count, failures.last))
 }
 
+/// Peers that came back empty as this node did, and cannot fill it.
+fn empty_together(node: &Node) -> Option<String> {
+    let layout = node.layout();
+    let others = node.peers.others().filter(|peer| node.peers.is_replacement_behind(*peer));
+    let names: Vec<&str> = others.map(|peer| layout.node_name(peer)).collect();
+    (node.peers.is_replacement() && !names.is_empty()).then(|| names.join(" and "))
+}
+
 fn losses(node: &Node) -> v1::Check {
     let losses = node.store.losses();
     let missing = node.ledger.own_missing(1).len();
@@ -135,6 +143,13 @@ fn losses(node: &Node) -> v1::Check {
     if let Some(damage) = damage.as_ref().filter(|_| node.is_catching_up()) {
         let what = "keep the other nodes up, drain nothing, and look at this disk";
         check("replica", "critical", format!("parts of the log are lost ({damage}), and not all of it is known to be back: {what}"))
+    } else if let Some(others) = node.is_catching_up().then(|| empty_together(node)).flatten() {
+        let cure = "bring back a disk that either had; if all are gone, `afar node remove NAME --lost`, and add it anew under another name";
+        check(
+            "replica",
+            "critical",
+            format!("has new disks, as {others} has: what only their former disks held is not known to be anywhere ({cure})"),
+        )
     } else if node.is_catching_up() {
         check("replica", "warning", "catching up: its answers prove no absence until it has compared itself with every other node")
     } else if let overdue @ 1.. = node.ledger.missing_for(limits::MENDED_WITHIN) {

@@ -74,6 +74,7 @@ fn rule_4_a_put_that_is_resumed_is_current_whatever_came_between() {
 fn a_repeated_put_whose_pieces_are_at_different_pairs_of_sites_is_as_far_as_it_was() {
     let cluster = Setup::of(&[STRASBOURG, WARSAW, MADRID]).start();
     cluster.bucket("repeated", &[]);
+    cluster.wait_state("safe");
     let content = data::bytes(&mut data::chance(data::seed()), 8 * MIB);
     let runtime = wire::runtime();
     runtime.block_on(async {

@@ -2,12 +2,12 @@
 //! unknown (14); an older version, or "not found", would be a lie.
 use crate::common::Known;
 use afar_tests::{
-    cluster::{Cluster, MADRID, Setup, THREE},
+    cluster::{Cluster, MADRID, STRASBOURG, Setup, THREE, WARSAW},
     command::Afar,
     data,
     disks::find,
     limits::{SETTLE_MAX, STAYS},
-    operator::Operator,
+    operator::{Operator, own_check, summary},
     wait::{stays, until, until_true},
 };
 use rand_chacha::ChaCha8Rng;
@@ -154,4 +154,83 @@ fn a_site_can_be_added_after_a_loss_that_left_no_two_far_apart_however_many_chan
     operator.add(&mut cluster, "madrid", &MADRID);
     operator.wait_in_force_at(&cluster, &["strasbourg", "roubaix", "madrid"]);
     known.must_be_at(&cluster.afar_at(&["madrid"]));
+}
+
+/// Sites that are all far apart: what Strasbourg and Warsaw hold together is not in Madrid.
+fn two_come_back_empty() -> (Cluster, Vec<Known>, std::path::PathBuf) {
+    let mut cluster = Setup::of(&[STRASBOURG, WARSAW, MADRID]).partitions(256).start();
+    cluster.bucket("both", &[]);
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    let objects: Vec<Known> = (0..12).map(|n| Known::put(&afar, &mut chance, &format!("both/{n}"), 3_000)).collect();
+    cluster.wait_state("safe");
+    cluster.node_mut("warsaw").stop();
+    cluster.node_mut("strasbourg").stop();
+    let (folder, kept) = (cluster.node("warsaw").folder().to_owned(), cluster.scratch().join("kept"));
+    for part in ["data", "state"] {
+        afar_tests::disks::copy(&folder.join(part), &kept.join(part));
+    }
+    for name in ["strasbourg", "warsaw"] {
+        cluster.node_mut(name).burn();
+        cluster.node_mut(name).start();
+    }
+    until("both are known to be empty", SETTLE_MAX, || {
+        let status = cluster.status();
+        let says = |name: &&str| {
+            own_check(&status, "replica", name).is_some_and(|check| check["detail"].to_string().contains("their former disks"))
+        };
+        if ["strasbourg", "warsaw"].iter().all(says) { Ok(()) } else { Err(summary(&status)) }
+    });
+    (cluster, objects, kept)
+}
+
+#[test]
+fn rule_3_two_that_come_back_empty_do_not_take_each_other_for_all_there_was() {
+    let (mut cluster, objects, kept) = two_come_back_empty();
+    stays("nothing is called safe or absent", STAYS, || {
+        let status = cluster.status();
+        if status["state"] == "safe" {
+            return Err(summary(&status));
+        }
+        for object in objects.iter().take(4) {
+            let ran = cluster.afar_at(&["madrid"]).run(&["cat", &object.at]);
+            if ran.code != 14 && (ran.code != 0 || ran.stdout != object.content) {
+                return Err(ran.to_string());
+            }
+        }
+        Ok(())
+    });
+    // One of the former disks brings everything back.
+    cluster.node_mut("warsaw").stop();
+    let folder = cluster.node("warsaw").folder().to_owned();
+    for part in ["data", "state"] {
+        std::fs::remove_dir_all(folder.join(part)).unwrap();
+        afar_tests::disks::copy(&kept.join(part), &folder.join(part));
+    }
+    cluster.node_mut("warsaw").start();
+    cluster.wait_state("safe");
+    for name in ["strasbourg", "warsaw", "madrid"] {
+        for object in &objects {
+            object.must_be_at(&cluster.afar_at(&[name]));
+        }
+    }
+}
+
+#[test]
+fn two_that_come_back_empty_are_given_up_by_an_operator_who_says_so() {
+    let (mut cluster, objects, _) = two_come_back_empty();
+    let operator = Operator::of(&cluster);
+    operator.change(&["node", "remove", "strasbourg", "--lost"]);
+    cluster.node_mut("strasbourg").kill();
+    operator.wait_in_force(&cluster);
+    until("Warsaw is filled with what Madrid has", SETTLE_MAX, || {
+        let status = cluster.status();
+        if status["state"] == "unknown" { Err(summary(&status)) } else { Ok(()) }
+    });
+    // Writes go on; what was at the two alone is gone, and everything else is there.
+    let known = Known::put(&cluster.afar_at(&["madrid", "warsaw"]), &mut data::chance(1), "both/after", 3_000);
+    known.must_be_at(&cluster.afar_at(&["warsaw"]));
+    for object in &objects {
+        let ran = cluster.afar_at(&["madrid"]).run(&["cat", &object.at]).expect_one_of(&[0, 10]);
+        assert!(ran.code == 10 || ran.stdout == object.content, "{ran}");
+    }
 }

@@ -9,7 +9,11 @@ use crate::{
     },
     limits,
 };
-use afar_model::{id::DirectoryId, layout::NodeIndex, units::UnixMillis};
+use afar_model::{
+    id::{DirectoryId, Incarnation},
+    layout::NodeIndex,
+    units::UnixMillis,
+};
 use afar_proto::v1::{self, peer_client::PeerClient};
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -109,6 +113,8 @@ impl Peers {
         if let Some(extras) = self.extras.get() {
             extras(&mut state);
         }
+        self.replaced.heard(self.own.incarnation, state.catching_up);
+        state.replaced = self.replaced.all().iter().map(|disks| afar_proto::convert::bytes(disks.as_bytes())).collect();
         state.now = self.clock.now().0;
         state
     }
@@ -204,6 +210,7 @@ impl Peers {
                 record.missed = None;
             }
             let now = self.clock.monotonic();
+            let before = record.remembered.last().map(|claim| claim.incarnation);
             let accepted = checked.and_then(|claim| Ok(record.remembered.hear(claim, said.catching_up, now)?));
             match &accepted {
                 Ok(accepted) => {
@@ -212,6 +219,7 @@ impl Peers {
                         record.unfit = None;
                     }
                     record.heard = Some(now);
+                    self.note_replaced(*accepted, before, record.remembered.last().map(|claim| claim.incarnation), &said);
                     news = record.remembered.told(*accepted, alone(&said), self.clock.now());
                     record.catching_up = said.catching_up || *accepted == Accepted::NewIncarnation;
                     record.incarnation_changes += u64::from(*accepted == Accepted::NewIncarnation);
@@ -233,6 +241,17 @@ impl Peers {
             self.remember.notify_one();
         }
         Ok(())
+    }
+
+    /// What a peer is, and what it knows, about disks that took the place of others.
+    fn note_replaced(&self, accepted: Accepted, before: Option<Incarnation>, now: Option<Incarnation>, said: &v1::NodeState) {
+        if let (Accepted::NewIncarnation, Some(before), Some(now)) = (accepted, before, now) {
+            self.replaced.met(before, now);
+        }
+        if let Some(now) = now {
+            self.replaced.heard(now, said.catching_up);
+        }
+        self.replaced.told(said.replaced.iter().filter_map(|disks| afar_proto::convert::id("replaced", disks).ok()));
     }
 
     fn note(&self, peer: &str, accepted: Accepted) {
