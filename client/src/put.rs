@@ -20,6 +20,7 @@ use std::{
     fmt,
     fs::File,
     io::Read,
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
@@ -95,6 +96,11 @@ impl Client {
 
     async fn put_file(&self, bucket: &str, key: &str, path: &Path, mut options: PutOptions) -> Result<Stored, Error> {
         let wrong = |error: &std::io::Error| Error::io(path.display(), error);
+        if std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo()) {
+            // To open one may take for ever: on a thread that nobody waits for, so that a signal still ends the program.
+            let feed = OnceFeed::blocking(Box::new(Later { path: path.to_owned(), file: None }), path)?;
+            return self.put_feed(bucket, key, None, Feed::Once(feed), false, options).await;
+        }
         let file = File::open(path).map_err(|error| wrong(&error))?;
         let metadata = file.metadata().map_err(|error| wrong(&error))?;
         if metadata.is_dir() {
@@ -162,6 +168,22 @@ impl Client {
                 }
             }
         }
+    }
+}
+
+/// A file that is opened when it is first read.
+struct Later {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Read for Later {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => self.file.insert(File::open(&self.path)?),
+        };
+        file.read(buffer)
     }
 }
 

@@ -139,7 +139,7 @@ pub enum Command {
     Ls(ls::Arguments),
     /// Describe an object: where its copies are, and its state
     Stat(stat::Arguments),
-    /// Remove objects (recoverable until the bucket's undelete window ends)
+    /// Remove objects (recoverable: `afar cp --version` brings them back)
     Rm(rm::Arguments),
     /// Copy an object within the cluster
     Cp(cp::Arguments),

@@ -29,8 +29,8 @@ Examples:
   pg_dump db | afar put - backups/db.sql    standard input needs a key
   afar put -r /etc /home/ backups/host1/    host1/etc/.., and what is in /home
 
-Of a link to a file the file is stored. Links to folders or to nothing, sockets,
-pipes and devices are skipped, named and counted; what cannot be read is exit 3.")]
+Of a link to a file the file is stored. In trees, links to folders or nothing,
+sockets, pipes and devices are skipped and counted; what is unreadable: exit 3.")]
 pub struct Arguments {
     /// Files (`-`: standard input), then BUCKET, BUCKET/KEY or BUCKET/PREFIX/
     #[arg(required = true, num_args = 2.., value_names = ["FILE", "BUCKET[/KEY|/PREFIX/]"])]

@@ -13,7 +13,7 @@ use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
 use std::pin::pin;
 
-/// Remove objects (recoverable until the bucket's undelete window ends)
+/// Remove objects (recoverable: `afar cp --version` brings them back)
 #[derive(Debug, Args)]
 #[command(after_help = "\
 What was removed, or put over, is there as an older version, and comes back as a

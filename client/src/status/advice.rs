@@ -111,7 +111,7 @@ const ALL: [(&str, Advice); 19] = [
         known(
             "AFAR-POLICY",
             "what is put into such a bucket has fewer copies than it asks for, or is refused",
-            "add a site, or make the bucket anew with less",
+            "add a site, or ask less of it: `afar bucket set`",
             true,
         ),
     ),

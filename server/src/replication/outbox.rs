@@ -94,6 +94,8 @@ fn alone(node: &Node) -> Option<(u64, u64)> {
 
 /// Pays what can be paid, again and again.
 pub async fn run(node: Arc<Node>, stop: CancellationToken) {
+    // At once: what burns before it has counted is in doubt.
+    tell(&node).await;
     while stop.run_until_cancelled(tokio::time::sleep(limits::OUTBOX_EVERY)).await.is_some() {
         let summary = node.store.owed_summary().unwrap_or_default();
         tell(&node).await;

@@ -79,9 +79,9 @@ fn a_repeated_put_whose_pieces_are_at_different_pairs_of_sites_is_as_far_as_it_w
     let runtime = wire::runtime();
     runtime.block_on(async {
         let messages = wire::whole("repeated", "a", [7; 16], &content);
-        let first = wire::put(&cluster, "strasbourg", messages.clone()).await.unwrap();
+        let first = wire::put_until_answered(&cluster, "strasbourg", messages.clone()).await.unwrap();
         for node in ["strasbourg", "warsaw", "madrid"] {
-            let again = wire::put(&cluster, node, wire::again(messages.clone())).await.unwrap();
+            let again = wire::put_until_answered(&cluster, node, wire::again(messages.clone())).await.unwrap();
             assert_eq!((&again.version, &again.durability), (&first.version, &first.durability), "{again:?}");
         }
     });

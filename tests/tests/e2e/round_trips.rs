@@ -1,7 +1,7 @@
 //! What goes in comes out.
 use crate::common::{Known, MIB, put, put_bytes, read, try_put_bytes};
 use afar_proto::v1::GetRequest;
-use afar_tests::{cluster::Cluster, data, wire};
+use afar_tests::{cluster::Cluster, data, limits::SETTLE_MAX, wait::until_true, wire};
 use std::fs;
 
 /// The edges: nothing, inline or not, one chunk or more, many.
@@ -130,6 +130,28 @@ fn several_files_are_put_and_one_that_cannot_be_read_is_told() {
     afar.run(&["put", "--json", &names[0], &names[1], &names[2], "several/again/"]).expect(3);
     assert_eq!(read(&afar, "several/dir/a"), b"first");
     assert_eq!(read(&afar, "several/again/b"), b"second");
+}
+
+#[test]
+fn a_pipe_that_nobody_fills_is_waited_for_and_a_signal_ends_that() {
+    let cluster = Cluster::two();
+    cluster.bucket("pipes", &[]);
+    let (afar, pipe) = (cluster.afar(), cluster.scratch().join("pipe"));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let name = pipe.display().to_string();
+    let waiting = afar.start(&["put", &name, "pipes/a"]);
+    let pid = rustix::process::Pid::from_raw(waiting.id() as i32).unwrap();
+    // It has looked at the pipe when it is there to be told: a signal before that would end it, too.
+    let handles = || fs::read_to_string(format!("/proc/{}/status", waiting.id())).unwrap_or_default();
+    until_true("it listens for signals", SETTLE_MAX, || {
+        handles().lines().any(|line| line.strip_prefix("SigCgt:\t").is_some_and(|mask| u64::from_str_radix(mask, 16).unwrap() & 2 != 0))
+    });
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    afar_tests::command::finish(waiting, "put", &[], SETTLE_MAX).expect(130);
+    let filled = afar.start(&["put", &name, "pipes/a"]);
+    fs::write(&pipe, b"from a pipe").unwrap();
+    afar_tests::command::finish(filled, "put", &[], SETTLE_MAX).expect(0);
+    assert_eq!(read(&afar, "pipes/a"), b"from a pipe");
 }
 
 /// Two contents whose ids begin with the same six digits: among some thousands there are some.

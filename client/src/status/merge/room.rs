@@ -148,5 +148,8 @@ fn layout_of(newest: &v1::NodeStatus) -> Option<Layout> {
         duty: duty(&node.duty),
     };
     let sites = newest.sites.iter().map(site).collect::<Option<Vec<_>>>()?;
-    Layout::new(newest.layout_version, PARTITIONS_DEFAULT, sites, newest.nodes.iter().map(node).collect()).ok()
+    // A node of a site that was removed is named for as long as it is not forgotten that it was lost.
+    let placed = |node: &&v1::NodeInfo| sites.iter().any(|site| site.name == node.site);
+    let nodes = newest.nodes.iter().filter(placed).map(node).collect();
+    Layout::new(newest.layout_version, PARTITIONS_DEFAULT, sites, nodes).ok()
 }

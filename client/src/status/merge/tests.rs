@@ -334,6 +334,16 @@ fn survivors(buckets: &[(Policy, u64)], capacity: u64) -> CheckResult {
 }
 
 #[test]
+fn a_node_of_a_site_that_is_gone_from_the_layout_does_not_hide_the_others() {
+    let mut newest = three(None).remove(0);
+    newest.default_policy = Some(v1::Policy::from(&Policy::default()));
+    newest.nodes.iter_mut().for_each(|node| node.capacity_bytes = 100);
+    newest.nodes.push(v1::NodeInfo { name: "m1".into(), site: "madrid".into(), duty: "lost".into(), ..v1::NodeInfo::default() });
+    let found = room::survivors_check(&newest, &Stored { complete: true, ..Stored::default() }, &[], 0);
+    assert_eq!(found.state, "ok", "{}", found.detail);
+}
+
+#[test]
 fn the_loss_of_a_site_is_judged_by_every_bucket_and_the_state_fits_the_words() {
     let near = Policy { min_distance: Metres(400_000), ..Policy::default() };
     let three = Policy { copies: 3, ..near.clone() };

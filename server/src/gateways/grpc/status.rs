@@ -52,7 +52,7 @@ impl StatusTrait for StatusService {
             node: layout.node_name(node.me).to_owned(),
             site: layout.site_of(node.me).map(|site| layout.site_name(site).to_owned()).unwrap_or_default(),
             findings: doctor::examine(node).await,
-            nodes: layout.node_indexes().filter_map(|index| node_info(node, index)).collect(),
+            nodes: layout.members().filter_map(|index| node_info(node, index)).collect(),
         }))
     }
 }
