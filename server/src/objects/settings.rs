@@ -38,12 +38,13 @@ pub async fn create_bucket(node: &Arc<Node>, caller: &Caller, name: &str, policy
     let written = write(node, &setting, true).await?;
     let id = BucketId::from(written.id);
     // Two that are made at the same moment at two nodes know nothing of each other when they begin. Whoever ends later finds the
-    // other, here or where both arrived, and takes its own away: nothing can be in it, for nobody was told of it.
+    // other, here or where both arrived, and takes its own away; unless somebody who saw it has put something into it already.
+    let bucket = node.buckets.get(&id).ok_or_else(|| ObjectError::Internal("the bucket was made but is not visible here yet".into()))?;
     if written.name_taken || node.buckets.other_named(name, &id).is_some() {
-        write(node, &Setting::BucketRemoved { bucket: id, stamp: node.tick() }, true).await?;
+        end(node, &bucket).await?;
         return Err(taken(name));
     }
-    node.buckets.get(&id).ok_or_else(|| ObjectError::Internal("the bucket was made but is not visible here yet".into()))
+    Ok(bucket)
 }
 
 /// A bucket that could never have all its copies would be reported as broken for its whole life. One that had them and lost
@@ -99,17 +100,21 @@ fn taken(name: &str) -> ObjectError {
 /// If it holds something, or that cannot be known now.
 pub async fn remove_bucket(node: &Arc<Node>, caller: &Caller, name: &str) -> Result<(), ObjectError> {
     admin(caller)?;
-    let bucket = node.bucket(name)?;
-    if !list::is_empty(node, &bucket).await? {
-        return Err(ObjectError::NotEmpty { bucket: name.to_owned(), why: "it holds objects" });
+    end(node, &*node.bucket(name)?).await
+}
+
+async fn end(node: &Arc<Node>, bucket: &Bucket) -> Result<(), ObjectError> {
+    let not_empty = |why| ObjectError::NotEmpty { bucket: bucket.name.clone(), why };
+    if !list::is_empty(node, bucket).await? {
+        return Err(not_empty("it holds objects"));
     }
     // Closed first, so that nothing can be acknowledged between the last look and the end.
     write(node, &Setting::BucketClosed { bucket: bucket.id, stamp: node.tick() }, true).await?;
-    let empty = list::is_empty(node, &bucket).await;
+    let empty = list::is_empty(node, bucket).await;
     if !matches!(empty, Ok(true)) {
         write(node, &Setting::BucketOpened { bucket: bucket.id, stamp: node.tick() }, true).await?;
         empty?;
-        return Err(ObjectError::NotEmpty { bucket: name.to_owned(), why: "something was put while it was being removed" });
+        return Err(not_empty("something was put while it was being removed"));
     }
     write(node, &Setting::BucketRemoved { bucket: bucket.id, stamp: node.tick() }, true).await.map(|_| ())
 }
