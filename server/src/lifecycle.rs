@@ -13,7 +13,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::task::JoinHandle;
+use tokio::{sync::oneshot, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
@@ -56,6 +56,17 @@ impl Lifecycle {
             }
         };
         self.tasks.spawn(guarded.instrument(tracing::info_span!("task", name)))
+    }
+
+    /// Runs work to its end, even if whoever waits for it here stops waiting: a request is dropped halfway when its caller hangs
+    /// up. `None` if it panicked (counted) or the runtime is ending.
+    pub async fn to_the_end<T: Send + 'static>(&self, name: &'static str, work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+        let (answer, answered) = oneshot::channel();
+        self.spawn_brief(name, async move {
+            // An error means that nobody waits any more.
+            let _ = answer.send(work.await);
+        });
+        answered.await.ok()
     }
 
     /// Runs blocking work on a thread for it, and waits. `None` if it panicked (counted) or the runtime is ending.
@@ -132,7 +143,7 @@ mod tests {
     #[tokio::test]
     async fn stopping_waits_for_tasks_and_a_panic_is_counted() {
         let lifecycle = Lifecycle::new();
-        let (sent, received) = tokio::sync::oneshot::channel();
+        let (sent, received) = oneshot::channel();
         lifecycle.spawn("waits", |stop| async move {
             stop.cancelled().await;
             sent.send(()).unwrap();
@@ -141,6 +152,24 @@ mod tests {
         assert_eq!(lifecycle.panics(), 1);
         assert_eq!(lifecycle.stop(Duration::from_secs(60)).await, Ok(()));
         assert_eq!(received.await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn what_goes_to_the_end_does_so_when_nobody_waits_any_more() {
+        let lifecycle = Lifecycle::new();
+        let (begin, begun) = oneshot::channel::<()>();
+        let (sent, received) = oneshot::channel();
+        let asked = lifecycle.to_the_end("work", async move {
+            begun.await.unwrap();
+            sent.send(7).unwrap();
+        });
+        let hung_up = tokio::time::timeout(Duration::ZERO, asked).await;
+        assert!(hung_up.is_err());
+        begin.send(()).unwrap();
+        assert_eq!(received.await, Ok(7));
+        assert_eq!(lifecycle.to_the_end("work", async { 8 }).await, Some(8));
+        assert_eq!(lifecycle.to_the_end("work", async { panic!("on purpose") }).await, None::<()>);
+        assert_eq!(lifecycle.panics(), 1);
     }
 
     #[tokio::test]

@@ -53,16 +53,21 @@ pub fn placed_buckets(node: &Node) -> Vec<v1::PlacedBucket> {
 }
 
 /// Takes a chain, or only checks its last document. Answers why not.
+///
+/// To the end, whoever offers it: a layout that names the offering node for the first time closes the very connection that it
+/// came by, and a node that had the layout, but did nothing of what follows from it, would know no way to the others.
 pub async fn take(node: &Arc<Node>, bytes: Vec<u8>, check_only: bool) -> Vec<String> {
     let taker = Arc::clone(node);
-    let taken = node.lifecycle.blocking("take a layout", move || taker.take_chain(&bytes, check_only)).await;
-    match taken {
-        Some(Ok(changed)) => {
-            if changed {
-                node.layout_changed().await;
-            }
-            Vec::new()
+    let taken = node.lifecycle.to_the_end("take a layout", async move {
+        let (lifecycle, blocking) = (taker.lifecycle.clone(), Arc::clone(&taker));
+        let taken = lifecycle.blocking("take a layout", move || blocking.take_chain(&bytes, check_only)).await?;
+        if let Ok(true) = taken {
+            taker.layout_changed().await;
         }
+        Some(taken)
+    });
+    match taken.await.flatten() {
+        Some(Ok(_)) => Vec::new(),
         Some(Err(problems)) => {
             if !check_only {
                 tracing::error!(problems = problems.join("; "), "a layout is refused: this node keeps its last good one");
