@@ -11,7 +11,7 @@ use crate::{
 };
 use afar_model::{
     hlc::Stamp,
-    id::{BucketId, RecordId},
+    id::BucketId,
     layout::NodeIndex,
     limits::SHARDS_DEFAULT,
     placement::{Geography, level, sites_of},
@@ -34,17 +34,26 @@ pub async fn create_bucket(node: &Arc<Node>, caller: &Caller, name: &str, policy
     if node.buckets.find(name)?.is_some() {
         return Err(taken(name));
     }
-    let setting = Setting::BucketCreated { name: name.to_owned(), policy, shards: SHARDS_DEFAULT, stamp: by_chance(node.tick()) };
-    let written = write(node, &setting, true).await?;
-    let id = BucketId::from(written.id);
-    // Two that are made at the same moment at two nodes know nothing of each other when they begin. Whoever ends later finds the
-    // other, here or where both arrived, and takes its own away; unless somebody who saw it has put something into it already.
-    let bucket = node.buckets.get(&id).ok_or_else(|| ObjectError::Internal("the bucket was made but is not visible here yet".into()))?;
-    if written.name_taken || node.buckets.other_named(name, &id).is_some() {
-        end(node, &bucket).await?;
-        return Err(taken(name));
+    let created = Setting::BucketCreated { name: name.to_owned(), policy, shards: SHARDS_DEFAULT, stamp: by_chance(node.tick()) };
+    let id = BucketId::from(record(&created).id());
+    // Closed until its name is its own: what is taken away then holds nothing, and nobody needs to be asked whether it does.
+    let closed = Setting::BucketClosed { bucket: id, stamp: node.tick() };
+    let own_name = match write(node, &[closed, created], true).await {
+        // Two that are made at the same moment at two nodes know nothing of each other when they begin. Whoever ends later finds
+        // the other, here or where both arrived.
+        Ok(written) if written.name_taken || node.buckets.other_named(name, &id).is_some() => Err(taken(name)),
+        written => written.map(drop),
+    };
+    if let Err(why) = own_name {
+        // What is left of it if this fails takes nothing, says so, and goes as any bucket does.
+        if let Err(error) = write(node, &[Setting::BucketRemoved { bucket: id, stamp: node.tick() }], false).await {
+            tracing::warn!(%id, %error, "a bucket that could not be made stays closed");
+        }
+        return Err(why);
     }
-    Ok(bucket)
+    // From here on it may hold something wherever this has arrived.
+    write(node, &[Setting::BucketOpened { bucket: id, stamp: node.tick() }], true).await?;
+    node.buckets.get(&id).ok_or_else(|| ObjectError::Internal("the bucket was made but is not visible here yet".into()))
 }
 
 /// A bucket that could never have all its copies would be reported as broken for its whole life. One that had them and lost
@@ -75,10 +84,10 @@ pub async fn rename_bucket(node: &Arc<Node>, caller: &Caller, bucket: &str, name
         return Err(taken(name));
     }
     let rename = |name: &str| Setting::BucketRenamed { bucket: bucket.id, name: name.to_owned(), stamp: node.tick() };
-    let written = write(node, &rename(name), true).await?;
+    let written = write(node, &[rename(name)], true).await?;
     // As for a bucket that is made: its old name is given back to it.
     if written.name_taken || node.buckets.other_named(name, &bucket.id).is_some() {
-        write(node, &rename(&bucket.name), true).await?;
+        write(node, &[rename(&bucket.name)], true).await?;
         return Err(taken(name));
     }
     node.buckets.get(&bucket.id).ok_or_else(|| ObjectError::Internal("the bucket was renamed but is not visible here".into()))
@@ -100,23 +109,20 @@ fn taken(name: &str) -> ObjectError {
 /// If it holds something, or that cannot be known now.
 pub async fn remove_bucket(node: &Arc<Node>, caller: &Caller, name: &str) -> Result<(), ObjectError> {
     admin(caller)?;
-    end(node, &*node.bucket(name)?).await
-}
-
-async fn end(node: &Arc<Node>, bucket: &Bucket) -> Result<(), ObjectError> {
+    let bucket = node.bucket(name)?;
     let not_empty = |why| ObjectError::NotEmpty { bucket: bucket.name.clone(), why };
-    if !list::is_empty(node, bucket).await? {
+    if !list::is_empty(node, &bucket).await? {
         return Err(not_empty("it holds objects"));
     }
     // Closed first, so that nothing can be acknowledged between the last look and the end.
-    write(node, &Setting::BucketClosed { bucket: bucket.id, stamp: node.tick() }, true).await?;
-    let empty = list::is_empty(node, bucket).await;
+    write(node, &[Setting::BucketClosed { bucket: bucket.id, stamp: node.tick() }], true).await?;
+    let empty = list::is_empty(node, &bucket).await;
     if !matches!(empty, Ok(true)) {
-        write(node, &Setting::BucketOpened { bucket: bucket.id, stamp: node.tick() }, true).await?;
+        write(node, &[Setting::BucketOpened { bucket: bucket.id, stamp: node.tick() }], true).await?;
         empty?;
         return Err(not_empty("something was put while it was being removed"));
     }
-    write(node, &Setting::BucketRemoved { bucket: bucket.id, stamp: node.tick() }, true).await.map(|_| ())
+    write(node, &[Setting::BucketRemoved { bucket: bucket.id, stamp: node.tick() }], true).await.map(drop)
 }
 
 /// Makes an access key; answers its id and its secret, which nobody can ask for again.
@@ -136,7 +142,7 @@ pub async fn create_key(node: &Arc<Node>, caller: &Caller, name: &str, grants: V
     let sealed_secret = node.keyring.seal(&access_key_id, &secret).map_err(|error| ObjectError::Internal(error.to_string()))?;
     let setting =
         Setting::KeyCreated { access_key_id: access_key_id.clone(), name: name.to_owned(), sealed_secret, grants, stamp: node.tick() };
-    write(node, &setting, false).await?;
+    write(node, &[setting], false).await?;
     Ok((access_key_id, secret))
 }
 
@@ -150,7 +156,7 @@ pub async fn revoke_key(node: &Arc<Node>, caller: &Caller, access_key_id: &str) 
         return Err(ObjectError::NoSuchKey(access_key_id.chars().take(64).collect()));
     }
     let setting = Setting::KeyRevoked { access_key_id: access_key_id.to_owned(), stamp: node.tick() };
-    write(node, &setting, false).await.map(|_| ())
+    write(node, &[setting], false).await.map(|_| ())
 }
 
 /// Only administrators make and remove buckets and keys.
@@ -172,15 +178,18 @@ fn text(length: usize, alphabet: &[u8]) -> Result<String, ObjectError> {
     Ok(random.iter().filter_map(|byte| alphabet.get(usize::from(*byte) % alphabet.len())).map(|c| char::from(*c)).collect())
 }
 
-/// A setting that is where it has to be.
+/// Settings that are where they have to be.
 struct Written {
-    id: RecordId,
     /// A node knows another bucket by the name that this one gives.
     name_taken: bool,
 }
 
-/// Writes a setting to every node that answers, to all of them if `everywhere`.
-async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<Written, ObjectError> {
+fn record(setting: &Setting) -> Record {
+    Record::new(RecordKind::Setting, BucketId::SYSTEM, setting.encode())
+}
+
+/// Writes settings to every node that answers, to all of them if `everywhere`.
+async fn write(node: &Arc<Node>, settings: &[Setting], everywhere: bool) -> Result<Written, ObjectError> {
     if let Some(trouble) = node.clock_trouble() {
         return Err(ObjectError::unavailable(format!("this node refuses writes: {trouble}")));
     }
@@ -198,8 +207,8 @@ async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<
         );
         return Err(ObjectError::not_far(why));
     }
-    let record = Record::new(RecordKind::Setting, BucketId::SYSTEM, setting.encode());
-    let copies = targets.iter().map(|n| copy_to(node, *n, std::slice::from_ref(&record), Purpose::Repair, LaneKind::Small));
+    let records: Vec<Record> = settings.iter().map(record).collect();
+    let copies = targets.iter().map(|n| copy_to(node, *n, &records, Purpose::Repair, LaneKind::Small));
     let (mut durable, mut failures, mut name_taken) = (Vec::new(), Vec::new(), false);
     for (target, copied) in targets.iter().zip(futures_util::future::join_all(copies).await) {
         match copied {
@@ -214,7 +223,7 @@ async fn write(node: &Arc<Node>, setting: &Setting, everywhere: bool) -> Result<
     if !enough(node, &durable) || (everywhere && !failures.is_empty()) {
         return Err(ObjectError::maybe(format!("not everywhere yet: {}", failures.join("; "))));
     }
-    Ok(Written { id: record.id(), name_taken })
+    Ok(Written { name_taken })
 }
 
 /// Whether a setting on these nodes is where it has to be: on all of them, or far under the default policy.

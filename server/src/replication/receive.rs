@@ -330,7 +330,7 @@ impl Arrived {
     fn may_be_here(&self, node: &Node, purpose: Purpose) -> Result<(), Failure> {
         let id = self.record.key().bucket;
         if purpose != Purpose::Repair && node.buckets.takes_nothing(&id) {
-            return Err(Failure::new("gone", "the bucket is being removed, or was"));
+            return Err(Failure::new("gone", "the bucket is being made or removed, or was removed"));
         }
         match node.buckets.get(&id) {
             Some(bucket) if !bucket.eligible().contains(&node.me) => {

@@ -3,19 +3,21 @@ use crate::common::{Known, bucket_id};
 use afar_model::{
     hlc::Stamp,
     id::BucketId,
-    policy::Policy,
+    policy::{Policy, VerifyDistance},
     record::{Record, RecordKind, Setting},
     units::UnixMillis,
 };
 use afar_tests::{
     cluster::{Cluster, ROUBAIX, STRASBOURG, WARSAW},
-    data,
-    limits::SETTLE_MAX,
-    wait::until,
-    wire,
+    command::Ran,
+    data, wire,
 };
 use serde_json::Value;
-use std::{collections::BTreeSet, thread};
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 const NODES: [&str; 3] = [STRASBOURG.name, ROUBAIX.name, WARSAW.name];
 
@@ -26,23 +28,57 @@ fn ids(cluster: &Cluster, node: &str, name: &str) -> BTreeSet<String> {
     of_name.filter_map(|bucket| bucket["id"].as_str().map(str::to_owned)).collect()
 }
 
+fn record(setting: &Setting) -> Record {
+    Record::new(RecordKind::Setting, BucketId::SYSTEM, setting.encode())
+}
+
+/// A bucket that nobody made by asking for it.
+fn created(name: &str) -> Setting {
+    let policy = Policy { verify_distance: VerifyDistance::Off, ..Policy::default() };
+    Setting::BucketCreated { name: name.into(), policy, shards: 16, stamp: Stamp::at(UnixMillis(1)) }
+}
+
+fn store_everywhere(cluster: &Cluster, records: &[Record]) {
+    wire::runtime().block_on(async {
+        for node in NODES {
+            let other = if node == WARSAW.name { ROUBAIX.name } else { WARSAW.name };
+            wire::store_alone(&mut wire::peer(cluster, node, other).await, records).await;
+        }
+    });
+}
+
 #[test]
 fn rule_23_of_buckets_made_at_one_moment_at_two_nodes_at_most_one_stands() {
     let cluster = Cluster::three();
     for round in 0..8 {
         let name = format!("round-{round}");
-        let codes: Vec<i32> = thread::scope(|scope| {
+        let decided = AtomicBool::new(false);
+        let (answers, early): (Vec<Ran>, Vec<String>) = thread::scope(|scope| {
             let make = |node: &'static str| {
                 let (afar, name) = (cluster.afar_at(&[node]), &name);
-                scope.spawn(move || afar.run(&["bucket", "create", name]).expect_one_of(&[0, 1]).code)
+                scope.spawn(move || afar.run(&["bucket", "create", name]).expect_one_of(&[0, 1]))
             };
             let made: Vec<_> = NODES.into_iter().map(make).collect();
-            made.into_iter().map(|made| made.join().expect("a client")).collect()
+            // Somebody puts into it as soon as there is one.
+            let putting = scope.spawn(|| {
+                let nodes = NODES.into_iter().cycle().enumerate().take_while(|_| !decided.load(Ordering::Acquire));
+                let put = |(number, node)| (cluster.afar_at(&[node]), format!("{name}/{number}"));
+                let put = nodes.map(put).filter(|(afar, path)| afar.run_with_input(&["put", "-", path], b"early").code == 0);
+                put.map(|(_, path)| path).collect()
+            });
+            let answers = made.into_iter().map(|made| made.join().expect("a client")).collect();
+            decided.store(true, Ordering::Release);
+            (answers, putting.join().expect("a client"))
         });
-        let made = codes.iter().filter(|code| **code == 0).count();
-        assert!(made <= 1, "{name} was made {made} times");
+        let made = answers.iter().filter(|answer| answer.code == 0).count();
+        let said: Vec<String> = answers.iter().map(ToString::to_string).collect();
+        assert!(made <= 1, "{name} was made {made} times: {said:#?}");
         let known: BTreeSet<BTreeSet<String>> = NODES.iter().map(|node| ids(&cluster, node, &name)).collect();
-        assert_eq!(known.iter().map(BTreeSet::len).collect::<Vec<_>>(), [made], "{name}: {known:?}");
+        assert_eq!(known.iter().map(BTreeSet::len).collect::<Vec<_>>(), [made], "{name}: {known:?}: {said:#?}");
+        // What was acknowledged meanwhile is not taken away with a bucket that lost its name.
+        for path in early {
+            assert_eq!(cluster.afar().ok(&["cat", &path]).stdout, b"early");
+        }
         // Nothing is left in the way of who comes next.
         cluster.afar().run(&["bucket", "create", &name]).expect(i32::from(made == 1));
     }
@@ -82,17 +118,11 @@ fn rule_23_a_name_of_two_buckets_is_frozen_until_an_administrator_says_which_is_
     let known = Known::put(&cluster.afar(), &mut chance, "docs/a", 100_000);
     let first = bucket_id(&cluster, "docs");
     // As a node leaves it behind that dies between making a bucket and hearing of the other.
-    let twin = Setting::BucketCreated { name: "docs".into(), policy: Policy::default(), shards: 16, stamp: Stamp::at(UnixMillis(1)) };
-    let twin = Record::new(RecordKind::Setting, BucketId::SYSTEM, twin.encode());
+    let twin = record(&created("docs"));
     let second = BucketId::from(twin.id());
-    wire::runtime().block_on(async {
-        wire::store_alone(&mut wire::peer(&cluster, "strasbourg", "warsaw").await, &[twin]).await;
-    });
+    store_everywhere(&cluster, &[twin]);
     for node in NODES {
-        until("the second has come everywhere", SETTLE_MAX, || {
-            let known = ids(&cluster, node, "docs");
-            if known.len() == 2 { Ok(()) } else { Err(known) }
-        });
+        assert_eq!(ids(&cluster, node, "docs").len(), 2);
         let afar = cluster.afar_at(&[node]);
         // Neither is read for the other, and nothing is put where it may be looked for in vain.
         for refused in [afar.run(&["cat", "docs/a"]), afar.run_with_input(&["put", "-", "docs/b"], b"b")] {
@@ -109,4 +139,21 @@ fn rule_23_a_name_of_two_buckets_is_frozen_until_an_administrator_says_which_is_
         assert_eq!(afar.ok(&["cat", "docs/a"]).stdout, known.content);
         afar.run(&["cat", "docs-2/a"]).expect(10);
     }
+}
+
+#[test]
+fn rule_23_a_bucket_whose_maker_died_takes_nothing_and_can_be_removed() {
+    let cluster = Cluster::three();
+    // As a node leaves it behind that dies between making a bucket and knowing that its name is its own.
+    let created = record(&created("docs"));
+    let closed = Setting::BucketClosed { bucket: BucketId::from(created.id()), stamp: Stamp::at(UnixMillis(1)) };
+    store_everywhere(&cluster, &[record(&closed), created]);
+    let refused = cluster.afar().run_with_input(&["put", "-", "docs/a"], b"a");
+    assert!(refused.code != 0 && refused.text().contains("being made or removed"), "{refused}");
+    let listed = cluster.afar().ok(&["bucket", "ls"]).text();
+    assert!(listed.contains("afar bucket rm"), "{listed}");
+    cluster.afar().run(&["bucket", "create", "docs"]).expect(1);
+    cluster.afar().ok(&["bucket", "rm", "docs"]);
+    cluster.bucket("docs", &[]);
+    cluster.afar().run_with_input(&["put", "-", "docs/a"], b"a").expect(0);
 }

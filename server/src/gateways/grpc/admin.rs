@@ -42,6 +42,9 @@ impl AdminService {
         if self.node.buckets.other_named(&bucket.name, &bucket.id).is_some() {
             warning.push_str(&format!(" another bucket has this name: this one answers to @{} only", bucket.id));
         }
+        if bucket.closed {
+            warning.push_str(" it takes nothing: it is being made or removed; if that has failed, `afar bucket rm` ends it");
+        }
         v1::Bucket {
             id: convert::bytes(bucket.id.as_bytes()),
             name: bucket.name.clone(),
