@@ -149,7 +149,10 @@ fn resolve_settled(marks: &SettledMarks, known: &dyn Known) -> Vec<Op> {
     let mut ops = Vec::new();
     for (bucket, key, stamp, id) in &marks.versions {
         let row = keys::view(bucket, key, *stamp, id);
-        ops.extend(settled(known.row(&row)).map(|value| (row, Some(value))));
+        // Also if it is visible as settled already: that may be in memory only, and this brings it into the index.
+        if let Some(known) = known.row(&row).and_then(|row| ViewRow::decode(&row)) {
+            ops.push((row, Some(ViewRow { settled: true, ..known }.encode())));
+        }
     }
     ops
 }

@@ -585,6 +585,17 @@ impl Store {
         self.inner.directories.iter().filter_map(|directory| directory.oldest_unverified()).min()
     }
 
+    /// How much is visible and in no index, once that has all that is durable. Blocking.
+    #[cfg(test)]
+    pub(crate) fn overlay_entries(&self) -> usize {
+        let left = |directory: &Arc<Directory>| {
+            directory.sync_blocking().expect("a sync");
+            directory.flush_index().expect("a flush");
+            directory.kv.overlay.read().len()
+        };
+        self.inner.directories.iter().map(left).sum()
+    }
+
     /// Syncs, flushes the index and stops. Blocking. Later calls on other clones fail with `Closed`.
     pub fn close(self) {
         self.inner.stop();
