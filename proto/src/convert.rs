@@ -230,6 +230,7 @@ mod tests {
             bucket: vec![1; 32].into(),
             key: format!("{n:0width$}", width = afar_model::limits::KEY_BYTES_MAX),
             entry: Some(v1::VersionEntry::default()),
+            lost: false,
         };
         let all = crate::limits::PAGE_MAX;
         let (mut taken, mut pages) = (0, 0);

@@ -14,6 +14,7 @@ use crate::{
         membership::{self, Membership},
         memory::{self, MemoryError},
         peers::{Own, PeerError, Peers, PeersOptions},
+        replaced::Replaced,
         trust::Trust,
     },
     config::Config,
@@ -206,6 +207,7 @@ impl Node {
             state_directory: config.state.clone(),
             bulk_window: transfer.shares().peer_window,
             memory: memory::load(&config.state)?,
+            replaced: Replaced::load(&config.state)?,
         })?;
         let lost =
             forgotten || !opened.losses.is_empty() || opened.directories.iter().any(|directory| directory.state == DirectoryState::Created);

@@ -416,7 +416,11 @@ pub fn load(state: &Path) -> Result<Memory, MemoryError> {
     Ok(memory)
 }
 
-fn read<T: Default>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, MemoryError> {
+/// Reads a file of the state directory; nothing, if there is none.
+///
+/// # Errors
+/// If it cannot be read or understood.
+pub(super) fn read<T: Default>(path: &Path, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, MemoryError> {
     match fs::read_to_string(path) {
         Ok(text) => parse(&text).map_err(|why| MemoryError::Damaged { path: path.to_owned(), why }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
@@ -514,8 +518,11 @@ pub fn save(state: &Path, memory: &Memory) -> Result<(), MemoryError> {
     write(&state.join(FILE), &File { format: FORMAT, peers })
 }
 
-/// Nothing is written that is there already: what peers hold alone changes seldom.
-fn write(path: &Path, file: &impl Serialize) -> Result<(), MemoryError> {
+/// Replaces a file, unless it says the same already: what peers hold alone changes seldom.
+///
+/// # Errors
+/// If it cannot be written; the old one stays.
+pub(super) fn write(path: &Path, file: &impl Serialize) -> Result<(), MemoryError> {
     let failed = |error| MemoryError::Io { path: path.to_owned(), error };
     let text = toml::to_string(file).map_err(|error| failed(io::Error::other(error)))?;
     if fs::read_to_string(path).is_ok_and(|present| present == text) {

@@ -136,6 +136,8 @@ pub struct PeersOptions {
     pub bulk_window: u32,
     /// What is remembered, from [`memory::load`].
     pub memory: Memory,
+    /// What is known of disks that took the place of others, from [`Replaced::load`].
+    pub replaced: Replaced,
 }
 
 /// A peer that cannot be called.
@@ -172,7 +174,7 @@ impl Peers {
             remember: Notify::new(),
             stale: AtomicBool::new(false),
             superseded: AtomicBool::new(false),
-            replaced: Replaced::default(),
+            replaced: options.replaced,
         };
         peers.renew()?;
         Ok(Arc::new(peers))
@@ -435,7 +437,7 @@ impl Peers {
     }
 
     async fn keep_memory(&self, stop: CancellationToken) {
-        let mut saved = Memory::new();
+        let (mut saved, mut saved_replaced) = (Memory::new(), None);
         let mut saved_at = Duration::ZERO;
         let mut stopping = false;
         while !stopping {
@@ -444,7 +446,20 @@ impl Peers {
                 () = self.remember.notified() => {}
                 () = tokio::time::sleep(limits::MEMORY_WRITE_EVERY) => {}
             }
+            // Before the word that they were replaced: a crash in between repeats it, and forgets nothing.
             let memory = self.memory();
+            let replaced = self.replaced.known();
+            if saved_replaced.as_ref() != Some(&replaced) {
+                let (directory, written) = (self.state_directory.clone(), replaced.clone());
+                match self.lifecycle.blocking("write replaced", move || written.save(&directory)).await {
+                    Some(Ok(())) => saved_replaced = Some(replaced),
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "what is known of disks that were replaced was not written");
+                        continue;
+                    }
+                    None => continue,
+                }
+            }
             let now = self.clock.monotonic();
             // That a peer was heard again is only for people: not worth a sync every time.
             let only_heard = now.saturating_sub(saved_at) < limits::MEMORY_HEARD_EVERY && memory::same_but_heard(&memory, &saved);

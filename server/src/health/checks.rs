@@ -160,6 +160,9 @@ fn losses(node: &Node) -> v1::Check {
         check("replica", "warning", "records that this node should have are missing or bad here and not mended yet")
     } else if let Some(damage) = damage {
         check("replica", "warning", format!("parts of the log were lost ({damage}) and are mended: look at this disk"))
+    } else if let lost @ 1.. = node.survey.load().unmissed.len() {
+        let what = "older versions cannot be read any more, nor be recovered: what took their place is not concerned";
+        check("replica", "warning", format!("{lost} {what}"))
     } else if losses.corrupt_total > 0 {
         check("replica", "warning", format!("{} bad copies were found since the start, and mended: watch this disk", losses.corrupt_total))
     } else {

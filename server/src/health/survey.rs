@@ -11,7 +11,7 @@ use afar_model::{
     units::UnixMillis,
 };
 use afar_proto::{convert, v1};
-use afar_store::VersionCursor;
+use afar_store::{VersionCursor, VersionRow};
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
@@ -27,7 +27,9 @@ pub struct Survey {
     /// Per bucket and shard.
     pub shards: Vec<v1::ShardSurvey>,
     /// Versions that may be current and that nobody has proved yet: some of them.
-    pub prepared: Vec<afar_store::VersionRow>,
+    pub prepared: Vec<VersionRow>,
+    /// Lost versions that nobody misses: a newer one stands in their place, or they only said that the key holds nothing.
+    pub unmissed: Vec<RecordKey>,
     /// When it was made.
     pub at: UnixMillis,
     /// Whether all views were there.
@@ -42,8 +44,8 @@ pub fn survey(node: &Node) -> Survey {
     let begun = Instant::now();
     let mut surveyor = Surveyor::new(node);
     let complete = surveyor.walk();
-    let prepared = std::mem::take(&mut surveyor.unproved);
-    Survey { shards: surveyor.finish(), prepared, at: node.now(), complete, took: begun.elapsed() }
+    let (prepared, unmissed) = (std::mem::take(&mut surveyor.unproved), std::mem::take(&mut surveyor.unmissed));
+    Survey { shards: surveyor.finish(), prepared, unmissed, at: node.now(), complete, took: begun.elapsed() }
 }
 
 /// What is needed of a bucket again and again.
@@ -84,7 +86,8 @@ struct Surveyor<'a> {
     facts: HashMap<BucketId, BucketFacts>,
     shards: HashMap<(BucketId, u16), v1::ShardSurvey>,
     key: Passing,
-    unproved: Vec<afar_store::VersionRow>,
+    unproved: Vec<VersionRow>,
+    unmissed: Vec<RecordKey>,
 }
 
 impl<'a> Surveyor<'a> {
@@ -99,6 +102,7 @@ impl<'a> Surveyor<'a> {
             shards: HashMap::new(),
             key: Passing::default(),
             unproved: Vec::new(),
+            unmissed: Vec::new(),
         };
         for bucket in node.buckets.present().buckets.values() {
             surveyor.begin(bucket);
@@ -138,11 +142,11 @@ impl<'a> Surveyor<'a> {
     fn walk(&mut self) -> bool {
         let mut after: Option<VersionCursor> = None;
         loop {
-            let Ok(rows) = self.node.store.version_ids(after.as_ref(), limits::SURVEY_PAGE) else { return false };
-            after = rows.last().map(afar_store::VersionRow::cursor);
+            let Ok(rows) = self.node.store.known_versions(after.as_ref(), limits::SURVEY_PAGE) else { return false };
+            after = rows.last().map(VersionRow::cursor);
             let end = rows.len() < limits::SURVEY_PAGE;
             for row in rows {
-                self.row(row.bucket, row.key, &row.entry);
+                self.row(row);
             }
             if end {
                 return true;
@@ -150,21 +154,27 @@ impl<'a> Surveyor<'a> {
         }
     }
 
-    fn row(&mut self, bucket: BucketId, key: String, entry: &VersionEntry) {
-        self.key.begin(bucket, &key);
+    fn row(&mut self, row: VersionRow) {
+        let entry = &row.entry;
+        self.key.begin(row.bucket, &row.key);
+        if !row.here && (self.key.settled || entry.settled && entry.object.is_none()) {
+            self.key.settled = true;
+            self.unmissed.push(RecordKey { bucket: row.bucket, id: entry.id });
+            return;
+        }
         if !entry.settled {
             // It may be current, and nothing is proved of it yet: then it is unknown, and somebody has to prove it.
             if !self.key.settled && self.node.now().since(entry.received) > limits::PREPARED_FOR {
-                self.prepared(bucket, key, entry);
+                self.prepared(row);
             }
             return;
         }
         let current = !std::mem::replace(&mut self.key.settled, true) && self.key.is_uncounted();
-        let (Some((_, size)), Some(facts)) = (entry.object, self.facts.get(&bucket)) else { return };
-        let state = self.version_state(facts, &key, entry);
+        let (Some((_, size)), Some(facts)) = (entry.object, self.facts.get(&row.bucket)) else { return };
+        let state = self.version_state(facts, &row);
         let filling = state == State::Degraded && self.is_filling(&facts.bucket, entry);
-        let shard = afar_model::placement::shard_of(&key, facts.bucket.shards);
-        let Some(survey) = self.shards.get_mut(&(bucket, shard)) else { return };
+        let shard = afar_model::placement::shard_of(&row.key, facts.bucket.shards);
+        let Some(survey) = self.shards.get_mut(&(row.bucket, shard)) else { return };
         count(&mut survey.versions, state, filling, 1);
         survey.stored_bytes = survey.stored_bytes.saturating_add(size);
         if current {
@@ -179,14 +189,14 @@ impl<'a> Surveyor<'a> {
         self.node.now().since(entry.received) <= limits::FILLING_FOR && bucket.eligible().iter().all(there)
     }
 
-    fn prepared(&mut self, bucket: BucketId, key: String, entry: &VersionEntry) {
-        let Some(facts) = self.facts.get(&bucket) else { return };
-        let shard = afar_model::placement::shard_of(&key, facts.bucket.shards);
-        let Some(survey) = self.shards.get_mut(&(bucket, shard)) else { return };
-        let size = entry.object.map_or(0, |(_, size)| size);
+    fn prepared(&mut self, row: VersionRow) {
+        let Some(facts) = self.facts.get(&row.bucket) else { return };
+        let shard = afar_model::placement::shard_of(&row.key, facts.bucket.shards);
+        let Some(survey) = self.shards.get_mut(&(row.bucket, shard)) else { return };
+        let size = row.entry.object.map_or(0, |(_, size)| size);
         survey.stored_bytes = survey.stored_bytes.saturating_add(size);
         // What was found never to have been acknowledged is no object, to readers neither; it is looked at again all the same.
-        if !self.disproved.contains(&RecordKey { bucket, id: entry.id }) {
+        if !self.disproved.contains(&RecordKey { bucket: row.bucket, id: row.entry.id }) {
             count(&mut survey.versions, State::Unknown, false, 1);
             if self.key.is_uncounted() {
                 count(&mut survey.objects, State::Unknown, false, 1);
@@ -194,12 +204,12 @@ impl<'a> Surveyor<'a> {
             }
         }
         if self.unproved.len() < limits::PREPARED_BATCH {
-            self.unproved.push(afar_store::VersionRow { bucket, key, entry: entry.clone() });
+            self.unproved.push(row);
         }
     }
 
-    fn version_state(&self, facts: &BucketFacts, key: &str, entry: &VersionEntry) -> State {
-        if let Some(state) = facts.uniform {
+    fn version_state(&self, facts: &BucketFacts, VersionRow { key, entry, here, .. }: &VersionRow) -> State {
+        if let Some(state) = facts.uniform.filter(|_| *here) {
             return state;
         }
         let bucket = &facts.bucket;
@@ -207,7 +217,7 @@ impl<'a> Surveyor<'a> {
         // Whoever older layouts assigned it to is believed to hold it only if it was written by them.
         let older = entry.received < self.node.layouts.since();
         let own = self.record_state(bucket, (&name, &name), bucket.version_partition(key), older);
-        if entry.inline { own } else { self.content_state(bucket, &name, older).max(own) }
+        if entry.inline || !here { own } else { self.content_state(bucket, &name, older).max(own) }
     }
 
     /// The worst of a version's manifests and chunks; unknown where they cannot be listed here.

@@ -49,7 +49,7 @@ async fn prove_prepared(node: &Arc<Node>) {
 
 /// Whether a newer version has turned out to stand since the survey: then nobody waits for this one, and what was left behind by
 /// a put that others outran must not become a version of its own.
-fn is_shadowed(node: &Node, row: &VersionRow) -> bool {
+pub fn is_shadowed(node: &Node, row: &VersionRow) -> bool {
     let newer = node.store.versions(&row.bucket, &row.key, None, limits::VERSIONS_PAGE).unwrap_or_default();
     newer.iter().any(|other| other.settled && other.order() > row.entry.order())
 }
@@ -58,6 +58,7 @@ fn is_shadowed(node: &Node, row: &VersionRow) -> bool {
 pub async fn refresh(node: &Arc<Node>) {
     let surveyor = Arc::clone(node);
     if let Some(found) = node.lifecycle.blocking("survey", move || survey::survey(&surveyor)).await {
+        node.ledger.own_missing_clear(found.unmissed.iter().copied());
         node.survey.store(Arc::new(found));
     }
 }
@@ -159,7 +160,7 @@ pub async fn discard(node: Arc<Node>, stop: CancellationToken) {
 fn prepared_before_grace(node: &Node) -> Vec<VersionRow> {
     let (mut old, mut after) = (Vec::new(), None);
     loop {
-        let rows = node.store.version_ids(after.as_ref(), limits::SURVEY_PAGE).unwrap_or_default();
+        let rows = node.store.known_versions(after.as_ref(), limits::SURVEY_PAGE).unwrap_or_default();
         after = rows.last().map(VersionRow::cursor);
         let end = rows.len() < limits::SURVEY_PAGE;
         let is_old = |row: &VersionRow| !row.entry.settled && node.now().since(row.entry.received) > afar_model::limits::UPLOAD_GRACE;
@@ -197,18 +198,27 @@ pub async fn references(node: Arc<Node>, stop: CancellationToken) {
     }
 }
 
-/// Pieces of settled versions that are assigned to this node and are not here.
+/// Pieces of settled versions that are assigned to this node and are not here, and versions of which only a note is left.
 fn dangling(node: &Node) -> Result<Vec<RecordKey>, afar_store::NotReady> {
     let (mut missing, mut after) = (Vec::new(), None);
     loop {
-        let rows = node.store.version_ids(after.as_ref(), limits::SURVEY_PAGE)?;
+        let rows = node.store.known_versions(after.as_ref(), limits::SURVEY_PAGE)?;
         after = rows.last().map(VersionRow::cursor);
         let end = rows.len() < limits::SURVEY_PAGE;
-        for row in rows.iter().filter(|row| row.entry.settled && !row.entry.inline && row.entry.object.is_some()) {
+        missing.extend(rows.iter().filter(|row| is_missed(node, row)).map(|row| RecordKey { bucket: row.bucket, id: row.entry.id }));
+        for row in rows.iter().filter(|row| row.here && row.entry.settled && !row.entry.inline && row.entry.object.is_some()) {
             missing.extend(survey::pieces_here(node, row.bucket, row.entry.id).into_iter().filter(|key| !node.store.holds(key)));
         }
         if end || missing.len() >= limits::LEDGER_EXCEPTIONS {
             return Ok(missing);
         }
     }
+}
+
+/// Whether this is a version that the node should have and of which it only knows that there was one. Of no use is one that is
+/// not the newest any more, or that only said that its key holds nothing: that is known.
+fn is_missed(node: &Node, row: &VersionRow) -> bool {
+    let mine =
+        || node.buckets.get(&row.bucket).is_some_and(|bucket| bucket.assigned(bucket.version_partition(&row.key)).contains(&node.me));
+    !row.here && row.entry.object.is_some() && mine() && !is_shadowed(node, row)
 }

@@ -720,6 +720,8 @@ async fn already(node: &Arc<Node>, bucket: &Bucket, key: &str, existing: Version
     if standing != versions::Standing::Settled {
         return Err(ObjectError::maybe("an earlier attempt of this put is not far away yet"));
     }
+    // One whose record is lost is known, and nothing that an answer could rest on.
+    versions::read(node, bucket, key, &listed).await?;
     let holdings = super::read::holdings(node, bucket, key, &listed).await;
     let durability = holdings.level(node, bucket).unwrap_or(Durability::Local);
     let holders = holdings.named();

@@ -11,6 +11,7 @@
 use super::{buckets::Bucket, commit, error::ObjectError, holders::Holders};
 use crate::{
     cluster::peers::ChannelKind,
+    inspect::rfc3339,
     limits,
     node::Node,
     replication::{
@@ -365,8 +366,10 @@ pub async fn pieces(node: &Arc<Node>, bucket: &Bucket, version: &Version) -> Res
 /// If no good copy answers, or it cannot be understood.
 pub async fn read(node: &Arc<Node>, bucket: &Bucket, key: &str, listed: &Listed) -> Result<DecodedVersion, ObjectError> {
     let version_key = RecordKey { bucket: bucket.id, id: listed.entry.id };
-    let record = fetch::read_anywhere(node, version_key, bucket.version_partition(key), &listed.holders).await.map_err(unreadable)?;
-    decode(record.body())
+    let read = fetch::read_anywhere(node, version_key, bucket.version_partition(key), &listed.holders).await;
+    // Never the version before: this one was acknowledged after it.
+    let which = || format!("version {} of {key:?}, of {}: ", listed.entry.id, rfc3339(listed.entry.stamp.time().0));
+    decode(read.map_err(|error| unreadable_of(&error, &which()))?.body())
 }
 
 fn decode(body: &bytes::Bytes) -> Result<DecodedVersion, ObjectError> {
@@ -374,9 +377,15 @@ fn decode(body: &bytes::Bytes) -> Result<DecodedVersion, ObjectError> {
 }
 
 /// What a reader is told when no good copy answers.
+#[allow(clippy::needless_pass_by_value)]
 pub fn unreadable(error: FetchError) -> ObjectError {
-    let FetchError::Nowhere { silent, damaged, .. } = &error;
-    if silent.is_empty() && *damaged { ObjectError::Integrity(error.to_string()) } else { ObjectError::unavailable(error.to_string()) }
+    unreadable_of(&error, "")
+}
+
+fn unreadable_of(error: &FetchError, what: &str) -> ObjectError {
+    let FetchError::Nowhere { silent, damaged, .. } = error;
+    let why = format!("{what}{error}");
+    if silent.is_empty() && *damaged { ObjectError::Integrity(why) } else { ObjectError::unavailable(why) }
 }
 
 #[cfg(test)]

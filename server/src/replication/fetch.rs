@@ -136,8 +136,12 @@ pub async fn read_anywhere(node: &Arc<Node>, key: RecordKey, partition: Partitio
         if candidate == node.me {
             match read_here(node, key).await {
                 Ok(Some(record)) => return Ok(record),
-                Ok(None) if node.is_assigned(node.me, &key, partition) => node.ledger.own_missing_add([key]),
-                Ok(None) => {}
+                Ok(None) => {
+                    if node.is_assigned(node.me, &key, partition) {
+                        node.ledger.own_missing_add([key]);
+                    }
+                    damaged |= node.store.is_noted(&key);
+                }
                 Err(_) => damaged = true,
             }
             continue;
@@ -228,7 +232,7 @@ pub async fn prove_here(node: &Arc<Node>, keys: &[RecordKey]) -> Vec<Proof> {
                 }
                 Err(_) => Proof::Unknown,
             },
-            Ok(None) if node.is_catching_up() || node.ledger.is_missing_here(key) => Proof::Unknown,
+            Ok(None) if node.is_catching_up() || node.ledger.is_missing_here(key) || node.store.is_noted(key) => Proof::Unknown,
             Ok(None) => Proof::Absent,
             Err(_) => Proof::Unknown,
         });

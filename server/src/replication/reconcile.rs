@@ -11,7 +11,7 @@ use super::{
     outbox,
     send::{Purpose, copy_to},
 };
-use crate::{cluster::peers::ChannelKind, limits, node::Node};
+use crate::{cluster::peers::ChannelKind, health::upkeep, limits, node::Node};
 use afar_model::{
     id::{BootId, Incarnation, RecordId},
     layout::NodeIndex,
@@ -19,7 +19,10 @@ use afar_model::{
     record::{Record, RecordKey, RecordKind, VersionEntry},
 };
 use afar_proto::{convert, limits::PAGE_MAX, v1};
-use afar_store::{AppendClass, IdEntry, IdRange, VersionCursor, VersionRow};
+use afar_store::{
+    AppendClass, IdEntry, IdRange, VersionCursor, VersionRow,
+    format::{Note, VersionInfo},
+};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
@@ -336,6 +339,9 @@ impl Round<'_> {
             let (theirs, more) = self.their_versions(after.as_ref()).await?;
             let end = if more { theirs.last().map(VersionRow::cursor) } else { None };
             let ours = self.our_versions(after.clone(), end.clone()).await?;
+            let is_here = |row: &VersionRow| row.here;
+            let (theirs, their_lost): (Vec<_>, Vec<_>) = theirs.into_iter().partition(is_here);
+            let (ours, our_lost): (Vec<_>, Vec<_>) = ours.into_iter().partition(is_here);
             let by_key = |rows: &[VersionRow]| -> HashMap<RecordKey, VersionEntry> {
                 rows.iter().map(|row| (name(row), row.entry.clone())).collect()
             };
@@ -364,10 +370,30 @@ impl Round<'_> {
             complete &= !unknown;
             wanted.extend(only_here.into_iter().map(|key| (key, 1024)));
             complete &= self.pull(&wanted).await?;
+            self.lost(&their_lost, &our_lost, &their_map);
             self.node.store.settle(settled);
             match end {
                 Some(end) => after = Some(end),
                 None => return Ok(complete),
+            }
+        }
+    }
+
+    /// Versions of which one of the two only knows that there were such. Whoever may be asked what is current has to know as much,
+    /// or an older one would pass for it; and who lacks one of them is not believed to hold it.
+    fn lost(&mut self, theirs: &[VersionRow], ours: &[VersionRow], held: &HashMap<RecordKey, VersionEntry>) {
+        if self.expected.is_some() {
+            return;
+        }
+        // Of one that is only prepared its holders alone may keep others from disproving it.
+        let missed = |row: &&VersionRow| row.entry.settled && !upkeep::is_shadowed(self.node, row);
+        let eligible =
+            |row: &&VersionRow| self.node.buckets.get(&row.bucket).is_some_and(|bucket| bucket.eligible().contains(&self.node.me));
+        self.node.store.note(theirs.iter().filter(missed).filter(eligible).map(note_of).collect());
+        let missed: Vec<&VersionRow> = theirs.iter().chain(ours).filter(missed).collect();
+        for row in missed {
+            if row.entry.object.is_some() && !held.contains_key(&name(row)) && self.version_assigned(self.peer, row, true) {
+                self.missing(name(row));
             }
         }
     }
@@ -426,6 +452,7 @@ impl Round<'_> {
             after_stamp: after.map(|after| after.stamp.as_u64()).unwrap_or_default(),
             after_id: after.map(|after| convert::bytes(after.id.as_bytes())).unwrap_or_default(),
             limit: PAGE_MAX as u32,
+            with_lost: true,
         };
         let reply = client
             .version_ids(fetch::with_deadline(request, limits::FETCH_DEADLINE))
@@ -434,7 +461,7 @@ impl Round<'_> {
             .into_inner();
         let row = |version: v1::KeyedVersion| {
             let entry = VersionEntry::try_from(&version.entry?).ok()?;
-            Some(VersionRow { bucket: convert::id("bucket", &version.bucket).ok()?, key: version.key, entry })
+            Some(VersionRow { bucket: convert::id("bucket", &version.bucket).ok()?, key: version.key, entry, here: !version.lost })
         };
         let rows: Option<Vec<VersionRow>> = reply.versions.into_iter().map(row).collect();
         Ok((rows.ok_or("the peer's answer is malformed")?, reply.more))
@@ -445,7 +472,7 @@ impl Round<'_> {
         let read = move || {
             let (mut rows, mut from) = (Vec::new(), after);
             loop {
-                let page = node.store.version_ids(from.as_ref(), PAGE_MAX).map_err(|error| error.to_string())?;
+                let page = node.store.known_versions(from.as_ref(), PAGE_MAX).map_err(|error| error.to_string())?;
                 let full = page.len() >= PAGE_MAX;
                 let last = page.last().map(VersionRow::cursor);
                 rows.extend(page.into_iter().filter(|row| end.as_ref().is_none_or(|end| order(&row.cursor()) <= order(end))));
@@ -497,6 +524,12 @@ const PLACED_BY_ID: [RecordKind; 3] = [RecordKind::Chunk, RecordKind::Manifest, 
 
 fn name(row: &VersionRow) -> RecordKey {
     RecordKey { bucket: row.bucket, id: row.entry.id }
+}
+
+fn note_of(row: &VersionRow) -> Note {
+    let VersionEntry { stamp, upload, object, inline, settled, received, .. } = row.entry;
+    let info = VersionInfo { key: row.key.clone(), stamp, upload, object, inline };
+    Note { record: name(row), info, settled, received }
 }
 
 /// The order of the views: newest versions first.

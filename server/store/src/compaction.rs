@@ -5,8 +5,8 @@
 //! what fails is quarantined (rule 17). Then the copies are synced, the index is flushed beyond them, and only then is the
 //! file removed: a crash at any point leaves either the file, or the file and copies (the later ones win), or the copies.
 //!
-//! A tombstone is kept as long as an older segment of this directory holds its record, and debts and settled marks as long
-//! as they mean anything.
+//! A tombstone is kept as long as an older segment of this directory holds its record, and debts, settled marks and notes as
+//! long as they mean anything.
 use crate::{
     commit::Waiter,
     directory::Directory,
@@ -165,10 +165,14 @@ impl Directory {
         lines: &[(Entry, Option<format::VersionInfo>)],
     ) -> std::io::Result<Vec<Local>> {
         let mut locals = Vec::new();
-        let removed: Vec<RecordKey> = lines.iter().filter(|(entry, _)| entry.kind == Kind::Tombstone).map(|(entry, _)| entry.key).collect();
+        let removed = lines.iter().filter(|(entry, _)| entry.kind == Kind::Tombstone).map(|(entry, _)| entry.key);
+        let (noted, removed): (Vec<RecordKey>, Vec<RecordKey>) = removed.partition(|key| self.note(key).is_some());
         let bound = self.still_bound(removed, segment.sequence)?;
         for keys in bound.chunks(limits::LOCAL_ITEMS_MAX) {
-            locals.push(Local::KeepRemoved(keys.to_vec(), crate::Removal::Swept as u8));
+            locals.push(Local::KeepRemoved(keys.to_vec(), crate::Removal::Swept));
+        }
+        for keys in noted.chunks(limits::LOCAL_ITEMS_MAX / 4) {
+            locals.push(Local::KeepNotes(keys.to_vec()));
         }
         for (entry, _) in lines {
             match entry.kind {

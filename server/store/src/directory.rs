@@ -8,13 +8,14 @@ use crate::{
     disk::{self, Disk, DiskFile, Space},
     filter::Filter,
     footer::{FooterBuilder, FooterView},
-    format::{self, Kind, VersionInfo},
+    format::{self, Kind, Note, VersionInfo},
     identity::{self, Identity},
     index::{
         IndexError,
-        keys::{self, Counters},
+        keys::{self, Counters, ViewRow},
         overlay::DeltaNumber,
     },
+    indexer,
     kv::Kv,
     ledger::{self, Delta, Known, LogItem, TallyChange},
     limits, recovery,
@@ -25,7 +26,7 @@ use crate::{
 use afar_model::{
     hlc::Stamp,
     id::{BootId, BucketId, DirectoryId, Incarnation, RecordId},
-    record::{Record, RecordKey},
+    record::{Record, RecordKey, RecordKind},
     units::UnixMillis,
 };
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -165,6 +166,8 @@ pub struct Directory {
     pub read_failures: Mutex<ReadFailures>,
     /// Ranges that were found damaged.
     pub damaged: Mutex<Vec<DamagedRange>>,
+    /// What is known of versions that may be lost: noted once the index is made anew and does not have them.
+    pub lost_versions: Mutex<Vec<Note>>,
     /// Settled marks that are visible but not logged yet.
     pub unlogged: Mutex<Vec<(BucketId, String, Stamp, RecordId)>>,
     /// The greatest stamp of a version in the log.
@@ -251,6 +254,7 @@ impl Directory {
             bad: Mutex::default(),
             read_failures: Mutex::default(),
             damaged: Mutex::new(parts.damaged),
+            lost_versions: Mutex::default(),
             unlogged: Mutex::default(),
             stamp_max: AtomicU64::new(parts.stamp_max.as_u64()),
             bytes_written: AtomicU64::new(0),
@@ -365,6 +369,9 @@ impl Directory {
         // What is on its way to the index must not come after the index was made anew.
         let _ = self.sync_blocking();
         let _ = self.flush_index();
+        let lost = |sequence| gone.iter().any(|(segment, _)| segment.sequence == sequence);
+        let known = indexer::known_in(&self.kv, &lost);
+        self.lost_versions.lock().extend(known.into_iter().map(|(note, _)| note));
         let order = self.resolving.lock();
         if writing {
             // What never became durable is not on its way any more.
@@ -697,7 +704,7 @@ impl Directory {
             return; // known already
         }
         bad.total += 1;
-        if place.kind == afar_model::record::RecordKind::Version {
+        if place.kind == RecordKind::Version {
             // Counted before it leaves the views: see `Store::losses_counted`.
             self.losses.fetch_add(1, Ordering::AcqRel);
         }
@@ -711,6 +718,43 @@ impl Directory {
         self.verified.remove(key);
         tracing::error!(directory = %self.path.display(), ?key, segment = place.segment, offset = place.offset, why, "record is corrupt: quarantined");
         self.queue.push(writer::Op::quarantine(*key, *place));
+    }
+
+    /// What is to be noted of a version whose copy here is lost.
+    pub fn note_of_copy(&self, key: &RecordKey) -> Option<Note> {
+        let place = self.locate(key).ok()??;
+        let info = self.describe(key, &place).filter(|_| place.kind == RecordKind::Version)?;
+        let row = self.kv.get(&keys::view(&key.bucket, &info.key, info.stamp, &key.id)).ok().flatten();
+        match row.and_then(|row| ViewRow::decode(&row)) {
+            Some(row) => Some(row.note(*key, &info.key, info.stamp)),
+            // The index is being made anew, so whether it was settled is not known: then it is not to be taken for disproved.
+            None => Some(Note { record: *key, info, settled: true, received: self.now() }),
+        }
+    }
+
+    /// The note of a version whose record is lost here.
+    pub fn note(&self, key: &RecordKey) -> Option<Note> {
+        let (name, stamp) = keys::parse_note(&self.kv.get(&keys::note(key)).ok()??)?;
+        let row = self.kv.get(&keys::view(&key.bucket, &name, stamp, &key.id)).ok()??;
+        ViewRow::decode(&row).filter(|row| !row.here).map(|row| row.note(*key, &name, stamp))
+    }
+
+    /// Whether a segment lists this record at this place.
+    pub fn lists(&self, key: &RecordKey, place: &Place) -> bool {
+        let active = self.active.lock();
+        if active.sequence == place.segment {
+            return active.builder.lists(key, place.offset);
+        }
+        drop(active);
+        self.footer(place.segment).and_then(|footer| footer.at(key, place.offset)).is_ok_and(|entry| entry.is_some())
+    }
+
+    /// Notes what the new index does not have of the versions that were in lost segments.
+    pub fn note_lost(&self) {
+        let lost = std::mem::take(&mut *self.lost_versions.lock());
+        for notes in lost.chunks(limits::LOCAL_ITEMS_MAX / 4) {
+            self.queue.push(writer::Op::Local(vec![writer::Local::Note(notes.to_vec())], None));
+        }
     }
 
     /// The device could not read something.
@@ -867,7 +911,7 @@ const FOOTERS_OPEN_MAX: usize = 64;
 /// Takes note of a scanned record in a footer to be.
 pub fn note(builder: &mut FooterBuilder, offset: u64, header: &format::RecordHeader, body: &[u8]) {
     match header.kind {
-        Kind::Public(afar_model::record::RecordKind::Version) => {
+        Kind::Public(RecordKind::Version) => {
             let info = VersionInfo::of(body).filter(|(bucket, _)| *bucket == header.key.bucket).map(|(_, info)| info);
             builder.add_public(header, offset, info.as_ref());
         }

@@ -115,10 +115,19 @@ impl FooterBuilder {
         &self.entries
     }
 
+    fn at(&self, offset: u64) -> Option<&Entry> {
+        let at = self.entries.partition_point(|entry| entry.offset < offset);
+        self.entries.get(at).filter(|entry| entry.offset == offset)
+    }
+
+    /// Whether this record begins here.
+    pub fn lists(&self, key: &RecordKey, offset: u64) -> bool {
+        self.at(offset).is_some_and(|entry| entry.key == *key)
+    }
+
     /// The description of the version whose record begins here.
     pub fn describe(&self, offset: u64) -> Option<VersionInfo> {
-        let at = self.entries.partition_point(|entry| entry.offset < offset);
-        let entry = self.entries.get(at).filter(|entry| entry.offset == offset)?;
+        let entry = self.at(offset)?;
         describe(self.extras.get(entry.extra as usize..)?)
     }
 

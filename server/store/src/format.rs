@@ -464,6 +464,41 @@ pub struct Payments {
     pub keys: Vec<RecordKey>,
 }
 
+/// What is left of a version whose copy here is lost, after the [`Tombstones`] in the same body: enough to list it, so that nobody
+/// takes an older one for the newest. A program that knows no notes reads the tombstone alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// Its record.
+    pub record: RecordKey,
+    /// What it said.
+    pub info: VersionInfo,
+    /// Known to be at its level.
+    pub settled: bool,
+    /// When it was received.
+    pub received: UnixMillis,
+}
+
+/// The body of a tombstone record with its notes.
+pub fn encode_tombstones(tombstones: &Tombstones, notes: &[Note]) -> Vec<u8> {
+    if notes.is_empty() { encode_local(tombstones) } else { encode_local(&(tombstones, notes)) }
+}
+
+/// The notes in the body of a tombstone record.
+///
+/// # Errors
+/// If it is not one.
+pub fn decode_notes(body: &[u8]) -> Result<Vec<Note>, FormatError> {
+    let malformed = |error| FormatError::Range(format!("malformed local record: {error}"));
+    match body.split_first() {
+        Some((&LOCAL_1, rest)) => match postcard::take_from_bytes::<Tombstones>(rest).map_err(malformed)? {
+            (_, []) => Ok(Vec::new()),
+            (_, notes) => postcard::from_bytes(notes).map_err(malformed),
+        },
+        Some((&other, _)) => Err(FormatError::Unknown { what: "local record format", number: other.into() }),
+        None => Err(FormatError::Short),
+    }
+}
+
 const LOCAL_1: u8 = 1;
 
 /// The body of a local record: format byte, then postcard.

@@ -13,6 +13,7 @@ use crate::{
         keys::{self, Checkpoint, Counters, table},
         mem::MemIndex,
     },
+    kv::Kv,
     ledger::{self, Delta, Known, LogItem},
     limits,
     segment::{self, Place, Segment},
@@ -258,13 +259,21 @@ impl Indexer {
         let index = directory.kv.index();
         let mut rows = Pending::new(&*index, &directory);
         let mut delta = Delta::default();
+        // Of the tombstone that passes by: where it is, and what it says beside its keys.
+        let mut notes = (0, HashMap::new());
         for (entry, info) in todo {
             // A batch ends between records, never between the entries of one tombstone.
             if rows.rows.len() >= REPLAY_BATCH_OPS && entry.offset >= delta.end.offset {
                 let full = std::mem::replace(&mut rows, Pending::new(&*index, &directory));
                 self.write_replayed(&*index, full, &mut delta)?;
             }
-            let item = to_item(&directory, &*file, &entry, info, part.sequence);
+            if entry.kind == Kind::Tombstone && notes.0 != entry.offset {
+                notes = (entry.offset, read_notes(&directory, &*file, &entry, part.sequence));
+            }
+            let item = match entry.kind {
+                Kind::Tombstone => Some(LogItem::Remove(entry.key, notes.1.remove(&entry.key))),
+                _ => to_item(&directory, &*file, &entry, info, part.sequence),
+            };
             if let Some(item) = item {
                 let (ops, _) = ledger::resolve(&item, &rows, &mut delta);
                 rows.take(ops.into_iter());
@@ -324,12 +333,14 @@ impl Indexer {
         if directory.views_ready() || directory.behind.read().is_some() {
             return;
         }
-        let _order = directory.resolving.lock();
+        let order = directory.resolving.lock();
         let queue = directory.deltas.lock();
         if queue.rebuild.is_none() && queue.losing == 0 && queue.deltas.iter().all(|delta| delta.deferred.is_empty()) {
             directory.progress.store(1000, Ordering::Relaxed);
             directory.deferring.store(false, Ordering::Release);
             directory.deltas_done.notify_all();
+            drop((queue, order));
+            directory.note_lost();
         } else {
             directory.commit.hurry();
         }
@@ -391,7 +402,7 @@ fn to_item(directory: &Directory, file: &dyn DiskFile, entry: &Entry, info: Opti
             let place = Place { segment, offset: entry.offset, length: entry.length, kind };
             Some(LogItem::Put { key: entry.key, place, received: entry.received, info: info.filter(|_| kind == RecordKind::Version) })
         }
-        Kind::Tombstone => Some(LogItem::Remove(entry.key)),
+        Kind::Tombstone => None, // of several records, and perhaps with notes: the caller's
         Kind::Settled => local(directory, file, entry, segment).map(LogItem::Settled),
         Kind::Owed => local(directory, file, entry, segment).map(LogItem::Owed),
         Kind::Paid => local(directory, file, entry, segment).map(LogItem::Paid),
@@ -401,8 +412,24 @@ fn to_item(directory: &Directory, file: &dyn DiskFile, entry: &Entry, info: Opti
 
 /// Reads and verifies a local record; one that is damaged is reported and skipped.
 pub fn local<T: serde::de::DeserializeOwned>(directory: &Directory, file: &dyn DiskFile, entry: &Entry, segment: u64) -> Option<T> {
+    local_body(directory, file, entry, segment, |body| format::decode_local(body))
+}
+
+/// The notes beside the keys of a tombstone, by record.
+fn read_notes(directory: &Directory, file: &dyn DiskFile, entry: &Entry, segment: u64) -> HashMap<RecordKey, format::Note> {
+    let notes = local_body(directory, file, entry, segment, format::decode_notes).unwrap_or_default();
+    notes.into_iter().map(|note| (note.record, note)).collect()
+}
+
+fn local_body<T>(
+    directory: &Directory,
+    file: &dyn DiskFile,
+    entry: &Entry,
+    segment: u64,
+    decode: impl FnOnce(&[u8]) -> Result<T, format::FormatError>,
+) -> Option<T> {
     let why = match segment::read_raw(file, directory.salt, entry.offset, entry.length) {
-        Ok((header, body)) if header.kind == entry.kind && RecordId::of(&body) == header.key.id => match format::decode_local(&body) {
+        Ok((header, body)) if header.kind == entry.kind && RecordId::of(&body) == header.key.id => match decode(&body) {
             Ok(value) => return Some(value),
             Err(error) => error.to_string(),
         },
@@ -442,6 +469,26 @@ pub fn lost(trusted: &Trusted, segments: &BTreeMap<u64, Arc<Segment>>, active: &
         lost.push((trusted.end.segment, "the log ends before what the index knows of it".to_owned()));
     }
     lost
+}
+
+/// What is to be noted of the versions that were in segments of which something is lost: all that an index knows to have been
+/// there, each with its place; and the notes that it has, for what says so may be lost as well.
+pub fn known_in(kv: &Kv, lost: &dyn Fn(u64) -> bool) -> Vec<(format::Note, Option<Place>)> {
+    let mut known = Vec::new();
+    let scanned = kv.scan(&[table::VIEW], &[table::VIEW + 1], &mut |row, value| {
+        let (Some((bucket, key, stamp, id)), Some(view)) = (keys::parse_view(row), keys::ViewRow::decode(value)) else { return true };
+        let record = RecordKey { bucket, id };
+        let place = || kv.get(&keys::primary(&record)).ok().flatten().and_then(|value| keys::parse_place(&value));
+        let place = if view.here { place() } else { None };
+        if !view.here || place.is_some_and(|place| lost(place.segment)) {
+            known.push((view.note(record, key, stamp), place));
+        }
+        true
+    });
+    if let Err(error) = scanned {
+        tracing::error!(%error, "what was in lost segments is not known");
+    }
+    known
 }
 
 /// Reads an index's checkpoint and counters.

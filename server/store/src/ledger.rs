@@ -1,7 +1,7 @@
 //! What a log entry means for the index: the one function that turns records into changes, used by the writer, by replay
 //! and by rebuild alike, so that they cannot disagree.
 use crate::{
-    format::{Debts, Payments, SettledMarks, VersionInfo},
+    format::{Debts, Note, Payments, SettledMarks, VersionInfo},
     index::{
         Op,
         keys::{self, Counters, ViewRow},
@@ -29,8 +29,8 @@ pub enum LogItem {
         /// If it is a version.
         info: Option<VersionInfo>,
     },
-    /// A record is removed.
-    Remove(RecordKey),
+    /// A record is removed; if it was a version that is lost, this is left of it.
+    Remove(RecordKey, Option<Note>),
     /// Versions are settled.
     Settled(SettledMarks),
     /// Something is owed.
@@ -92,7 +92,7 @@ pub trait Known {
 pub fn resolve(item: &LogItem, known: &dyn Known, delta: &mut Delta) -> (Vec<Op>, Vec<TallyChange>) {
     match item {
         LogItem::Put { key, place, received, info } => (resolve_put(key, place, *received, info.as_ref(), known, delta), Vec::new()),
-        LogItem::Remove(key) => (resolve_remove(key, known, delta), Vec::new()),
+        LogItem::Remove(key, note) => (resolve_remove(key, note.as_ref(), known, delta), Vec::new()),
         LogItem::Settled(marks) => (resolve_settled(marks, known), Vec::new()),
         LogItem::Owed(debts) => resolve_owed(debts, known),
         LogItem::Paid(payments) => resolve_paid(payments, known),
@@ -118,9 +118,15 @@ fn resolve_put(
     let mut ops = vec![(keys::primary(key), Some(keys::place(place)))];
     if let Some(info) = info {
         let row = keys::view(&key.bucket, &info.key, info.stamp, &key.id);
-        // A copy of what is already there (compaction) must not unsettle it.
-        if old.is_none() || known.row(&row).is_none() {
-            ops.push((row, Some(ViewRow::new(info, received).encode())));
+        match known.row(&row).and_then(|row| ViewRow::decode(&row)) {
+            // A copy of what is already there (compaction) must not unsettle it.
+            Some(before) if before.here && old.is_some() => {}
+            // Nor must one of what was lost.
+            Some(before) if !before.here => {
+                ops.push((row, Some(ViewRow { here: true, ..before }.encode())));
+                ops.push((keys::note(key), None));
+            }
+            _ => ops.push((row, Some(ViewRow::new(info, received).encode()))),
         }
     }
     if place.kind == RecordKind::Setting {
@@ -129,18 +135,30 @@ fn resolve_put(
     ops
 }
 
-fn resolve_remove(key: &RecordKey, known: &dyn Known, delta: &mut Delta) -> Vec<Op> {
-    let Some(old) = known.place(key) else { return Vec::new() };
-    delta.count(old.segment, |counters| counters.died(&old));
-    let mut ops = vec![(keys::primary(key), None)];
-    match old.kind {
-        RecordKind::Version => {
-            if let Some(info) = known.describe(key, &old) {
-                ops.push((keys::view(&key.bucket, &info.key, info.stamp, &key.id), None));
+fn resolve_remove(key: &RecordKey, note: Option<&Note>, known: &dyn Known, delta: &mut Delta) -> Vec<Op> {
+    let old = known.place(key);
+    let mut ops = Vec::new();
+    if let Some(old) = &old {
+        delta.count(old.segment, |counters| counters.died(old));
+        ops.push((keys::primary(key), None));
+    }
+    let view = |name: &str, stamp| keys::view(&key.bucket, name, stamp, &key.id);
+    match (note, &old) {
+        (Some(note), _) => {
+            ops.push((view(&note.info.key, note.info.stamp), Some(ViewRow::noted(note).encode())));
+            ops.push((keys::note(key), Some(keys::note_value(note))));
+        }
+        (None, Some(old)) => match old.kind {
+            RecordKind::Version => ops.extend(known.describe(key, old).map(|info| (view(&info.key, info.stamp), None))),
+            RecordKind::Setting => ops.push((keys::setting(key), None)),
+            RecordKind::Chunk | RecordKind::Manifest => {}
+        },
+        (None, None) => {
+            if let Some((name, stamp)) = known.row(&keys::note(key)).and_then(|value| keys::parse_note(&value)) {
+                ops.push((view(&name, stamp), None));
+                ops.push((keys::note(key), None));
             }
         }
-        RecordKind::Setting => ops.push((keys::setting(key), None)),
-        RecordKind::Chunk | RecordKind::Manifest => {}
     }
     ops
 }
@@ -149,7 +167,10 @@ fn resolve_settled(marks: &SettledMarks, known: &dyn Known) -> Vec<Op> {
     let mut ops = Vec::new();
     for (bucket, key, stamp, id) in &marks.versions {
         let row = keys::view(bucket, key, *stamp, id);
-        ops.extend(settled(known.row(&row)).map(|value| (row, Some(value))));
+        // Also if it is visible as settled already: that may be in memory only, and this brings it into the index.
+        if let Some(known) = known.row(&row).and_then(|row| ViewRow::decode(&row)) {
+            ops.push((row, Some(ViewRow { settled: true, ..known }.encode())));
+        }
     }
     ops
 }

@@ -257,6 +257,8 @@ struct Log {
     stamp_max: Stamp,
     records: u64,
     read_only: Option<String>,
+    /// Segments of which the index knows more than there is.
+    lost: Vec<u64>,
 }
 
 fn open_directory(
@@ -268,8 +270,12 @@ fn open_directory(
     lock: Box<dyn Lock>,
 ) -> Result<Ready, String> {
     let mut log = open_log(&**disk, settings, path, id)?;
+    let mut known = Vec::new();
     let opened = factory.open(path).map(|index| {
         let trusted = indexer::trusted(&*index, id).and_then(|trusted| log.agree(id, trusted));
+        if !log.lost.is_empty() {
+            known = indexer::known_in(&Kv::new(Arc::clone(&index)), &|segment| log.lost.contains(&segment));
+        }
         (index, trusted)
     });
     let (index, trusted) = match opened {
@@ -298,6 +304,8 @@ fn open_directory(
         damaged: log.damaged,
         stamp_max: log.stamp_max,
     }));
+    known.retain(|(note, place)| place.is_none_or(|place| !directory.lists(&note.record, &place)));
+    directory.lost_versions.lock().extend(known.into_iter().map(|(note, _)| note));
     if let Some(why) = log.read_only {
         directory.commit.poison(&why);
     }
@@ -317,6 +325,7 @@ impl Log {
         if lost.is_empty() {
             return Ok(trusted);
         }
+        self.lost = lost.iter().map(|(segment, _)| *segment).collect();
         for (segment, why) in lost {
             tracing::error!(segment, why, "records are lost: the index knows of more records than the log has");
             if !self.damaged.iter().any(|known| known.segment == segment) {
@@ -354,6 +363,7 @@ fn open_log(disk: &dyn Disk, settings: &Settings, path: &Path, id: DirectoryId) 
         stamp_max: Stamp::ZERO,
         records: 0,
         read_only: None,
+        lost: Vec::new(),
     };
     let newest = sequences.last().copied();
     let recent = sequences.iter().rev().nth(UNSYNCED_MAX - 1).copied().unwrap_or(0);

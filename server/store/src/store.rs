@@ -3,7 +3,7 @@ use crate::{
     commit::{Durable, Waiter, Written},
     directory::Directory,
     disk::{Disk, Lock, RealDisk},
-    format::{self, Debts, Payments},
+    format::{self, Debts, Note, Payments},
     index::{IndexFactory, sled::SledFactory},
     indexer::Indexer,
     limits, open, outbox,
@@ -355,8 +355,33 @@ impl Store {
     /// # Errors
     /// If a view is being rebuilt.
     pub fn version_ids(&self, after: Option<&VersionCursor>, limit: usize) -> Result<Vec<VersionRow>, NotReady> {
-        let pages = self.pages(|directory| directory.version_rows(after, limit))?;
-        Ok(views::merge_sorted(pages, limit, views::walk_order))
+        Ok(views::merge_rows(self.pages(|directory| directory.version_rows(after, false, limit))?, limit))
+    }
+
+    /// As [`Store::version_ids`], and those of which only a note is left.
+    ///
+    /// # Errors
+    /// If a view is being rebuilt.
+    pub fn known_versions(&self, after: Option<&VersionCursor>, limit: usize) -> Result<Vec<VersionRow>, NotReady> {
+        Ok(views::merge_rows(self.pages(|directory| directory.version_rows(after, true, limit))?, limit))
+    }
+
+    /// Whether this is a version whose record is lost, and which is still known to have been: it stays among the
+    /// [`Store::versions`], so that none that is older passes for the newest, until its record is here again.
+    pub fn is_noted(&self, key: &RecordKey) -> bool {
+        self.inner.directories.iter().any(|directory| directory.note(key).is_some()) && !self.holds(key)
+    }
+
+    /// Notes versions that others know to have been, and whose records nobody has: those that are not known here.
+    pub fn note(&self, versions: Vec<Note>) {
+        for note in versions {
+            if !self.holds(&note.record)
+                && let Ok(home) = self.home(&note.record)
+                && let Some(directory) = self.inner.directories.get(home)
+            {
+                directory.queue.push(Op::Local(vec![Local::Note(vec![note])], None));
+            }
+        }
     }
 
     fn pages<T>(&self, page: impl Fn(&Directory) -> Result<Vec<T>, NotReady>) -> Result<Vec<Vec<T>>, NotReady> {
@@ -395,8 +420,8 @@ impl Store {
     pub async fn remove(&self, keys: Vec<RecordKey>, why: Removal) -> Result<(), AppendError> {
         let mut waiting = Vec::new();
         for directory in &self.inner.directories {
-            let here: Vec<_> =
-                keys.iter().filter(|key| directory.locate(key).map_or(true, |place| place.is_some())).map(|key| (*key, None)).collect();
+            let known = |key: &&RecordKey| directory.locate(key).map_or(true, |place| place.is_some()) || directory.note(key).is_some();
+            let here: Vec<_> = keys.iter().filter(known).map(|key| (*key, None)).collect();
             let locals = here.chunks(limits::LOCAL_ITEMS_MAX).map(|keys| Local::Remove(keys.to_vec(), why)).collect();
             waiting.extend(send_locals(directory, locals));
         }
@@ -583,6 +608,17 @@ impl Store {
     /// When the least recently verified segment was verified (or written and synced); `None` if nothing is sealed.
     pub fn oldest_unverified(&self) -> Option<UnixMillis> {
         self.inner.directories.iter().filter_map(|directory| directory.oldest_unverified()).min()
+    }
+
+    /// How much is visible and in no index, once that has all that is durable. Blocking.
+    #[cfg(test)]
+    pub(crate) fn overlay_entries(&self) -> usize {
+        let left = |directory: &Arc<Directory>| {
+            directory.sync_blocking().expect("a sync");
+            directory.flush_index().expect("a flush");
+            directory.kv.overlay.read().len()
+        };
+        self.inner.directories.iter().map(left).sum()
     }
 
     /// Syncs, flushes the index and stops. Blocking. Later calls on other clones fail with `Closed`.

@@ -208,7 +208,7 @@ pub struct VersionCursor {
     pub id: RecordId,
 }
 
-/// One step of the walk over all versions.
+/// One step of the walk over versions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VersionRow {
     /// The bucket.
@@ -217,6 +217,8 @@ pub struct VersionRow {
     pub key: String,
     /// The version.
     pub entry: VersionEntry,
+    /// Whether its record is here; else it was, and only the note of it is left.
+    pub here: bool,
 }
 
 impl VersionRow {

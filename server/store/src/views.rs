@@ -140,11 +140,11 @@ impl Directory {
         Ok(found)
     }
 
-    /// All versions of all buckets.
+    /// All versions of all buckets; `noted`: those as well of which only a note is left.
     ///
     /// # Errors
     /// If the views are being rebuilt.
-    pub fn version_rows(&self, after: Option<&VersionCursor>, limit: usize) -> Result<Vec<VersionRow>, NotReady> {
+    pub fn version_rows(&self, after: Option<&VersionCursor>, noted: bool, limit: usize) -> Result<Vec<VersionRow>, NotReady> {
         let from = match after {
             None => vec![table::VIEW],
             Some(at) => [keys::view(&at.bucket, &at.key, at.stamp, &at.id).as_slice(), &[0]].concat(),
@@ -152,8 +152,10 @@ impl Directory {
         let mut rows = Vec::new();
         if limit > 0 {
             self.rows(&from, &[table::VIEW + 1], &mut |row, value| {
-                if let (Some((bucket, key, stamp, id)), Some(view)) = (keys::parse_view(row), ViewRow::decode(value)) {
-                    rows.push(VersionRow { bucket, key: key.to_owned(), entry: view.entry(stamp, id) });
+                if let (Some((bucket, key, stamp, id)), Some(view)) = (keys::parse_view(row), ViewRow::decode(value))
+                    && (noted || view.here)
+                {
+                    rows.push(VersionRow { bucket, key: key.to_owned(), entry: view.entry(stamp, id), here: view.here });
                 }
                 rows.len() < limit
             })?;
@@ -226,6 +228,22 @@ pub fn merge_sorted<T, K: Ord>(pages: Vec<Vec<T>>, limit: usize, key: impl Fn(&T
     all
 }
 
+/// Merges walks over versions: of one that is noted in one directory the record may be in another.
+pub fn merge_rows(pages: Vec<Vec<VersionRow>>, limit: usize) -> Vec<VersionRow> {
+    let mut all: Vec<VersionRow> = pages.into_iter().flatten().collect();
+    all.sort_by_key(walk_order);
+    all.dedup_by(|next, kept| {
+        let same = walk_order(next) == walk_order(kept);
+        if same {
+            kept.here |= next.here;
+            kept.entry.settled |= next.entry.settled;
+        }
+        same
+    });
+    all.truncate(limit);
+    all
+}
+
 /// Merges listings: a key may have versions in several directories.
 pub fn merge_listings(pages: Vec<Listed>, limit: usize) -> Listed {
     let mut all: std::collections::BTreeMap<String, Vec<VersionEntry>> = std::collections::BTreeMap::new();
@@ -237,6 +255,6 @@ pub fn merge_listings(pages: Vec<Listed>, limit: usize) -> Listed {
 }
 
 /// The order of the walk over all versions.
-pub fn walk_order(row: &VersionRow) -> (BucketId, String, std::cmp::Reverse<(Stamp, RecordId)>) {
+fn walk_order(row: &VersionRow) -> (BucketId, String, std::cmp::Reverse<(Stamp, RecordId)>) {
     (row.bucket, row.key.clone(), std::cmp::Reverse(row.entry.order()))
 }

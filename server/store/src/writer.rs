@@ -8,7 +8,7 @@ use crate::{
     directory::{Active, Directory},
     disk::{self, DiskFile, Space},
     footer::FooterBuilder,
-    format::{self, ALIGN, Kind, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SegmentHeader, Tombstones, VersionInfo},
+    format::{self, ALIGN, Kind, Note, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SegmentHeader, Tombstones, VersionInfo},
     ledger::LogItem,
     limits,
     segment::{Place, Segment},
@@ -79,7 +79,11 @@ pub enum Local {
     /// Removes records, unless they are elsewhere than named.
     Remove(Vec<(RecordKey, Option<Place>)>, Removal),
     /// Keeps earlier removals in force: only for records that are not live.
-    KeepRemoved(Vec<RecordKey>, u8),
+    KeepRemoved(Vec<RecordKey>, Removal),
+    /// What is left of versions, unless their records are here.
+    Note(Vec<Note>),
+    /// Compaction: notes that still stand.
+    KeepNotes(Vec<RecordKey>),
     /// Debts.
     Owed(format::Debts),
     /// Payments.
@@ -215,7 +219,7 @@ struct Entry {
 
 enum What {
     Public(RecordKind, Option<VersionInfo>),
-    Removes(Vec<RecordKey>),
+    Removes(Vec<RecordKey>, Vec<Note>),
     Settled(format::SettledMarks),
     Owed(format::Debts),
     Paid(format::Payments),
@@ -408,20 +412,31 @@ impl Writer {
         match local {
             Local::Remove(keys, why) => {
                 let live = |(key, place): (RecordKey, Option<Place>)| {
-                    let here = match batch.by_key.get(&key) {
-                        Some(_) => place.is_none(), // appended in this very batch, just before
-                        None => self.directory.locate(&key).ok().flatten().is_some_and(|here| place.is_none_or(|place| place == here)),
+                    let here = match (batch.by_key.get(&key), self.directory.locate(&key).ok().flatten()) {
+                        (Some(_), _) => place.is_none(), // appended in this very batch, just before
+                        (None, Some(here)) => place.is_none_or(|place| place == here),
+                        (None, None) => place.is_none() && self.directory.note(&key).is_some(),
                     };
                     here.then_some(key)
                 };
                 let keys: Vec<RecordKey> = keys.into_iter().filter_map(live).collect();
-                self.plan_tombstones(keys, why as u8, batch);
+                let lost = keys.iter().filter(|_| why == Removal::Quarantined);
+                let notes = lost.filter_map(|key| self.directory.note_of_copy(key)).collect();
+                self.plan_tombstones(keys, why, notes, batch);
             }
             Local::KeepRemoved(keys, why) => {
-                let dead = |key: &RecordKey| !batch.by_key.contains_key(key) && self.directory.locate(key) == Ok(None);
+                let dead = |key: &RecordKey| {
+                    !batch.by_key.contains_key(key) && self.directory.locate(key) == Ok(None) && self.directory.note(key).is_none()
+                };
                 let keys: Vec<RecordKey> = keys.into_iter().filter(dead).collect();
-                self.plan_tombstones(keys, why, batch);
+                self.plan_tombstones(keys, why, Vec::new(), batch);
             }
+            Local::Note(notes) => {
+                let lacked = |note: &Note| !batch.by_key.contains_key(&note.record) && self.directory.locate(&note.record) == Ok(None);
+                let notes = notes.into_iter().filter(lacked).filter(|note| self.directory.note(&note.record).is_none()).collect();
+                self.plan_notes(notes, batch);
+            }
+            Local::KeepNotes(keys) => self.plan_notes(keys.iter().filter_map(|key| self.directory.note(key)).collect(), batch),
             Local::Owed(debts) => {
                 let body = format::encode_local(&debts);
                 self.push_local(Kind::Owed, body, What::Owed(debts), batch);
@@ -446,7 +461,13 @@ impl Writer {
         self.directory.kv.get(&crate::index::keys::debt(to, key)).is_ok_and(|row| row.is_some())
     }
 
-    fn plan_tombstones(&self, keys: Vec<RecordKey>, why: u8, batch: &mut Batch) {
+    /// A note is a tombstone as well: what it says holds for its record from here on.
+    fn plan_notes(&self, notes: Vec<Note>, batch: &mut Batch) {
+        let keys = notes.iter().map(|note| note.record).collect();
+        self.plan_tombstones(keys, Removal::Quarantined, notes, batch);
+    }
+
+    fn plan_tombstones(&self, keys: Vec<RecordKey>, why: Removal, notes: Vec<Note>, batch: &mut Batch) {
         if keys.is_empty() {
             return;
         }
@@ -454,9 +475,9 @@ impl Writer {
             batch.by_key.remove(key); // a later append of the same record revives it
             batch.removed.insert(*key);
         }
-        let tombstones = Tombstones { why, keys };
-        let body = format::encode_local(&tombstones);
-        self.push_local(Kind::Tombstone, body, What::Removes(tombstones.keys), batch);
+        let tombstones = Tombstones { why: why as u8, keys };
+        let body = format::encode_tombstones(&tombstones, &notes);
+        self.push_local(Kind::Tombstone, body, What::Removes(tombstones.keys, notes), batch);
     }
 
     fn plan_settled(&self, batch: &mut Batch) {
@@ -737,18 +758,21 @@ impl Entry {
         let offset = self.place.offset;
         match &self.what {
             What::Public(_, info) => builder.add_public(&self.header, offset, info.as_ref()),
-            What::Removes(keys) => builder.add_tombstone(&self.header, offset, keys),
+            What::Removes(keys, _) => builder.add_tombstone(&self.header, offset, keys),
             What::Settled(_) | What::Owed(_) | What::Paid(_) => builder.add_local(&self.header, offset),
         }
     }
 
     fn items(&mut self) -> Vec<LogItem> {
-        match std::mem::replace(&mut self.what, What::Removes(Vec::new())) {
+        match std::mem::replace(&mut self.what, What::Removes(Vec::new(), Vec::new())) {
             What::Public(kind, info) => {
                 let place = Place { segment: self.place.segment, offset: self.place.offset, length: self.header.length, kind };
                 vec![LogItem::Put { key: self.header.key, place, received: self.header.received, info }]
             }
-            What::Removes(keys) => keys.into_iter().map(LogItem::Remove).collect(),
+            What::Removes(keys, notes) => {
+                let mut notes: HashMap<RecordKey, Note> = notes.into_iter().map(|note| (note.record, note)).collect();
+                keys.into_iter().map(|key| LogItem::Remove(key, notes.remove(&key))).collect()
+            }
             What::Settled(marks) => vec![LogItem::Settled(marks)],
             What::Owed(debts) => vec![LogItem::Owed(debts)],
             What::Paid(payments) => vec![LogItem::Paid(payments)],

@@ -104,6 +104,99 @@ fn when_every_copy_is_bad_nothing_false_is_served_and_the_status_says_lost() {
     });
 }
 
+/// A key of which the newest version is damaged wherever it is: nothing older may pass for it, nor "not found".
+struct Rotten {
+    older: Known,
+    newer: Known,
+}
+
+impl Rotten {
+    fn put(cluster: &Cluster, chance: &mut rand_chacha::ChaCha8Rng) -> Self {
+        cluster.bucket("rot", &[]);
+        let older = Known::put(&cluster.afar(), chance, "rot/a", 3_000);
+        let newer = Known::put(&cluster.afar(), chance, "rot/a", 4_000);
+        cluster.wait_state("safe");
+        Self { older, newer }
+    }
+
+    /// Turns a bit of the newer version's record over, while the node does not run.
+    fn flip(&self, cluster: &Cluster, name: &str) {
+        disks::flip(&find(&cluster.node(name).data(), &self.newer.content)[0], 1234);
+    }
+
+    /// What a node may say of the key.
+    fn ask(&self, cluster: &Cluster, name: &str) {
+        let door = cluster.afar_at(&[name]);
+        for command in ["cat", "stat"] {
+            let ran = door.run(&[command, &self.newer.at]).expect_one_of(&[4, 14]);
+            assert!(ran.stdout != self.older.content, "an older version passed for the newest");
+        }
+        let listed = door.run(&["ls", "--json", "rot"]).expect_one_of(&[0, 14]);
+        assert!(listed.code == 14 || listed.text().contains("\"size\":4000"), "it is listed as it was acknowledged: {listed}");
+    }
+
+    /// Waits until the status says that it is lost, and asks meanwhile.
+    #[track_caller]
+    fn wait_lost(&self, cluster: &Cluster, names: &[&str]) {
+        until("it is said to be lost", SETTLE_MAX, || {
+            names.iter().for_each(|name| self.ask(cluster, name));
+            let ran = cluster.afar().run(&["status", "--json"]);
+            assert_ne!(ran.code, 0, "{ran}");
+            let status = ran.json();
+            if ran.code == 4 && status["objects"]["lost"] == 1 { Ok(()) } else { Err(ran.to_string()) }
+        });
+        names.iter().for_each(|name| self.ask(cluster, name));
+    }
+}
+
+#[test]
+fn a_version_whose_record_is_bad_everywhere_is_known_to_be_lost_until_its_key_is_put_again() {
+    let mut cluster = Cluster::two();
+    let (names, mut chance) = (["strasbourg", "warsaw"], data::chance(data::seed()));
+    let rotten = Rotten::put(&cluster, &mut chance);
+    names.iter().for_each(|name| assert_eq!(cluster.node_mut(name).stop(), 143));
+    names.iter().for_each(|name| rotten.flip(&cluster, name));
+    cluster.start_all();
+    cluster.wait_formed();
+    rotten.wait_lost(&cluster, &names);
+    // Nothing of that is forgotten with a run, nor with an index.
+    names.iter().for_each(|name| cluster.node_mut(name).kill());
+    fs::remove_dir_all(cluster.node("warsaw").data().join("index")).unwrap();
+    cluster.start_all();
+    cluster.wait_formed();
+    rotten.wait_lost(&cluster, &names);
+    let again = Known::put(&cluster.afar(), &mut chance, "rot/a", 5_000);
+    for restarted in [false, true] {
+        if restarted {
+            names.iter().for_each(|name| cluster.node_mut(name).kill());
+            cluster.start_all();
+        }
+        let status = cluster.wait_state("safe");
+        assert_eq!(status["objects"]["safe"], 1, "{status}");
+        names.iter().for_each(|name| again.must_be_at(&cluster.afar_at(&[name])));
+    }
+}
+
+#[test]
+fn a_node_that_comes_back_empty_learns_of_a_version_that_the_other_has_lost() {
+    let mut cluster = Cluster::two();
+    let rotten = Rotten::put(&cluster, &mut data::chance(data::seed()));
+    for name in ["strasbourg", "warsaw"] {
+        assert_eq!(cluster.node_mut(name).stop(), 143);
+    }
+    rotten.flip(&cluster, "strasbourg");
+    cluster.node_mut("warsaw").burn();
+    cluster.start_all();
+    cluster.wait_formed();
+    rotten.wait_lost(&cluster, &["strasbourg", "warsaw"]);
+    // Of two sites one may answer alone.
+    cluster.node_mut("strasbourg").kill();
+    stays("it knows as much as the other did", STAYS, || {
+        rotten.ask(&cluster, "warsaw");
+        Ok::<(), String>(())
+    });
+}
+
 #[test]
 fn two_records_in_each_others_place_are_both_found() {
     let mut cluster = Cluster::two();

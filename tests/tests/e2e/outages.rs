@@ -215,6 +215,38 @@ fn rule_3_two_that_come_back_empty_do_not_take_each_other_for_all_there_was() {
     }
 }
 
+/// Stops all of them before any is started again: nobody who remembers tells it to anybody.
+fn restart_all(cluster: &mut Cluster) {
+    for name in ["strasbourg", "warsaw", "madrid"] {
+        cluster.node_mut(name).stop();
+    }
+    cluster.start_all();
+}
+
+#[test]
+fn rule_3_that_two_came_back_empty_outlives_a_restart_of_all_who_know() {
+    let (mut cluster, objects, _) = two_come_back_empty();
+    restart_all(&mut cluster);
+    stays("nothing is called safe or absent", STAYS, || {
+        let status = cluster.status();
+        if status["state"] == "safe" {
+            return Err(summary(&status));
+        }
+        for object in objects.iter().take(4) {
+            let ran = cluster.afar_at(&["madrid"]).run(&["cat", &object.at]);
+            if ran.code != 14 && (ran.code != 0 || ran.stdout != object.content) {
+                return Err(ran.to_string());
+            }
+        }
+        Ok(())
+    });
+    let status = cluster.status();
+    for name in ["strasbourg", "warsaw"] {
+        let check = own_check(&status, "replica", name).cloned().unwrap_or_default();
+        assert!(check["detail"].to_string().contains("their former disks"), "{check}");
+    }
+}
+
 #[test]
 fn two_that_come_back_empty_are_given_up_by_an_operator_who_says_so() {
     let (mut cluster, objects, _) = two_come_back_empty();

@@ -129,6 +129,7 @@ impl World {
             state_directory: state.path().to_owned(),
             bulk_window: 1 << 20,
             memory: Memory::new(),
+            replaced: Replaced::default(),
         })
         .unwrap();
         let address = self.endpoints[usize::from(index)].trim_start_matches("https://").to_owned();

@@ -20,7 +20,7 @@ use afar_proto::{
     limits::{KEYS_MAX, PAGE_MAX},
     v1::{self, peer_server::Peer},
 };
-use afar_store::{IdEntry, IdRange, ListFrom, NotReady, VersionCursor, VersionRow};
+use afar_store::{IdEntry, IdRange, ListFrom, NotReady, Store, VersionCursor, VersionRow};
 use futures_util::Stream;
 use std::{pin::Pin, sync::Arc};
 use tokio::sync::mpsc;
@@ -199,7 +199,8 @@ impl Peer for PeerService {
         let request = request.into_inner();
         let after = cursor(&request)?;
         let limit = limit(request.limit);
-        let rows = self.blocking("version ids", move |node| node.store.version_ids(after.as_ref(), limit)).await?.map_err(not_ready)?;
+        let walk = if request.with_lost { Store::known_versions } else { Store::version_ids };
+        let rows = self.blocking("version ids", move |node| walk(&node.store, after.as_ref(), limit)).await?.map_err(not_ready)?;
         let full = rows.len() >= limit;
         let (versions, cut) = convert::fitting(rows.into_iter().map(keyed));
         Ok(Response::new(v1::VersionIdsReply { versions, more: full || cut }))
@@ -243,7 +244,7 @@ fn held(entry: &IdEntry) -> v1::HeldRecord {
 
 fn keyed(row: VersionRow) -> v1::KeyedVersion {
     let entry: &VersionEntry = &row.entry;
-    v1::KeyedVersion { bucket: convert::bytes(row.bucket.as_bytes()), entry: Some(entry.into()), key: row.key }
+    v1::KeyedVersion { bucket: convert::bytes(row.bucket.as_bytes()), entry: Some(entry.into()), key: row.key, lost: !row.here }
 }
 
 #[allow(clippy::result_large_err)]

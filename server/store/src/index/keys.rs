@@ -7,13 +7,14 @@
 //! o │ node… │ 00 │ since u64 │ id 32 │ bucket 32           → kind u8, length u32                                  outbox
 //! p │ node… │ 00 │ id 32 │ bucket 32                       → since u64                                            outbox, by record
 //! s │ segment u64                                         → postcard of the segment's counters                   rule 18
+//! q │ id 32 │ bucket 32                                   → postcard of key and stamp: only a note is left of it  note
 //! m                                                       → postcard of the checkpoint
 //! ```
 //!
 //! Integers in keys are big-endian, `!` means complemented (greatest first). Keys of objects and names of
 //! nodes contain no NUL.
 use crate::{
-    format::{IdSum, VersionInfo},
+    format::{IdSum, Note, VersionInfo},
     segment::Place,
     types::{Owed, Position},
 };
@@ -37,6 +38,8 @@ pub mod table {
     pub const OUTBOX: u8 = b'o';
     /// Debts, by record.
     pub const DEBT: u8 = b'p';
+    /// Versions of which only a note is left.
+    pub const NOTE: u8 = b'q';
     /// Counters per segment.
     pub const SEGMENT: u8 = b's';
     /// The checkpoint.
@@ -179,22 +182,41 @@ pub struct ViewRow {
     pub inline: bool,
     /// When it was received.
     pub received: UnixMillis,
+    /// Whether the record is here; else only a note of it, and one more byte stands at the end.
+    #[serde(skip)]
+    pub here: bool,
 }
 
 impl ViewRow {
     /// A version that was just received.
     pub const fn new(info: &VersionInfo, received: UnixMillis) -> Self {
-        Self { upload: info.upload, settled: false, object: info.object, inline: info.inline, received }
+        Self { upload: info.upload, settled: false, object: info.object, inline: info.inline, received, here: true }
+    }
+
+    /// One of which only this is left.
+    pub const fn noted(note: &Note) -> Self {
+        Self { settled: note.settled, here: false, ..Self::new(&note.info, note.received) }
     }
 
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
-        postcard::to_stdvec(self).unwrap_or_default() // into memory: cannot fail
+        let mut bytes = postcard::to_stdvec(self).unwrap_or_default(); // into memory: cannot fail
+        if !self.here {
+            bytes.push(0);
+        }
+        bytes
     }
 
     /// From its bytes.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        postcard::from_bytes(bytes).ok()
+        let (row, more) = postcard::take_from_bytes::<Self>(bytes).ok()?;
+        Some(Self { here: more.is_empty(), ..row })
+    }
+
+    /// What is noted of the version if its record is lost.
+    pub fn note(&self, record: RecordKey, key: &str, stamp: Stamp) -> Note {
+        let info = VersionInfo { key: key.to_owned(), stamp, upload: self.upload, object: self.object, inline: self.inline };
+        Note { record, info, settled: self.settled, received: self.received }
     }
 
     /// With what its key says.
@@ -238,6 +260,21 @@ pub fn parse_view(row: &[u8]) -> Option<(BucketId, &str, Stamp, RecordId)> {
         Stamp::from_u64(!u64::from_be_bytes(*stamp)),
         RecordId::from_bytes(id.map(|byte| !byte)),
     ))
+}
+
+/// Key of a note.
+pub fn note(key: &RecordKey) -> Vec<u8> {
+    join(&[&[table::NOTE], key.id.as_bytes(), key.bucket.as_bytes()])
+}
+
+/// Value of a [`note`] key: with it, where the views have the version.
+pub fn note_value(note: &Note) -> Vec<u8> {
+    postcard::to_stdvec(&(&note.info.key, note.info.stamp)).unwrap_or_default() // into memory: cannot fail
+}
+
+/// From the value of a [`note`] key.
+pub fn parse_note(value: &[u8]) -> Option<(String, Stamp)> {
+    postcard::from_bytes(value).ok()
 }
 
 /// Beginning of the keys of what is owed to a node.
@@ -350,7 +387,7 @@ mod tests {
 
         #[test]
         fn nothing_panics_on_noise(bytes in proptest::collection::vec(any::<u8>(), 0..120)) {
-            let _ = (parse_place(&bytes), parse_record(&bytes), parse_view(&bytes), parse_segment(&bytes), ViewRow::decode(&bytes));
+            let _ = (parse_place(&bytes), parse_record(&bytes), parse_view(&bytes), parse_segment(&bytes), ViewRow::decode(&bytes), parse_note(&bytes));
             let _ = parse_outbox(&bytes, &bytes);
             prop_assert!(after_prefix(&bytes).as_slice() > bytes.as_slice() || bytes.iter().all(|&byte| byte == 255));
         }

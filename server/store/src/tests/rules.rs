@@ -134,11 +134,12 @@ fn rule_26_what_is_said_of_a_lost_version_does_not_revive_it() {
     machine.disk.wipe(&find_body(&machine, &marked).0);
     store.look();
     assert!(store.wait_for_views(Duration::from_secs(20)));
-    for key in ["a", "b", "c"] {
-        assert_eq!(store.versions(&bucket(), key, None, 10), Ok(Vec::new()), "{key}");
-    }
+    commit(&store, vec![chunk(1000, 100)]); // behind the notes in the queue
+    assert_eq!(store.version_ids(None, 10), Ok(Vec::new()));
+    let noted = |key: &str, stamp, settled| (key.to_owned(), stamp, settled, false);
+    assert_eq!(known(&store), [noted("a", 1, false), noted("b", 2, true), noted("c", 3, true)]);
     commit(&store, vec![late]);
-    assert_eq!(store.versions(&bucket(), "c", None, 10).unwrap().len(), 1);
+    assert_eq!(store.version_ids(None, 10).unwrap().len(), 1);
     assert!(store.check_index().matches);
 }
 
@@ -967,4 +968,153 @@ fn the_inspector_lists_verifies_and_extracts_without_anything_else() {
     let report = &inspect::verify(&*disk, Path::new("/elsewhere.afar")).unwrap()[0];
     assert!(!report.is_whole() && report.records["version"] == 1);
     assert!(path.exists() || inspect::verify(&*disk, Path::new("/nowhere")).is_err());
+}
+
+/// What the views know of a key: each version's stamp, whether it is settled, and whether its record is here.
+fn known(store: &Store) -> Vec<(String, u64, bool, bool)> {
+    let rows = store.known_versions(None, 100).unwrap();
+    rows.into_iter().map(|row| (row.key, row.entry.stamp.as_u64(), row.entry.settled, row.here)).collect()
+}
+
+/// Two versions of a key, the newer one rotten and found to be.
+fn rot(machine: &Machine) -> (Store, Record) {
+    let store = machine.open();
+    let (older, newer) = (version("k", 1), version("k", 2));
+    commit(&store, vec![older.clone(), newer.clone()]);
+    let marks = [(1, &older), (2, &newer)].map(|(stamp, record)| (bucket(), "k".to_owned(), Stamp::from_u64(stamp), record.key().id));
+    store.settle(marks.to_vec());
+    flip(machine, &newer, 20);
+    assert!(matches!(store.get(&newer.key()), Err(ReadError::Corrupt { .. })));
+    commit(&store, vec![chunk(1, 100)]); // behind it in the queue
+    (store, newer)
+}
+
+const NOTED: [(&str, u64, bool, bool); 2] = [("k", 2, true, false), ("k", 1, true, true)];
+
+#[track_caller]
+fn assert_noted(store: &Store, newer: &Record) {
+    assert_eq!(known(store), NOTED.map(|(key, stamp, settled, here)| (key.to_owned(), stamp, settled, here)));
+    assert!(store.is_noted(&newer.key()) && !store.holds(&newer.key()));
+    assert_gone(store, newer);
+    let newest = store.versions(&bucket(), "k", None, 10).unwrap().remove(0);
+    assert_eq!((newest.id, newest.settled), (newer.key().id, true), "no older one passes for the newest");
+    let held = store.version_ids(None, 10).unwrap();
+    assert_eq!(held.len(), 1, "nor does it pass for held: {held:?}");
+}
+
+#[test]
+fn rule_17_of_a_version_that_rotted_a_note_is_left_that_survives_everything() {
+    let machine = Machine::new(1);
+    let (store, newer) = rot(&machine);
+    assert_noted(&store, &newer);
+    store.close();
+    let store = machine.open();
+    assert_noted(&store, &newer);
+    store.close();
+    machine.indexes.forget();
+    let store = machine.open();
+    assert_noted(&store, &newer);
+    // The segment that it was in goes, and the one that says so, and so does the index.
+    let written = fill(&store, 10, 3);
+    let first = machine.disk.files(".afar").remove(0).0;
+    wait(store.remove(written.iter().map(Record::key).collect(), Removal::Swept)).unwrap();
+    wait(store.remove(vec![chunk(1, 100).key(), version("k", 1).key()], Removal::Swept)).unwrap();
+    commit(&store, vec![version("k", 1)]);
+    store.settle(vec![(bucket(), "k".to_owned(), Stamp::from_u64(1), version("k", 1).key().id)]);
+    while store.compact_step().unwrap().segment.is_some() {}
+    assert!(machine.disk.files(".afar").iter().all(|(path, _)| *path != first), "it was not compacted");
+    assert_noted(&store, &newer);
+    store.close();
+    machine.indexes.forget();
+    let store = machine.open();
+    assert_noted(&store, &newer);
+    assert!(store.check_index().matches);
+    // Given again, it is a version like any other, and still settled.
+    commit(&store, vec![newer.clone()]);
+    let whole = vec![("k".to_owned(), 2, true, true), ("k".to_owned(), 1, true, true)];
+    assert_eq!(known(&store), whole);
+    assert!(!store.is_noted(&newer.key()));
+    store.close();
+    machine.indexes.forget();
+    assert_eq!(known(&machine.open()), whole);
+}
+
+#[test]
+fn rule_17_a_note_goes_when_its_version_is_removed_for_another_reason() {
+    let machine = Machine::new(1);
+    let (store, newer) = rot(&machine);
+    wait(store.remove(vec![newer.key()], Removal::Discarded)).unwrap();
+    let left = vec![("k".to_owned(), 1, true, true)];
+    assert_eq!(known(&store), left);
+    store.close();
+    machine.indexes.forget();
+    assert_eq!(known(&machine.open()), left);
+}
+
+#[test]
+fn what_others_know_to_be_lost_is_noted_unless_it_is_here() {
+    let machine = Machine::new(2);
+    let (store, newer) = rot(&machine);
+    let (other, note) = (Machine::new(2), |stamp: u64| {
+        let (record, info) = (version("k", stamp), version_of("k", stamp));
+        let info = format::VersionInfo { key: info.key, stamp: info.stamp, upload: info.upload, object: None, inline: true };
+        format::Note { record: record.key(), info, settled: true, received: UnixMillis(5) }
+    });
+    let there = other.open();
+    commit(&there, vec![version("k", 1)]);
+    there.settle(vec![(bucket(), "k".to_owned(), Stamp::from_u64(1), version("k", 1).key().id)]);
+    there.note(vec![note(1), note(2), note(2)]);
+    commit(&there, (0..8).map(|n| chunk(n, 100)).collect()); // behind it in both queues
+    assert_noted(&there, &newer);
+    assert_noted(&store, &newer);
+}
+
+#[test]
+fn rule_19_what_was_in_a_segment_that_is_lost_is_noted_from_the_index() {
+    for running in [true, false] {
+        let machine = Machine::new(1);
+        let store = machine.open();
+        let newer = version("k", 2);
+        commit(&store, vec![newer.clone()]);
+        store.settle(vec![(bucket(), "k".to_owned(), Stamp::from_u64(2), newer.key().id)]);
+        fill(&store, 0, 1);
+        let older = version("k", 1);
+        commit(&store, vec![older.clone()]);
+        store.settle(vec![(bucket(), "k".to_owned(), Stamp::from_u64(1), older.key().id)]);
+        let (path, ..) = find_body(&machine, &newer);
+        let store = if running {
+            machine.disk.wipe(&path);
+            store.look();
+            assert!(store.wait_for_views(Duration::from_secs(20)));
+            store
+        } else {
+            store.close();
+            machine.disk.wipe(&path);
+            machine.open()
+        };
+        commit(&store, vec![chunk(1000, 100)]); // behind it in the queue
+        assert_noted(&store, &newer);
+        store.close();
+        machine.indexes.forget();
+        assert_noted(&machine.open(), &newer);
+    }
+}
+
+#[test]
+fn rule_16_a_version_that_rots_at_the_end_of_the_log_while_the_node_is_down_is_noted_from_the_index() {
+    let machine = Machine::new(1);
+    let store = machine.open();
+    let (older, newer) = (version("k", 1), version("k", 2));
+    commit(&store, vec![older.clone(), newer.clone()]);
+    let marks = [(1, &older), (2, &newer)].map(|(stamp, record)| (bucket(), "k".to_owned(), Stamp::from_u64(stamp), record.key().id));
+    store.settle(marks.to_vec());
+    store.close();
+    flip(&machine, &newer, 20);
+    let store = machine.open();
+    assert!(!store.losses().is_empty());
+    commit(&store, vec![chunk(1, 100)]); // behind it in the queue
+    assert_noted(&store, &newer);
+    store.close();
+    machine.indexes.forget();
+    assert_noted(&machine.open(), &newer);
 }

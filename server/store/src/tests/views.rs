@@ -169,3 +169,16 @@ fn settings_are_found_even_while_the_index_is_rebuilt() {
     wait(store.remove(vec![setting.key()], Removal::Purged)).unwrap();
     assert!(store.settings().is_empty());
 }
+
+#[test]
+fn that_a_version_is_settled_comes_into_the_index_and_leaves_memory() {
+    let machine = Machine::new(1);
+    let store = machine.open();
+    let record = version("a", 1);
+    commit(&store, vec![record.clone()]);
+    store.settle(vec![(bucket(), "a".into(), Stamp::from_u64(1), record.id())]);
+    commit(&store, vec![chunk(1, 100)]); // behind the mark in the log
+    assert_eq!(store.overlay_entries(), 0, "writers wait for what the index does not take");
+    store.close();
+    assert!(machine.open().versions(&bucket(), "a", None, 1).unwrap()[0].settled);
+}
