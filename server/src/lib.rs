@@ -39,3 +39,6 @@ pub mod files;
 pub mod lifecycle;
 
 pub mod limits;
+
+#[cfg(test)]
+mod testing;

@@ -4,7 +4,7 @@
 //! and serves what it has, but its "I have nothing" proves nothing until it has compared itself with every other node of
 //! the layout (rule 3; see also [`crate::cluster::replaced`]). That is remembered on disk, so that a restart in the middle does not make it forget.
 use crate::{
-    files,
+    files, limits,
     node::Node,
     objects::{ObjectError, buckets::Bucket},
 };
@@ -17,7 +17,7 @@ use afar_model::{
     record::{Record, RecordKey, RecordKind, Version},
     units::UnixMillis,
 };
-use afar_store::Removal;
+use afar_store::{AppendClass, AppendError, CommitError, Durable, Removal};
 use parking_lot::Mutex;
 use std::{
     collections::BTreeSet,
@@ -46,7 +46,7 @@ pub struct Reliance {
     noted: AtomicU64,
     compared: Mutex<BTreeSet<NodeIndex>>,
     pokes: watch::Sender<u64>,
-    reload: tokio::sync::Mutex<()>,
+    reload: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Reliance {
@@ -72,7 +72,7 @@ impl Reliance {
             noted: AtomicU64::new(0),
             compared,
             pokes: watch::Sender::new(0),
-            reload: tokio::sync::Mutex::default(),
+            reload: Arc::default(),
         })
     }
 
@@ -295,34 +295,42 @@ impl Node {
         self.peers.poke(peer);
     }
 
-    /// What must follow when records have become durable here.
-    pub fn after_storing<'a>(self: &Arc<Self>, records: impl Iterator<Item = &'a Record>) {
-        let (mut settings, mut stored) = (false, Vec::new());
-        for record in records {
-            stored.push(record.key());
-            match record.kind() {
-                RecordKind::Setting => settings = true,
-                RecordKind::Version => {
-                    if let Ok((version, _)) = Version::decode_description(record.body()) {
-                        self.observe(version.stamp);
-                    }
-                }
-                RecordKind::Chunk | RecordKind::Manifest => {}
+    /// Makes records durable here, and does what follows from it. To the end: whoever waits may be dropped between the two, and
+    /// what is here and not known to be here would stay so until a restart.
+    ///
+    /// # Errors
+    /// As [`afar_store::Store::commit`].
+    pub async fn keep(self: &Arc<Self>, class: AppendClass, records: Vec<Record>) -> Result<Vec<Durable>, CommitError> {
+        let node = Arc::clone(self);
+        let kept = self.lifecycle.to_the_end("keep", async move {
+            let durable = node.store.commit(class, records.clone()).await?;
+            node.after_storing(&records).await;
+            Ok(durable)
+        });
+        kept.await.unwrap_or_else(|| Err(AppendError::Closed.into()))
+    }
+
+    async fn after_storing(self: &Arc<Self>, records: &[Record]) {
+        for record in records.iter().filter(|record| record.kind() == RecordKind::Version) {
+            if let Ok((version, _)) = Version::decode_description(record.body()) {
+                self.observe(version.stamp);
             }
         }
-        self.ledger.own_missing_clear(stored);
-        if settings {
-            let node = Arc::clone(self);
-            self.lifecycle.spawn_brief("settings", async move { node.reload_settings().await });
+        self.ledger.own_missing_clear(records.iter().map(Record::key));
+        if records.iter().any(|record| record.kind() == RecordKind::Setting) {
+            // A bucket that is closed or gone must be so before anybody is told.
+            self.reload_settings().await;
         }
     }
 
     /// Reads all settings again: buckets and access keys.
     pub async fn reload_settings(self: &Arc<Self>) {
-        // One at a time, so that an older reading never replaces a newer one.
-        let _one = self.reliance.reload.lock().await;
+        // One at a time, so that an older reading never replaces a newer one; held by the reading itself, which goes on if whoever
+        // waits for it is dropped.
+        let one = Arc::clone(&self.reliance.reload).lock_owned().await;
         let reader = Arc::clone(self);
         let read = move || {
+            let _one = one;
             let records = reader.store.settings();
             reader.buckets.rebuild(&records, &reader.peers.refuted());
             for (key, error) in reader.keyring.replace(reader.buckets.present().keys.clone()) {
@@ -330,6 +338,14 @@ impl Node {
             }
         };
         self.lifecycle.blocking("settings", read).await;
+    }
+
+    /// Takes note of what was missing here and is here again: a put may have brought it, or it was only for a moment that it could
+    /// not be read. Blocking.
+    pub fn note_found(&self) {
+        let missing = self.ledger.own_missing(limits::LEDGER_EXCEPTIONS);
+        let is_here = |key: &RecordKey| self.store.presence(key, afar_model::limits::VERIFIED_RECENTLY).unwrap_or(false);
+        self.ledger.own_missing_clear(missing.into_iter().filter(is_here));
     }
 
     /// Removes a prepared version that its own put has replaced; one that somebody has settled meanwhile stays.
@@ -340,5 +356,67 @@ impl Node {
         {
             tracing::warn!(%error, "a version that was replaced before it counted stays");
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::{Alone, dropped_after, until};
+    use afar_model::{id::RecordId, record::Setting};
+
+    fn bucket(node: &Node, name: &str) -> Record {
+        let made = Setting::BucketCreated { name: name.into(), policy: node.default_policy(), shards: 1, stamp: node.tick() };
+        Record::new(RecordKind::Setting, BucketId::SYSTEM, made.encode())
+    }
+
+    #[tokio::test]
+    async fn what_was_stored_is_known_to_be_here_whenever_whoever_waits_goes_away() {
+        let alone = Alone::start().await;
+        let node = &alone.node;
+        for polls in 1.. {
+            let name = format!("bucket-{polls}");
+            let record = bucket(node, &name);
+            node.ledger.own_missing_add([record.key()]);
+            let kept = dropped_after(polls, node.keep(AppendClass::Repair, vec![record.clone()])).await;
+            let known = || (!node.ledger.is_missing_here(&record.key()), node.buckets.find(&name).unwrap().is_some());
+            until(|| if known() == (true, true) { Ok(()) } else { Err((polls, known())) }).await;
+            if kept.is_some() {
+                break;
+            }
+        }
+        alone.stop().await;
+    }
+
+    #[test]
+    fn an_older_reading_of_the_settings_never_replaces_a_newer_one() {
+        // One thread for blocking work, so that what is to be read waits as long as the test wants it to.
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let alone = Alone::start().await;
+            let (go_on, wait) = std::sync::mpsc::channel::<()>();
+            let busy = tokio::task::spawn_blocking(move || wait.recv());
+            assert!(dropped_after(1, alone.node.reload_settings()).await.is_none());
+            assert!(alone.node.reliance.reload.try_lock().is_err(), "it still reads, and nobody else may");
+            go_on.send(()).unwrap();
+            busy.await.unwrap().unwrap();
+            alone.node.reload_settings().await;
+            alone.stop().await;
+        });
+    }
+
+    #[tokio::test]
+    async fn what_was_missing_and_is_here_again_however_it_came_is_not_missing() {
+        let alone = Alone::start().await;
+        let node = &alone.node;
+        let put = Record::new(RecordKind::Chunk, BucketId::ZERO, "brought by a put".into());
+        let gone = RecordKey { bucket: BucketId::ZERO, id: RecordId::ZERO };
+        node.store.commit(AppendClass::Client, vec![put.clone()]).await.unwrap();
+        node.ledger.own_missing_add([put.key(), gone]);
+        let noter = Arc::clone(node);
+        node.lifecycle.blocking("note", move || noter.note_found()).await.unwrap();
+        assert_eq!(node.ledger.own_missing(9), [gone]);
+        alone.stop().await;
     }
 }

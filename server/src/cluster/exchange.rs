@@ -59,15 +59,16 @@ pub fn placed_buckets(node: &Node) -> Vec<v1::PlacedBucket> {
 pub async fn take(node: &Arc<Node>, bytes: Vec<u8>, check_only: bool) -> Vec<String> {
     let taker = Arc::clone(node);
     let taken = node.lifecycle.to_the_end("take a layout", async move {
-        let (lifecycle, blocking) = (taker.lifecycle.clone(), Arc::clone(&taker));
-        let taken = lifecycle.blocking("take a layout", move || blocking.take_chain(&bytes, check_only)).await?;
-        if let Ok(true) = taken {
+        let (before, blocking) = (*taker.layouts.current().hash(), Arc::clone(&taker));
+        let taken = taker.lifecycle.blocking("take a layout", move || blocking.take_chain(&bytes, check_only)).await;
+        // Of a chain that is refused in the end, the beginning may have been good.
+        if *taker.layouts.current().hash() != before {
             taker.layout_changed().await;
         }
-        Some(taken)
+        taken
     });
     match taken.await.flatten() {
-        Some(Ok(_)) => Vec::new(),
+        Some(Ok(())) => Vec::new(),
         Some(Err(problems)) => {
             if !check_only {
                 tracing::error!(problems = problems.join("; "), "a layout is refused: this node keeps its last good one");
@@ -79,28 +80,24 @@ pub async fn take(node: &Arc<Node>, bytes: Vec<u8>, check_only: bool) -> Vec<Str
 }
 
 impl Node {
-    /// Answers whether the current layout is another now.
-    fn take_chain(&self, bytes: &[u8], check_only: bool) -> Result<bool, Vec<String>> {
+    /// Blocking. What came before the document that is wrong, if one is, has been taken.
+    fn take_chain(&self, bytes: &[u8], check_only: bool) -> Result<(), Vec<String>> {
         let words = |error: Refused| match error {
             Refused::Wrong(problems) => problems,
             other => vec![other.to_string()],
         };
         let chain = Chain::decode(bytes).map_err(words).inspect_err(|problems| self.layouts.refuse(problems))?;
-        let before = *self.layouts.current().hash();
-        let (last, earlier) = match chain.documents.split_last() {
-            Some(split) => split,
-            None => return Ok(false),
-        };
+        let Some((last, earlier)) = chain.documents.split_last() else { return Ok(()) };
         if check_only {
             // What leads to it may be new here as well.
             let chapter = self.layouts.check_after(earlier, last).map_err(words)?;
             let problems = self.objections(&chapter);
-            return if problems.is_empty() { Ok(false) } else { Err(problems) };
+            return if problems.is_empty() { Ok(()) } else { Err(problems) };
         }
         for signed in &chain.documents {
             self.layouts.offer(signed).map_err(words)?;
         }
-        Ok(*self.layouts.current().hash() != before)
+        Ok(())
     }
 
     /// What speaks against applying a layout that is good in itself: asked before, never after.
@@ -312,4 +309,83 @@ async fn fetch(node: &Arc<Node>, mut client: LayoutsClient<Channel>) -> Result<(
 /// What a document changes, in words; for status and history.
 pub fn summary(document: &Document) -> String {
     if document.note.is_empty() { format!("version {}", document.version) } else { document.note.clone() }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{
+        gateways::grpc::objects::ObjectsService,
+        testing::{Alone, dropped_after, signed, until},
+    };
+    use afar_model::{document::Signed, units::UnixMillis};
+    use afar_proto::v1::objects_server::Objects as _;
+
+    /// The chain with one document more, in which Madrid joins, and then whatever follows.
+    fn madrid_joins(alone: &Alone, follows: impl Fn(&Document) -> Vec<Signed>) -> Vec<u8> {
+        let mut document = Document::child_of(&alone.node.layouts.chapter(), UnixMillis(1), "madrid joins");
+        let (mut site, mut node) = (document.sites.first().unwrap().clone(), document.nodes.first().unwrap().clone());
+        (site.name, node.name, node.site) = ("madrid".into(), "madrid".into(), "madrid".into());
+        node.endpoint = "https://127.0.0.1:7701".into();
+        document.sites.push(site);
+        document.nodes.push(node);
+        let mut chain = alone.node.layouts.whole_chain();
+        chain.documents.push(alone.custodian.sign(&document));
+        chain.documents.extend(follows(&document));
+        chain.encode()
+    }
+
+    /// Whether this node has made room for Madrid.
+    fn followed(node: &Node) -> bool {
+        node.peers.view(NodeIndex(1)).is_some() && node.lanes.to(NodeIndex(1), crate::replication::lane::LaneKind::Small).is_some()
+    }
+
+    #[tokio::test]
+    async fn a_layout_is_followed_whenever_whoever_offers_it_goes_away() {
+        for polls in 1.. {
+            let alone = Alone::start().await;
+            let chain = madrid_joins(&alone, |_| Vec::new());
+            let whole = dropped_after(polls, take(&alone.node, chain, false)).await;
+            until(|| if followed(&alone.node) { Ok(()) } else { Err(polls) }).await;
+            alone.stop().await;
+            if whole.is_some() {
+                return;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn of_a_chain_that_is_refused_in_the_end_what_was_taken_is_followed() {
+        let alone = Alone::start().await;
+        let unsigned = |document: &Document| {
+            let mut next = document.clone();
+            next.version += 1;
+            vec![Signed { body: next.encode(), signatures: Vec::new() }]
+        };
+        let chain = madrid_joins(&alone, unsigned);
+        assert!(!take(&alone.node, chain, false).await.is_empty());
+        assert_eq!((alone.node.layouts.current().version(), followed(&alone.node)), (2, true));
+        alone.stop().await;
+    }
+
+    #[tokio::test]
+    async fn rule_21_who_reads_a_listing_slowly_keeps_no_layout_open() {
+        let (alone, name) = (Alone::start().await, "listed");
+        let setting = afar_model::record::Setting::BucketCreated {
+            name: name.into(),
+            policy: alone.node.default_policy(),
+            shards: 1,
+            stamp: alone.node.tick(),
+        };
+        let record =
+            afar_model::record::Record::new(afar_model::record::RecordKind::Setting, afar_model::id::BucketId::SYSTEM, setting.encode());
+        alone.node.keep(afar_store::AppendClass::Repair, vec![record]).await.unwrap();
+        let service = ObjectsService::new(Arc::clone(&alone.node));
+        let listing = service.list(signed(v1::ListRequest { bucket: name.into(), ..v1::ListRequest::default() })).await.unwrap();
+        assert!(take(&alone.node, madrid_joins(&alone, |_| Vec::new()), false).await.is_empty());
+        until(|| if alone.node.layouts.is_drained() { Ok(()) } else { Err("not drained") }).await;
+        drop(listing);
+        alone.stop().await;
+    }
 }

@@ -329,20 +329,26 @@ impl Layouts {
     /// Why not; nothing has changed then.
     pub fn offer(&self, signed: &Signed) -> Result<Offered, Refused> {
         let _one = self.changing.lock();
-        if self.knows(&signed.hash()) {
-            return Ok(Offered::Known);
+        let known = self.known.lock().get(&signed.hash()).map(|known| Arc::clone(&known.chapter));
+        let new = known.is_none();
+        let taken = known.map_or_else(|| self.learn(signed).and_then(|chapter| self.store(signed, &chapter).map(|()| chapter)), Ok);
+        // If it is known and to be applied, the disk did not take that when it came for the first time.
+        let offered = taken.and_then(|chapter| match chapter.document.parents.contains(self.current().hash()) {
+            true => self.apply(chapter).map(|()| Offered::Applied),
+            false if !new => Ok(Offered::Known),
+            false => {
+                let hash = ShortHash(chapter.layout.hash()).to_string();
+                tracing::error!(hash, "two layouts were made of one: nothing is dropped until an operator merges them");
+                self.changes.send_modify(|count| *count += 1);
+                Ok(Offered::Rival)
+            }
+        });
+        match &offered {
+            Ok(Offered::Known) => {}
+            Ok(_) => *self.trouble.lock() = None,
+            Err(error) => *self.trouble.lock() = Some(format!("a layout was refused: {error}")),
         }
-        let taken = self.learn(signed).and_then(|chapter| self.store(signed, &chapter).map(|()| chapter));
-        let chapter = taken.inspect_err(|error| *self.trouble.lock() = Some(format!("a layout was refused: {error}")))?;
-        *self.trouble.lock() = None;
-        if !chapter.document.parents.contains(self.current().hash()) {
-            let hash = ShortHash(chapter.layout.hash()).to_string();
-            tracing::error!(hash, "two layouts were made of one: nothing is dropped until an operator merges them");
-            self.changes.send_modify(|count| *count += 1);
-            return Ok(Offered::Rival);
-        }
-        self.apply(chapter)?;
-        Ok(Offered::Applied)
+        offered
     }
 
     fn apply(&self, chapter: Arc<Chapter>) -> Result<(), Refused> {
@@ -660,35 +666,8 @@ pub fn awaited(layout: &Layout, node: NodeIndex) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use afar_model::{document::Signature, layout::examples};
-    use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
-
-    struct Operator(Ed25519KeyPair);
-
-    impl Operator {
-        fn new() -> Self {
-            let secret = Ed25519KeyPair::generate_pkcs8(&aws_lc_rs::rand::SystemRandom::new()).unwrap();
-            Self(Ed25519KeyPair::from_pkcs8(secret.as_ref()).unwrap())
-        }
-
-        fn public(&self) -> [u8; 32] {
-            self.0.public_key().as_ref().try_into().unwrap()
-        }
-
-        fn genesis(&self) -> Chapter {
-            Chapter::genesis("trial", examples::three_sites().unwrap(), vec![self.public()])
-        }
-
-        fn sign(&self, document: &Document) -> Signed {
-            let body = document.encode();
-            let signature = self.0.sign(&body).as_ref().to_vec();
-            Signed { signatures: vec![Signature { key: self.public(), signature }], body }
-        }
-
-        fn child(&self, parent: &Chapter, note: &str) -> Signed {
-            self.sign(&Document::child_of(parent, UnixMillis(1), note))
-        }
-    }
+    use crate::testing::Custodian as Operator;
+    use afar_model::layout::examples;
 
     fn load(state: &Path, operator: &Operator) -> Arc<Layouts> {
         Arc::new(Layouts::load(state, "trial", operator.genesis(), Vec::new()).unwrap())
@@ -724,6 +703,19 @@ mod tests {
         let genesis = format!("{}\n", hex::encode(operator.genesis().layout.hash()));
         fs::write(state.path().join("layouts/open"), genesis).unwrap();
         assert_eq!(open(&load(state.path(), &operator)), [1, 2]);
+    }
+
+    #[test]
+    fn a_document_that_was_stored_and_not_applied_for_want_of_a_disk_is_applied_when_it_comes_again() {
+        let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
+        let layouts = load(state.path(), &operator);
+        let (second, open_file) = (operator.child(&layouts.chapter(), "second"), state.path().join("layouts/open"));
+        fs::create_dir(&open_file).unwrap();
+        assert!(matches!(layouts.offer(&second), Err(Refused::Strange(_))));
+        assert_eq!((open(&layouts), layouts.knows(&second.hash())), (vec![1], true));
+        fs::remove_dir(&open_file).unwrap();
+        assert_eq!((layouts.offer(&second), open(&layouts)), (Ok(Offered::Applied), vec![1, 2]));
+        assert_eq!(layouts.offer(&second), Ok(Offered::Known));
     }
 
     #[test]
@@ -808,10 +800,7 @@ mod tests {
         let (state, operator) = (tempfile::tempdir().unwrap(), Operator::new());
         let layouts = load(state.path(), &operator);
         let good = operator.child(&layouts.chapter(), "good");
-        let signed = |body: Vec<u8>| Signed {
-            signatures: vec![Signature { key: operator.public(), signature: operator.0.sign(&body).as_ref().to_vec() }],
-            body,
-        };
+        let signed = |body: Vec<u8>| operator.sign_bytes(body);
         let large = signed([good.body.clone(), vec![0; LAYOUT_BYTES_MAX]].concat());
         let mut body = good.body.clone();
         body[8] = 9;

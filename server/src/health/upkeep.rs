@@ -63,11 +63,15 @@ pub async fn refresh(node: &Arc<Node>) {
     }
 }
 
-/// Looks whether the files of the log are still there. What is not is asked of the others.
+/// Looks whether the files of the log are still there, and what was missing is again. What is not is asked of the others.
 pub async fn look(node: Arc<Node>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(limits::LOOK_AT_FILES_EVERY)).await.is_some() {
-        let store = node.store.clone();
-        node.lifecycle.blocking("look", move || store.look()).await;
+        let looker = Arc::clone(&node);
+        let look = move || {
+            looker.store.look();
+            looker.note_found();
+        };
+        node.lifecycle.blocking("look", look).await;
         // Takes note of a loss, and begins to mend it.
         node.is_catching_up();
     }

@@ -106,6 +106,11 @@ impl ObjectError {
         Self::Unavailable { why: format!("{why}; the write may still take effect later: repeat it, or look"), maybe: true }
     }
 
+    /// Whether a write that ended like this may take effect all the same.
+    pub const fn may_happen(&self) -> bool {
+        matches!(self, Self::Unavailable { maybe: true, .. })
+    }
+
     /// Refused, for a reason that no bucket's policy can change.
     pub fn not_far(why: impl Into<String>) -> Self {
         let help = "bring back the sites that do not answer: `afar status -x` shows what is wrong with each".to_owned();
@@ -206,7 +211,7 @@ mod tests {
             assert!(hint.is_ascii() && hint.contains(word), "{error:?}: {hint}");
             // Only what time mends is worth a retry.
             assert_eq!(hint.contains("retry"), matches!(exit, 11 | 14), "{error:?}: {hint}");
-            let maybe = matches!(error, ObjectError::Unavailable { maybe: true, .. });
+            let maybe = error.may_happen();
             let wire = tonic::Status::from(error);
             let told = |name: &str| wire.metadata().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
             assert_eq!(told(afar_proto::EXIT_METADATA), Some(exit.to_string()));

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{cluster::keyring::Caller, cluster::peers::ChannelKind, limits, node::Node, replication::fetch};
 use afar_model::{
-    id::{ObjectId, RecordId},
+    id::{BucketId, ObjectId, RecordId},
     layout::NodeIndex,
     record::{Right, VersionEntry},
 };
@@ -138,11 +138,12 @@ impl<'b> Pages<'b> {
     }
 }
 
-/// A listing under way: pages are fetched as they are needed.
+/// A listing under way: pages are fetched as they are needed. Between them it holds on to no [`Bucket`], and so to no layouts:
+/// who reads it may take hours, and no transition waits for that.
 #[derive(Debug)]
 pub struct Cursor {
     node: Arc<Node>,
-    bucket: Arc<Bucket>,
+    bucket: BucketId,
     listing: Listing,
     after: Option<String>,
     left: u64,
@@ -160,7 +161,7 @@ impl Cursor {
             return Err(ObjectError::Forbidden("list this bucket"));
         }
         let (after, left) = (Some(listing.after.clone()), listing.limit.unwrap_or(u64::MAX));
-        Ok(Self { node: Arc::clone(node), bucket, listing, after, left, folded: None })
+        Ok(Self { node: Arc::clone(node), bucket: bucket.id, listing, after, left, folded: None })
     }
 
     /// The next lines; `None` at the end.
@@ -169,24 +170,26 @@ impl Cursor {
     /// If too few nodes answer to tell what is there.
     pub async fn next(&mut self) -> Result<Option<Vec<Line>>, ObjectError> {
         let Some(after) = self.after.take().filter(|_| self.left > 0) else { return Ok(None) };
-        let page = page(&self.node, &self.bucket, &self.listing.prefix, &after).await?;
+        // By the layouts that are open now.
+        let bucket = self.node.buckets.get(&self.bucket).ok_or_else(|| ObjectError::NoSuchBucket(format!("@{}", self.bucket)))?;
+        let page = page(&self.node, &bucket, &self.listing.prefix, &after).await?;
         let mut lines = Vec::new();
         for (key, newest) in page.keys {
             if self.left == 0 {
                 break;
             }
-            self.key(key, newest, &mut lines).await?;
+            self.key(&bucket, key, newest, &mut lines).await?;
         }
         self.after = page.next;
         Ok(Some(lines))
     }
 
-    async fn key(&mut self, key: String, newest: Page, lines: &mut Vec<Line>) -> Result<(), ObjectError> {
+    async fn key(&mut self, bucket: &Bucket, key: String, newest: Page, lines: &mut Vec<Line>) -> Result<(), ObjectError> {
         let fold = self.fold(&key);
         if fold.is_some() && fold == self.folded {
             return Ok(());
         }
-        let current = versions::current_from(&self.node, &self.bucket, &key, newest.clone()).await?;
+        let current = versions::current_from(&self.node, bucket, &key, newest.clone()).await?;
         let holds = current.as_ref().is_some_and(|current| current.entry.object.is_some());
         if !holds && !self.listing.versions {
             return Ok(());
@@ -206,7 +209,7 @@ impl Cursor {
         while let Some(page) = next.filter(|_| self.left > 0) {
             let stands = |listed: &&Listed| listed.entry.settled || Some(listed.entry.id) == now;
             self.show(&key, page.versions.iter().filter(stands), now, lines);
-            next = page.older(&self.node, &self.bucket, &key).await?;
+            next = page.older(&self.node, bucket, &key).await?;
         }
         Ok(())
     }

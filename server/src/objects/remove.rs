@@ -95,6 +95,9 @@ pub async fn copy(
     let mut put = Put::begin(node, caller, intent, base).await?;
     // What is read is at once put, under the put's own permit.
     let mut bites = Box::pin(read::bytes(node, &found, 0, None, None)?);
+    let (object, size) = (ObjectId::from_bytes(*found.object.as_bytes()), found.size);
+    // However long this takes, it must not keep older layouts open.
+    drop(found);
     while let Some(bite) = bites.next().await {
         let data = bite?.data;
         if !data.is_empty() {
@@ -102,5 +105,5 @@ pub async fn copy(
             put.ready().await?;
         }
     }
-    put.finish(ObjectId::from_bytes(*found.object.as_bytes()), found.size).await
+    put.finish(object, size).await
 }

@@ -53,7 +53,7 @@ pub async fn create_bucket(node: &Arc<Node>, caller: &Caller, name: &str, policy
     }
     // From here on it may hold something wherever this has arrived.
     write(node, &[Setting::BucketOpened { bucket: id, stamp: node.tick() }], true).await?;
-    node.buckets.get(&id).ok_or_else(|| ObjectError::Internal("the bucket was made but is not visible here yet".into()))
+    node.buckets.get(&id).ok_or_else(|| removed_meanwhile(name))
 }
 
 /// A bucket that could never have all its copies would be reported as broken for its whole life. One that had them and lost
@@ -90,13 +90,18 @@ pub async fn rename_bucket(node: &Arc<Node>, caller: &Caller, bucket: &str, name
         write(node, &[rename(&bucket.name)], true).await?;
         return Err(taken(name));
     }
-    node.buckets.get(&bucket.id).ok_or_else(|| ObjectError::Internal("the bucket was renamed but is not visible here".into()))
+    node.buckets.get(&bucket.id).ok_or_else(|| removed_meanwhile(name))
 }
 
 /// A little later than that, by chance. What two nodes make in the same millisecond would else be one record, thus one bucket:
 /// each would be told that it is its own, and a third that takes its own away would take theirs.
 fn by_chance(stamp: Stamp) -> Stamp {
     Stamp::from_u64(stamp.as_u64().saturating_add(u64::from(rand::random::<u16>())))
+}
+
+/// What is written everywhere is known here, unless somebody else has removed it since.
+fn removed_meanwhile(name: &str) -> ObjectError {
+    ObjectError::NoSuchBucket(name.to_owned())
 }
 
 fn taken(name: &str) -> ObjectError {
@@ -112,24 +117,80 @@ pub async fn remove_bucket(node: &Arc<Node>, caller: &Caller, name: &str) -> Res
     let bucket = node.bucket(name)?;
     let not_empty = |why| ObjectError::NotEmpty { bucket: bucket.name.clone(), why };
     if !list::is_empty(node, &bucket).await? {
+        if bucket.closed {
+            // By somebody who was stopped halfway.
+            open(node, &bucket).await?;
+        }
         return Err(not_empty("it holds objects"));
     }
     // Closed first, so that nothing can be acknowledged between the last look and the end.
-    write(node, &[Setting::BucketClosed { bucket: bucket.id, stamp: node.tick() }], true).await?;
-    let empty = list::is_empty(node, &bucket).await;
-    if !matches!(empty, Ok(true)) {
-        write(node, &[Setting::BucketOpened { bucket: bucket.id, stamp: node.tick() }], true).await?;
-        empty?;
-        return Err(not_empty("something was put while it was being removed"));
+    let empty = match write(node, &[Setting::BucketClosed { bucket: bucket.id, stamp: node.tick() }], true).await {
+        Ok(_) => list::is_empty(node, &bucket).await,
+        // Some may have closed it.
+        Err(error) if error.may_happen() => Err(error),
+        Err(refused) => return Err(refused),
+    };
+    match empty {
+        Ok(true) => write(node, &[Setting::BucketRemoved { bucket: bucket.id, stamp: node.tick() }], true).await.map(drop),
+        // Whoever closed it before may be about to remove it.
+        Err(error) if bucket.closed => Err(error),
+        empty => {
+            open(node, &bucket).await?;
+            empty?;
+            Err(not_empty("something was put while it was being removed"))
+        }
     }
-    write(node, &[Setting::BucketRemoved { bucket: bucket.id, stamp: node.tick() }], true).await.map(drop)
 }
 
-/// Makes an access key; answers its id and its secret, which nobody can ask for again.
+/// Need not be heard everywhere at once: who takes it for closed a little longer does no harm.
+async fn open(node: &Arc<Node>, bucket: &Bucket) -> Result<(), ObjectError> {
+    write(node, &[Setting::BucketOpened { bucket: bucket.id, stamp: node.tick() }], false).await.map(drop)
+}
+
+/// A new access key. If this is dropped before anybody has been told, the key is revoked: nobody could ever use it, and nobody
+/// would know what it is for.
+pub struct NewKey {
+    node: Arc<Node>,
+    access_key_id: String,
+    secret: Secret,
+    told: bool,
+}
+
+impl NewKey {
+    /// Its id and its secret, which nobody can ask for again.
+    pub fn tell(&mut self) -> (&str, &Secret) {
+        self.told = true;
+        (&self.access_key_id, &self.secret)
+    }
+}
+
+impl std::fmt::Debug for NewKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewKey").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
+    }
+}
+
+impl Drop for NewKey {
+    fn drop(&mut self) {
+        if self.told {
+            return;
+        }
+        let (node, access_key_id) = (Arc::clone(&self.node), std::mem::take(&mut self.access_key_id));
+        self.node.lifecycle.spawn_brief("revoke a key that nobody was told of", async move {
+            let revoked = Setting::KeyRevoked { access_key_id: access_key_id.clone(), stamp: node.tick() };
+            match write(&node, &[revoked], false).await {
+                Ok(_) => tracing::info!(access_key_id, "whoever asked for this key has gone: it is revoked"),
+                Err(error) => tracing::warn!(access_key_id, %error, "nobody was told of this key, and it is not revoked everywhere"),
+            }
+        });
+    }
+}
+
+/// Makes an access key.
 ///
 /// # Errors
 /// If a bucket is unknown, or the write is not far away.
-pub async fn create_key(node: &Arc<Node>, caller: &Caller, name: &str, grants: Vec<Grant>) -> Result<(String, Secret), ObjectError> {
+pub async fn create_key(node: &Arc<Node>, caller: &Caller, name: &str, grants: Vec<Grant>) -> Result<NewKey, ObjectError> {
     admin(caller)?;
     if name.is_empty() || name.len() > 128 || name.chars().any(char::is_control) {
         return Err(ObjectError::Invalid("a key's name must have 1 to 128 printable characters".into()));
@@ -142,8 +203,10 @@ pub async fn create_key(node: &Arc<Node>, caller: &Caller, name: &str, grants: V
     let sealed_secret = node.keyring.seal(&access_key_id, &secret).map_err(|error| ObjectError::Internal(error.to_string()))?;
     let setting =
         Setting::KeyCreated { access_key_id: access_key_id.clone(), name: name.to_owned(), sealed_secret, grants, stamp: node.tick() };
-    write(node, &[setting], false).await?;
-    Ok((access_key_id, secret))
+    let written = write(node, &[setting], false).await;
+    let told = written.as_ref().is_err_and(|error| !error.may_happen());
+    let key = NewKey { node: Arc::clone(node), access_key_id, secret, told };
+    written.map(|_| key)
 }
 
 /// Ends an access key, for good.

@@ -69,14 +69,17 @@ async fn read_blocking(
     read: fn(&Store, &RecordKey) -> Result<Option<Found>, ReadError>,
 ) -> Result<Option<Record>, ReadError> {
     let reader = Arc::clone(node);
-    let read = tokio::task::spawn_blocking(move || read(&reader.store, &key)).await;
+    let look = move || {
+        // Noted here, for whoever asked may not wait for the answer.
+        read(&reader.store, &key).inspect_err(|error| {
+            tracing::warn!(%error, "a copy here is not good: asking the others, and mending it");
+            reader.ledger.own_missing_add([key]);
+            // If it was a version, the log has counted it: see `Node::is_catching_up`.
+            reader.poke();
+        })
+    };
+    let read = tokio::task::spawn_blocking(look).await;
     let read = read.unwrap_or_else(|error| Err(ReadError::Disk { key, why: error.to_string() }));
-    if let Err(error) = &read {
-        tracing::warn!(%error, "a copy here is not good: asking the others, and mending it");
-        node.ledger.own_missing_add([key]);
-        // If it was a version, the log has counted it: see `Node::is_catching_up`.
-        node.poke();
-    }
     read.map(|found| found.map(|found| found.record))
 }
 
@@ -176,11 +179,8 @@ fn mend(node: &Arc<Node>, wanted: bool, record: &Record) {
     let (mender, record) = (Arc::clone(node), record.clone());
     node.lifecycle.spawn_brief("mend", async move {
         let key = record.key();
-        match mender.store.commit(AppendClass::Repair, vec![record.clone()]).await {
-            Ok(_) => {
-                mender.after_storing(std::iter::once(&record));
-                tracing::info!(record = ?key.id, "mended a bad copy");
-            }
+        match mender.keep(AppendClass::Repair, vec![record]).await {
+            Ok(_) => tracing::info!(record = ?key.id, "mended a bad copy"),
             Err(error) => tracing::warn!(record = ?key.id, %error, "a bad copy could not be mended"),
         }
     });
@@ -284,4 +284,33 @@ pub struct Proved {
     pub holders: Vec<NodeIndex>,
     /// Certainly not there.
     pub absent: Vec<NodeIndex>,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::{Alone, dropped_after, until};
+    use afar_model::{id::BucketId, record::RecordKind};
+    use std::fs;
+
+    #[tokio::test]
+    async fn a_bad_copy_is_noted_even_if_whoever_read_it_has_gone_away() {
+        let alone = Alone::start().await;
+        let node = &alone.node;
+        let content = b"what a disk forgets".repeat(1000);
+        let record = Record::new(RecordKind::Chunk, BucketId::ZERO, content.clone().into());
+        node.store.commit(AppendClass::Client, vec![record.clone()]).await.unwrap();
+        for segment in fs::read_dir(node.config.data.first().unwrap().join("segments")).unwrap() {
+            let path = segment.unwrap().path();
+            let mut bytes = fs::read(&path).unwrap();
+            if let Some(at) = bytes.windows(content.len()).position(|bytes| bytes == content) {
+                bytes[at] ^= 1;
+                fs::write(&path, bytes).unwrap();
+            }
+        }
+        assert!(dropped_after(1, read_by_path(node, record.key())).await.is_none());
+        until(|| if node.ledger.is_missing_here(&record.key()) { Ok(()) } else { Err("not noted") }).await;
+        alone.stop().await;
+    }
 }

@@ -75,13 +75,7 @@ async fn store_arrived(
 ) -> Result<Vec<Result<Copied, Failure>>, Failure> {
     let records: Vec<Record> =
         arrived.iter().flatten().filter(|arrived| arrived.is_new_attempt()).map(|arrived| arrived.record.clone()).collect();
-    let mut durable = node.store.commit(purpose.class(), records.clone()).await?.into_iter();
-    let settings = records.iter().any(|record| record.kind() == RecordKind::Setting);
-    node.after_storing(records.iter());
-    if settings {
-        // A bucket that is closed or gone must be so before anybody is told.
-        node.reload_settings().await;
-    }
+    let mut durable = node.keep(purpose.class(), records).await?.into_iter();
     let outcome = |arrived: Result<Arrived, Failure>| {
         let arrived = arrived?;
         let durable = if arrived.is_new_attempt() { durable.next() } else { None };

@@ -33,45 +33,39 @@ use tokio_util::sync::CancellationToken;
 
 /// Compares with one peer for as long as the node runs: when it comes up, when something happened, and now and then.
 pub async fn run(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
-    let node_leaves = Arc::clone(&node);
-    let leaves = async move { node_leaves.leaves(peer).await };
     tokio::select! {
-        () = compare(node, peer, stop) => {}
-        () = leaves => {}
+        () = compare(&node, peer, stop) => {}
+        () = node.leaves(peer) => {}
     }
+    // In the middle of a comparison, perhaps; nothing will come from there any more.
+    node.rebalance.expect(peer, 0, 0);
 }
 
-async fn compare(node: Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
+async fn compare(node: &Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
     let mut changes = node.peers.changes();
     let mut poked = node.pokes();
     loop {
         let mut pause = limits::RECONCILE_RETRY;
         let mut compared: Compared = None;
         if node.peers.usable(peer) {
-            let round = Round {
-                node: &node,
-                peer,
-                found: Comparison::default(),
-                unknown: false,
-                partitions: node.layout().partitions(),
-                expected: None,
-            };
+            let round =
+                Round { node, peer, found: Comparison::default(), unknown: false, partitions: node.layout().partitions(), expected: None };
             match stop.run_until_cancelled(round.run()).await {
                 None => return,
                 Some(Ok(())) => {
                     // Older layouts stay open until a comparison with everybody was complete.
                     let again = node.ledger.missing_at(peer) > 0 || node.layouts.waits_for(peer);
                     pause = if again { limits::RECONCILE_RETRY } else { limits::RECONCILE_EVERY };
-                    compared = state_of(&node, peer);
+                    compared = state_of(node, peer);
                 }
                 Some(Err(error)) => tracing::debug!(peer = node.layout().node_name(peer), error, "comparison broken off"),
             }
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = due(&node, peer, pause) => {}
+            () = due(node, peer, pause) => {}
             _ = poked.changed() => tokio::time::sleep(limits::RECONCILE_SOON).await,
-            () = another(&node, peer, &compared, &mut changes) => {}
+            () = another(node, peer, &compared, &mut changes) => {}
         }
     }
 }
@@ -318,10 +312,9 @@ impl Round<'_> {
                 let got: HashSet<RecordKey> = good.iter().map(Record::key).collect();
                 self.node.ledger.own_missing_add(batch.iter().copied().filter(|key| !got.contains(key)));
             }
-            self.node.store.commit(AppendClass::Repair, good.clone()).await.map_err(|error| error.to_string())?;
-            self.node.after_storing(good.iter());
-            let bytes = good.iter().map(|record| record.body().len() as u64).sum();
-            self.node.rebalance.fetched(self.peer, good.len() as u64, bytes);
+            let (records, bytes) = (good.len() as u64, good.iter().map(|record| record.body().len() as u64).sum());
+            self.node.keep(AppendClass::Repair, good).await.map_err(|error| error.to_string())?;
+            self.node.rebalance.fetched(self.peer, records, bytes);
             if self.in_transition() {
                 let node = self.node;
                 node.rebalance.take(bytes, || node.now()).await;
@@ -555,4 +548,22 @@ fn batches(wanted: &[(RecordKey, u32)], most: usize) -> Vec<Vec<(RecordKey, u32)
         }
     }
     batches
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::testing::Alone;
+
+    #[tokio::test]
+    async fn nothing_is_expected_any_more_of_a_peer_that_has_left_in_the_middle() {
+        let (alone, gone) = (Alone::start().await, NodeIndex(1));
+        let node = &alone.node;
+        assert!(!node.layout().duty(gone).is_member());
+        node.rebalance.expect(gone, 5, 50);
+        run(Arc::clone(node), gone, node.lifecycle.token()).await;
+        assert_eq!(node.rebalance.to_fetch(), (0, 0));
+        alone.stop().await;
+    }
 }

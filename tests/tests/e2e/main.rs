@@ -56,6 +56,8 @@ mod documents;
 
 mod promises;
 
+mod hangups;
+
 mod plans;
 
 mod membership;

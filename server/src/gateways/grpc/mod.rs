@@ -22,7 +22,7 @@ pub mod peer;
 
 pub mod layouts;
 
-use crate::node::Node;
+use crate::{node::Node, objects::ObjectError};
 use afar_proto::v1;
 use futures_util::future::{Ready, ready};
 use meta::exit;
@@ -32,7 +32,7 @@ use std::{
     task::{Context, Poll},
 };
 use tonic::{
-    Code,
+    Code, Status,
     body::Body,
     codegen::{InterceptedService, http},
     server::NamedService,
@@ -92,6 +92,17 @@ fn with_reflection(node: &Arc<Node>, routes: Routes) -> Routes {
             routes
         }
     }
+}
+
+/// Runs an operation of several steps: to the end, for tonic drops a request's handler as soon as its caller goes away, and
+/// what is left halfway by a node that lives on is mended by nobody.
+async fn to_the_end<T: Send + 'static>(
+    node: &Node,
+    name: &'static str,
+    work: impl Future<Output = Result<T, ObjectError>> + Send + 'static,
+) -> Result<T, Status> {
+    let ended = node.lifecycle.to_the_end(name, work).await;
+    Ok(ended.ok_or_else(|| meta::status(Code::Internal, exit::FAILED, "the node is ending, or has a bug: its log says more"))??)
 }
 
 /// Stands where clients would find the peer service.

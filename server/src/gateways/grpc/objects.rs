@@ -4,6 +4,7 @@ use super::{
     flow::Flow,
     listener::ConnectionInfo,
     meta::{self, status},
+    to_the_end,
 };
 use crate::{
     cluster::keyring::Caller,
@@ -72,7 +73,7 @@ impl From<ObjectError> for Status {
             ObjectError::Internal(_) => Code::Internal,
         };
         let wire = meta::hint(status(code, error.exit(), error.to_string()), &error.hint());
-        if matches!(error, ObjectError::Unavailable { maybe: true, .. }) { meta::maybe(wire) } else { wire }
+        if error.may_happen() { meta::maybe(wire) } else { wire }
     }
 }
 
@@ -88,10 +89,9 @@ impl Objects for ObjectsService {
     async fn put(&self, request: Request<Streaming<v1::PutRequest>>) -> Result<Response<v1::PutReply>, Status> {
         let caller = self.caller(&request)?;
         let (flow, connection) = (flow(&request), request.extensions().get::<ConnectionInfo>().cloned());
-        // In a task of its own: a client that goes away must not tear a version that is being committed.
         let task =
             receive(Arc::clone(&self.node), caller, connection, Incoming::new(request.into_inner(), flow, self.node.config.slow_after));
-        let receipt = run(&self.node, "put", task).await?;
+        let receipt = to_the_end(&self.node, "put", Box::pin(task)).await?;
         Ok(Response::new(receipt.into()))
     }
 
@@ -175,7 +175,7 @@ impl Objects for ObjectsService {
         let upload: UploadId = convert::id("upload", &request.upload).map_err(|error| invalid(&error))?;
         let node = Arc::clone(&self.node);
         let task = async move { remove::remove(&node, &caller, &request.bucket, &request.key, upload).await };
-        let receipt = run(&self.node, "remove", task).await?;
+        let receipt = to_the_end(&self.node, "remove", task).await?;
         Ok(Response::new(v1::DeleteReply {
             version: convert::bytes(receipt.version.as_bytes()),
             durability: receipt.durability.to_string(),
@@ -194,7 +194,7 @@ impl Objects for ObjectsService {
             let to = (request.to_bucket, request.to_key);
             remove::copy(&node, &caller, (request.from_bucket, from), to, upload, metadata).await
         };
-        let receipt = run(&self.node, "copy", task).await?;
+        let receipt = to_the_end(&self.node, "copy", Box::pin(task)).await?;
         Ok(Response::new(receipt.into()))
     }
 
@@ -257,22 +257,6 @@ impl ObjectsService {
 /// What moves on a request; one that nobody counts if the layer is missing.
 fn flow<T>(request: &Request<T>) -> Flow {
     request.extensions().get::<Flow>().cloned().unwrap_or_default()
-}
-
-/// Runs an operation to its end even if the caller goes away.
-async fn run<T: Send + 'static>(
-    node: &Arc<Node>,
-    name: &'static str,
-    work: impl Future<Output = Result<T, ObjectError>> + Send + 'static,
-) -> Result<T, Status> {
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    node.lifecycle.spawn_brief(name, async move {
-        let _ = sender.send(work.await);
-    });
-    let ended = receiver
-        .await
-        .map_err(|_| status(Code::Internal, meta::exit::FAILED, "the operation panicked: this is a bug, please report it"))?;
-    Ok(ended?)
 }
 
 async fn receive(
