@@ -38,7 +38,9 @@ impl Stamp {
         UnixMillis(self.0 >> COUNTER_BITS)
     }
 
-    const fn next(self) -> Self {
+    /// The one right after it.
+    #[must_use]
+    pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 }

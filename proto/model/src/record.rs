@@ -405,18 +405,18 @@ pub enum Setting {
         /// When.
         stamp: Stamp,
     },
-    /// A bucket takes no new versions for now: it is about to be removed.
+    /// A bucket takes no new versions until this closing is undone: it is being made, or about to be removed.
     BucketClosed {
         /// Which.
         bucket: BucketId,
-        /// When: the latest of closing and opening counts.
+        /// When; no two closings of a bucket have the same.
         stamp: Stamp,
     },
-    /// A bucket takes versions again.
+    /// A closing of a bucket is undone.
     BucketOpened {
         /// Which.
         bucket: BucketId,
-        /// When.
+        /// Right after the stamp of that closing. Right after none: all that are older are undone (an earlier program's).
         stamp: Stamp,
     },
     /// An access key begins.

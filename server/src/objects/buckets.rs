@@ -73,8 +73,8 @@ pub struct Bucket {
     pub shards: u16,
     /// When it was made.
     pub created: Stamp,
-    /// It takes no new versions: it is about to be removed.
-    pub closed: bool,
+    /// Closings that are in force: while there is one, it takes no new versions.
+    pub closings: Vec<Stamp>,
     /// Under the current layout.
     now: View,
     /// Under older ones that are still open, oldest first.
@@ -98,7 +98,7 @@ impl Bucket {
         let now = views.pop()?;
         let partitions = now.layout.partitions();
         let (writing, all_drained) = (open.writing(), open.all_drained());
-        Some(Self { id, name, shards, created, closed: false, now, before: views, _writing: writing, all_drained, partitions })
+        Some(Self { id, name, shards, created, closings: Vec::new(), now, before: views, _writing: writing, all_drained, partitions })
     }
 
     /// A bucket in the demo's cluster.
@@ -109,6 +109,11 @@ impl Bucket {
         let chapter = afar_model::document::Chapter::genesis("test", layout, Vec::new());
         let named = (BucketId::ZERO, "b".to_owned(), 16, Stamp::ZERO);
         Self::new(named, policy, &Open::new(vec![Arc::new(chapter)], false), &BTreeSet::new()).unwrap()
+    }
+
+    /// Whether it takes no new versions: it is being made or removed, or whoever did so was stopped halfway.
+    pub const fn is_closed(&self) -> bool {
+        !self.closings.is_empty()
     }
 
     /// Under the current layout.
@@ -299,7 +304,7 @@ impl BucketTable {
     /// Whether a bucket takes no new versions: closed or removed.
     pub fn takes_nothing(&self, id: &BucketId) -> bool {
         let present = self.present.load();
-        present.removed.contains(id) || present.buckets.get(id).is_some_and(|bucket| bucket.closed)
+        present.removed.contains(id) || present.buckets.get(id).is_some_and(|bucket| bucket.is_closed())
     }
 
     /// Whether nothing is known of a bucket: neither its creation nor its end has arrived.
@@ -314,18 +319,31 @@ impl BucketTable {
     }
 }
 
+/// When a bucket was closed and opened.
+#[derive(Debug, Default)]
+struct Door {
+    closed: BTreeSet<Stamp>,
+    opened: BTreeSet<Stamp>,
+}
+
+impl Door {
+    /// An opening undoes the one closing whose stamp is right before its own: what another has closed stays closed, for he may
+    /// have looked into it and be about to remove it. An opening of no closing in particular is of an earlier program, and undoes
+    /// all that are older.
+    fn in_force(&self) -> Vec<Stamp> {
+        let of_all = self.opened.iter().rev().find(|opened| !self.closed.iter().any(|closed| closed.next() == **opened));
+        let undone = |closed: &Stamp| self.opened.contains(&closed.next()) || of_all.is_some_and(|opened| opened > closed);
+        self.closed.iter().filter(|closed| !undone(closed)).copied().collect()
+    }
+}
+
 /// Pure: the order of the records does not matter, and what cannot be read is left out with a warning.
 fn fold(open: &Open, records: &[Record], refuted: &BTreeSet<(SiteIndex, SiteIndex)>) -> Settings {
     let mut settings = Settings::default();
     let mut keys: BTreeMap<String, StoredKey> = BTreeMap::new();
     let (mut removed, mut revoked) = (BTreeSet::new(), BTreeSet::new());
     let mut renamed: BTreeMap<BucketId, (Stamp, String)> = BTreeMap::new();
-    // Of closing and opening the later counts.
-    let mut doors: BTreeMap<BucketId, (Stamp, bool)> = BTreeMap::new();
-    let mut turn = |bucket, stamp, closed| {
-        let door = doors.entry(bucket).or_default();
-        *door = (*door).max((stamp, closed));
-    };
+    let mut doors: BTreeMap<BucketId, Door> = BTreeMap::new();
     for record in records {
         match Setting::decode(record.body()) {
             Ok(Setting::BucketCreated { name, policy, shards, stamp }) => {
@@ -337,8 +355,12 @@ fn fold(open: &Open, records: &[Record], refuted: &BTreeSet<(SiteIndex, SiteInde
             Ok(Setting::BucketRemoved { bucket, .. }) => {
                 removed.insert(bucket);
             }
-            Ok(Setting::BucketClosed { bucket, stamp }) => turn(bucket, stamp, true),
-            Ok(Setting::BucketOpened { bucket, stamp }) => turn(bucket, stamp, false),
+            Ok(Setting::BucketClosed { bucket, stamp }) => {
+                doors.entry(bucket).or_default().closed.insert(stamp);
+            }
+            Ok(Setting::BucketOpened { bucket, stamp }) => {
+                doors.entry(bucket).or_default().opened.insert(stamp);
+            }
             Ok(Setting::BucketRenamed { bucket, name, stamp }) => {
                 let latest = renamed.entry(bucket).or_default();
                 *latest = std::mem::take(latest).max((stamp, name));
@@ -353,9 +375,9 @@ fn fold(open: &Open, records: &[Record], refuted: &BTreeSet<(SiteIndex, SiteInde
         }
     }
     settings.buckets.retain(|id, _| !removed.contains(id));
-    for (id, _) in doors.into_iter().filter(|(_, (_, closed))| *closed) {
+    for (id, door) in doors {
         if let Some(bucket) = settings.buckets.get_mut(&id) {
-            Arc::make_mut(bucket).closed = true;
+            Arc::make_mut(bucket).closings = door.in_force();
         }
     }
     for (id, (_, name)) in renamed {
@@ -450,6 +472,30 @@ mod tests {
         let bucket = bucket("a", 1);
         let removed = record(&Setting::BucketRemoved { bucket: bucket.id().into(), stamp: Stamp::from_u64(2) });
         each_way(&[bucket.clone(), removed, called(&bucket, "b", 9)], |table| assert!(table.present().names.is_empty()));
+    }
+
+    #[test]
+    fn rule_23_who_opens_a_bucket_leaves_closed_what_another_has_closed() {
+        let bucket = bucket("a", 1);
+        let id = BucketId::from(bucket.id());
+        let closed = |stamp| record(&Setting::BucketClosed { bucket: id, stamp: Stamp::from_u64(stamp) });
+        let opened = |stamp| record(&Setting::BucketOpened { bucket: id, stamp: Stamp::from_u64(stamp) });
+        let is = |records: &[Record], expected: bool| {
+            let records: Vec<Record> = records.iter().chain([&bucket]).cloned().collect();
+            each_way(&records, |table| {
+                assert_eq!(table.takes_nothing(&id), expected, "{records:?}");
+                assert_eq!(table.get(&id).unwrap().is_closed(), expected);
+            });
+        };
+        is(&[closed(5)], true);
+        is(&[closed(5), opened(6)], false);
+        // Its maker opens it while somebody is about to remove it, whoever has the faster clock.
+        is(&[closed(5), opened(6), closed(3)], true);
+        is(&[closed(5), opened(6), closed(9)], true);
+        is(&[closed(5), opened(6), closed(9), opened(10)], false);
+        // By programs that opened whatever was closed.
+        is(&[closed(5), opened(9)], false);
+        is(&[closed(5), opened(9), closed(12)], true);
     }
 
     const STRASBOURG: NodeIndex = NodeIndex(0);

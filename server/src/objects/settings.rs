@@ -37,7 +37,7 @@ pub async fn create_bucket(node: &Arc<Node>, caller: &Caller, name: &str, policy
     let created = Setting::BucketCreated { name: name.to_owned(), policy, shards: SHARDS_DEFAULT, stamp: by_chance(node.tick()) };
     let id = BucketId::from(record(&created).id());
     // Closed until its name is its own: what is taken away then holds nothing, and nobody needs to be asked whether it does.
-    let closed = Setting::BucketClosed { bucket: id, stamp: node.tick() };
+    let (closed, closing) = closed(node, id);
     let own_name = match write(node, &[closed, created], true).await {
         // Two that are made at the same moment at two nodes know nothing of each other when they begin. Whoever ends later finds
         // the other, here or where both arrived.
@@ -52,7 +52,7 @@ pub async fn create_bucket(node: &Arc<Node>, caller: &Caller, name: &str, policy
         return Err(why);
     }
     // From here on it may hold something wherever this has arrived.
-    write(node, &[Setting::BucketOpened { bucket: id, stamp: node.tick() }], true).await?;
+    open(node, id, &[closing], true).await?;
     node.buckets.get(&id).ok_or_else(|| removed_meanwhile(name))
 }
 
@@ -117,34 +117,39 @@ pub async fn remove_bucket(node: &Arc<Node>, caller: &Caller, name: &str) -> Res
     let bucket = node.bucket(name)?;
     let not_empty = |why| ObjectError::NotEmpty { bucket: bucket.name.clone(), why };
     if !list::is_empty(node, &bucket).await? {
-        if bucket.closed {
+        if bucket.is_closed() {
             // By somebody who was stopped halfway.
-            open(node, &bucket).await?;
+            open(node, bucket.id, &bucket.closings, false).await?;
         }
         return Err(not_empty("it holds objects"));
     }
     // Closed first, so that nothing can be acknowledged between the last look and the end.
-    let empty = match write(node, &[Setting::BucketClosed { bucket: bucket.id, stamp: node.tick() }], true).await {
+    let (closed, closing) = closed(node, bucket.id);
+    let empty = match write(node, &[closed], true).await {
         Ok(_) => list::is_empty(node, &bucket).await,
         // Some may have closed it.
         Err(error) if error.may_happen() => Err(error),
         Err(refused) => return Err(refused),
     };
-    match empty {
-        Ok(true) => write(node, &[Setting::BucketRemoved { bucket: bucket.id, stamp: node.tick() }], true).await.map(drop),
-        // Whoever closed it before may be about to remove it.
-        Err(error) if bucket.closed => Err(error),
-        empty => {
-            open(node, &bucket).await?;
-            empty?;
-            Err(not_empty("something was put while it was being removed"))
-        }
+    if matches!(empty, Ok(true)) {
+        return write(node, &[Setting::BucketRemoved { bucket: bucket.id, stamp: node.tick() }], true).await.map(drop);
     }
+    open(node, bucket.id, &[closing], false).await?;
+    empty?;
+    Err(not_empty("something was put while it was being removed"))
 }
 
-/// Need not be heard everywhere at once: who takes it for closed a little longer does no harm.
-async fn open(node: &Arc<Node>, bucket: &Bucket) -> Result<(), ObjectError> {
-    write(node, &[Setting::BucketOpened { bucket: bucket.id, stamp: node.tick() }], false).await.map(drop)
+/// What closes a bucket, and its stamp: by chance, so that it is nobody else's.
+fn closed(node: &Node, bucket: BucketId) -> (Setting, Stamp) {
+    let stamp = by_chance(node.tick());
+    (Setting::BucketClosed { bucket, stamp }, stamp)
+}
+
+/// Undoes these closings of a bucket. Where something is in it this need not be heard everywhere at once: who takes it for closed
+/// a little longer does no harm.
+async fn open(node: &Arc<Node>, bucket: BucketId, closings: &[Stamp], everywhere: bool) -> Result<(), ObjectError> {
+    let openings: Vec<Setting> = closings.iter().map(|closed| Setting::BucketOpened { bucket, stamp: closed.next() }).collect();
+    write(node, &openings, everywhere).await.map(drop)
 }
 
 /// A new access key. If this is dropped before anybody has been told, the key is revoked: nobody could ever use it, and nobody

@@ -43,7 +43,7 @@ impl AdminService {
         if self.node.buckets.other_named(&bucket.name, &bucket.id).is_some() {
             warning.push_str(&format!(" another bucket has this name: this one answers to @{} only", bucket.id));
         }
-        if bucket.closed {
+        if bucket.is_closed() {
             warning.push_str(" it takes nothing: it is being made or removed; if that has failed, `afar bucket rm` ends it, or opens it if it holds something");
         }
         v1::Bucket {
@@ -186,7 +186,7 @@ mod tests {
 
     /// Whether there is a bucket of that name that takes objects.
     fn stands(node: &Node, name: &str) -> bool {
-        node.buckets.find(name).unwrap().is_some_and(|bucket| !bucket.closed)
+        node.buckets.find(name).unwrap().is_some_and(|bucket| !bucket.is_closed())
     }
 
     fn is(fact: bool) -> Result<(), &'static str> {
