@@ -35,3 +35,5 @@ pub mod operator;
 pub mod witness;
 
 pub mod load;
+
+pub mod http;

@@ -152,6 +152,7 @@ struct Present {
     judge: Arc<Judge>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    certified: Arc<CertifiedKey>,
     /// Why others refuse this node's certificate, by what this node itself believes.
     own_refused: Option<&'static str>,
     /// When the first of the trusted authorities ends.
@@ -418,6 +419,16 @@ impl Identity {
         Arc::clone(&self.present.load().client)
     }
 
+    /// Certificate and key, for other ports of this node.
+    pub fn certified(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.present.load().certified)
+    }
+
+    /// What does the cryptography.
+    pub fn provider(&self) -> Arc<CryptoProvider> {
+        Arc::clone(&self.provider)
+    }
+
     /// This node's certificate.
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
         self.present.load().material.chain.first().cloned()
@@ -464,8 +475,9 @@ impl Present {
         // Fresh configurations: a session that was begun under the last ones cannot be resumed past the new judge.
         let server = server_config(provider, Arc::clone(&judge) as _, &material.chain, &material.key)?;
         let client = client_config(provider, Arc::clone(&judge) as _, &material.chain, &material.key)?;
+        let certified = Arc::new(CertifiedKey::from_der(material.chain.clone(), material.key.clone_key(), provider)?);
         let authority_ends = judge.authorities.iter().filter_map(ends).min().unwrap_or(UnixMillis(u64::MAX));
-        Ok(Self { material, trust, judge, server: Arc::new(server), client: Arc::new(client), own_refused, authority_ends })
+        Ok(Self { material, trust, judge, server: Arc::new(server), client: Arc::new(client), certified, own_refused, authority_ends })
     }
 }
 

@@ -45,6 +45,8 @@ pub struct Config {
     pub node: String,
     /// Where gRPC listens.
     pub listen: SocketAddr,
+    /// The HTTP port, if there is one.
+    pub http: Option<HttpPort>,
     /// Data directories, one per disk.
     pub data: Vec<PathBuf>,
     /// What the node keeps apart from them.
@@ -77,6 +79,25 @@ pub struct Config {
     pub sync_faults: Option<SyncFaults>,
     /// A client that moves too little for this long loses its transfer; other than [`limits::TRANSFER_SLOW`] only in tests.
     pub slow_after: Duration,
+}
+
+/// The port for those who watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpPort {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Who may read the metrics.
+    pub metrics: MetricsAccess,
+}
+
+/// Who may read the metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MetricsAccess {
+    /// Whoever has an access key.
+    #[default]
+    Key,
+    /// Everybody.
+    Open,
 }
 
 /// Memory and connections.
@@ -159,6 +180,7 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
     let cluster = top.name("cluster", problems);
     let node = top.name("node", problems);
     let listen = top.parsed::<SocketAddr>("listen", "an IP address and a port, such as \"0.0.0.0:7700\"", problems);
+    let http = top.optional_section("http", problems).map(|section| read_http(section, problems));
     let data = top.texts("data", problems);
     let state = top.text("state", problems).map(below);
     let pid_file = top.optional_text("pid_file", problems).map(below);
@@ -175,6 +197,12 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         section.finish(problems);
         enabled
     });
+    if let (Some(listen), Some(Some(http))) = (listen, http)
+        && http.listen == listen
+        && listen.port() != 0
+    {
+        problems.add(top.line("http"), format!("http.listen = \"{listen}\": is the same as listen: HTTP needs a port of its own"));
+    }
     if data.as_ref().is_some_and(Vec::is_empty) {
         problems.add(top.line("data"), "data = []: name at least one directory");
     }
@@ -213,6 +241,7 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         cluster: cluster?,
         node: node?,
         listen: listen?,
+        http: http.flatten(),
         data,
         state: state?,
         pid_file,
@@ -238,6 +267,14 @@ fn check_distinct(names: &[String], line: Option<usize>, problems: &mut Problems
             problems.add(line, format!("data names {name:?} twice: name each directory once"));
         }
     }
+}
+
+fn read_http(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<HttpPort> {
+    let listen = section.parsed::<SocketAddr>("listen", "an IP address and a port, such as \"0.0.0.0:7702\"", problems);
+    let access = [("key", MetricsAccess::Key), ("open", MetricsAccess::Open)];
+    let metrics = section.word("metrics", &access, problems).unwrap_or_default();
+    section.finish(problems);
+    Some(HttpPort { listen: listen?, metrics })
 }
 
 fn read_tls(mut section: Section<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<TlsFiles> {

@@ -61,3 +61,5 @@ mod hangups;
 mod plans;
 
 mod membership;
+
+mod http;
