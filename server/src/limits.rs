@@ -101,6 +101,25 @@ pub const HTTP_LOOKS: usize = 2;
 /// What a connection that was told to end has left for its last answer.
 pub const HTTP_GRACE: Duration = Duration::from_secs(1);
 
+// Certificates by ACME.
+
+/// A certificate is replaced when less than this part of its time is left: a third, as its issuers advise …
+pub const ACME_RENEW_SHARE: u32 = 3;
+/// … and who should know that this does not succeed is told at this: a quarter, after a week of attempts in ninety days.
+pub const ACME_WARNING_SHARE: u32 = 4;
+/// First pause after an order that failed; doubles …
+pub const ACME_RETRY_MIN: Duration = Duration::from_secs(60);
+/// … up to this: issuers allow a handful of failures an hour.
+pub const ACME_RETRY_MAX: Duration = Duration::from_secs(6 * 3600);
+/// One order, from the first request to the certificate.
+pub const ACME_ORDER: Duration = Duration::from_secs(300);
+/// One request to the server, connecting included.
+pub const ACME_REQUEST: Duration = Duration::from_secs(30);
+/// An answer of the server: certificates and short JSON.
+pub const ACME_ANSWER_BYTES: usize = 1 << 20;
+/// Names in one certificate: as many as the public issuer takes.
+pub const ACME_DOMAINS: usize = 100;
+
 // Peers.
 
 /// Connections for bulk to each peer: a second one doubles what a lossy long link carries; more cost CPU.

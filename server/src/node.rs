@@ -25,7 +25,7 @@ use crate::{
             listener::{Door, Servers},
         },
         http::{self, Gateway, HttpError},
-        public_tls::PublicTls,
+        public_tls::{PublicTls, acme},
     },
     health::{survey::Survey, upkeep},
     lifecycle::Lifecycle,
@@ -210,7 +210,8 @@ impl Node {
 
     async fn start_with(config: Config, clock: Clock, identity: Arc<Identity>, lifecycle: &Lifecycle) -> Result<Running, StartError> {
         let lifecycle = lifecycle.clone();
-        let public_tls = Arc::new(PublicTls::new(Arc::clone(&identity)));
+        let public_tls = PublicTls::load(Arc::clone(&identity), &config.public_tls, &config.state, clock.now())?;
+        let public_tls = Arc::new(public_tls);
         let http = open_http(&config, &public_tls, &lifecycle).await?;
         let before_layouts = is_of_a_version_without_layouts(&config);
         let (store, opened) = open_store(&config, &clock, &lifecycle).await?;
@@ -402,6 +403,7 @@ impl Node {
         start("references", |node, stop| Box::pin(upkeep::references(node, stop)));
         start("discard", |node, stop| Box::pin(upkeep::discard(node, stop)));
         start("certificates", |node, stop| Box::pin(upkeep::certificates(node, stop)));
+        start("acme", |node, stop| Box::pin(acme::run(node, stop)));
         start("physics", |node, stop| Box::pin(upkeep::physics(node, stop)));
     }
 

@@ -1,16 +1,19 @@
 //! The HTTP port: probes, metrics, and how little a stranger gets out of it.
 use crate::common::put_bytes;
 use afar_tests::{
+    certificates::{Authority, put_pair},
     cluster::{Cluster, Setup, TWO},
     http::{Answer, Curl, Metrics},
     limits::SETTLE_MAX,
+    programs::Programs,
     wait::until,
 };
 use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
-    process::Stdio,
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Stdio},
 };
 
 const NO_FLAGS: &[&str] = &[];
@@ -178,7 +181,7 @@ fn a_stranger_costs_little() {
     let answer = curl.get(address, "/healthz", &[&["--http1.1".to_owned()][..], &many].concat());
     assert!(matches!(answer.status, 0 | 431), "{answer:?}");
     // One that says half a thing, and many that say nothing: each is shown the door, and then others come in again.
-    let mut half = std::process::Command::new("curl")
+    let mut half = Command::new("curl")
         .args(["--silent", "--no-buffer", "--insecure", "--http1.1", "--upload-file", "-"])
         .arg(format!("https://{address}/healthz"))
         .stdin(Stdio::piped())
@@ -212,4 +215,90 @@ fn a_port_that_is_taken_is_named() {
         "{log}"
     );
     assert!(!cluster.node("warsaw").data().join("segments").exists(), "its disks were not touched");
+}
+
+/// Waits until a node says this of the certificate that it shows to the public.
+#[track_caller]
+fn until_public(cluster: &Cluster, node: &str, state: &str, words: &str) {
+    until(&format!("{node}'s public certificate is {state}: {words}"), SETTLE_MAX, || {
+        let status = cluster.status();
+        let checks = status["checks"].as_array().cloned().unwrap_or_default();
+        let of_it = |check: &&serde_json::Value| check["node"] == node && check["name"] == "certificate";
+        let found = checks.iter().filter(of_it).find(|check| check["detail"].as_str().is_some_and(|detail| detail.contains("public")));
+        let said =
+            found.is_some_and(|check| check["state"] == state && check["detail"].as_str().is_some_and(|detail| detail.contains(words)));
+        if said { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+}
+
+#[test]
+fn an_own_certificate_is_shown_renewed_without_a_restart_and_never_a_bad_one() {
+    let mut cluster = made();
+    let warsaw = cluster.node("warsaw");
+    let folder = warsaw.folder().to_owned();
+    warsaw.configure("public_tls.certificate", "public.pem");
+    warsaw.configure("public_tls.key", "public.key");
+    let url = format!("https://localhost:{}/healthz", warsaw.http().port());
+    let (first, second) = (Authority::new(), Authority::new());
+    // What is wrong is said before the start, and ends it.
+    let check = |words: &str| {
+        let config = folder.join("afard.toml");
+        let ran = Command::new(Programs::today().afard()).arg("--config").arg(config).arg("--check-config").output().unwrap();
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(ran.status.code() == Some(2) && said.contains(words), "{words}: {:?} {said}", ran.status);
+    };
+    check("public.pem: No such file");
+    put_pair(&folder, &first.issue(&["localhost"], 10, -3));
+    check("public.pem: expired 3 days ago: put a new certificate in its place");
+    put_pair(&folder, &(first.issue(&["localhost"], 1, 90).0, first.issue(&["localhost"], 1, 90).1));
+    check("public.key: does not belong to");
+    put_pair(&folder, &first.issue(&["localhost"], 1, 90));
+    fs::set_permissions(folder.join("public.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    check("may be read by every user (mode 0644)");
+    cluster.node_mut("warsaw").spawn();
+    assert_eq!(cluster.node_mut("warsaw").wait_ended(), 2);
+    fs::set_permissions(folder.join("public.key"), fs::Permissions::from_mode(0o600)).unwrap();
+    cluster.start_all();
+    cluster.wait_formed();
+    let warsaw = cluster.node("warsaw");
+    let curl =
+        |authority: &Authority| Curl::believing(cluster.file("authority.pem", authority.certificate().as_bytes())).get_url(&url, NO_FLAGS);
+    assert_eq!(curl(&first).status, 200);
+    assert_eq!((curl(&second).status, Curl::of(&cluster).get_url(&url, NO_FLAGS).status), (0, 0), "nobody else's");
+    until_public(&cluster, "warsaw", "ok", "ends in 89 days");
+    let metric = metrics_of(&cluster, "warsaw", &first).value("afar_certificate_not_after_timestamp_seconds", &[("certificate", "public")]);
+    assert!(metric.is_some());
+    // Replaced by itself, within seconds.
+    put_pair(&folder, &second.issue(&["localhost"], 1, 90));
+    until("the new one is shown", SETTLE_MAX, || if curl(&second).status == 200 { Ok(()) } else { Err(curl(&second)) });
+    // Bad ones never are, and it is said why.
+    let foreign = (second.issue(&["localhost"], 1, 90).0, first.issue(&["localhost"], 1, 90).1);
+    let spoilt = [
+        (("garbage".to_owned(), second.issue(&["localhost"], 1, 90).1), "holds no certificate"),
+        (second.issue(&["localhost"], 9, -1), "expired"),
+        (foreign, "does not belong to"),
+    ];
+    for (pair, words) in spoilt {
+        put_pair(&folder, &pair);
+        warsaw.hang_up();
+        until_public(&cluster, "warsaw", "warning", words);
+        assert_eq!(curl(&second).status, 200, "the last good one stays");
+    }
+    // One that ends soon is shown, with a warning.
+    put_pair(&folder, &second.issue(&["localhost"], 1, 10));
+    warsaw.hang_up();
+    until_public(&cluster, "warsaw", "warning", "ends in 9 days");
+    put_pair(&folder, &second.issue(&["localhost"], 1, 60));
+    warsaw.hang_up();
+    until_public(&cluster, "warsaw", "ok", "ends in 59 days");
+    assert_eq!(curl(&second).status, 200);
+}
+
+/// The metrics of a node whose public certificate is of this authority.
+fn metrics_of(cluster: &Cluster, node: &str, authority: &Authority) -> Metrics {
+    let (id, secret) = cluster.key();
+    let curl = Curl::believing(cluster.file("authority.pem", authority.certificate().as_bytes()));
+    let url = format!("https://localhost:{}/metrics", cluster.node(node).http().port());
+    let page = curl.get_url(&url, &["--user", &format!("{id}:{secret}")]);
+    Metrics::parse(&page.body).unwrap_or_else(|why| panic!("{why}\n{page:?}"))
 }

@@ -181,6 +181,9 @@ fn health(node: &Node, out: &mut Families) {
     let ends = out.gauge("afar_certificate_not_after_timestamp", Some(Unit::Seconds), "When it ends");
     ends.with(&[("certificate", "node")], seconds_of(node.identity.not_after()));
     ends.with(&[("certificate", "authority")], seconds_of(node.identity.authority_not_after()));
+    if let Some(until) = node.public_tls.standing().and_then(|standing| standing.until) {
+        ends.with(&[("certificate", "public")], seconds_of(until));
+    }
     out.counter("afar_panics", None, "Panics caught in this run: each is a bug").count(node.lifecycle.panics());
 }
 
