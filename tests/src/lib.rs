@@ -37,3 +37,5 @@ pub mod witness;
 pub mod load;
 
 pub mod http;
+
+pub mod acme;

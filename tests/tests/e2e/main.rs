@@ -63,3 +63,5 @@ mod plans;
 mod membership;
 
 mod http;
+
+mod acme;

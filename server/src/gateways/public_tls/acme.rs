@@ -109,6 +109,8 @@ fn is_domain(text: &str) -> bool {
     text.len() <= 253 && text.contains('.') && text.split('.').all(is_label) && !text.rsplit('.').next().is_none_or(is_number)
 }
 
+const NOT_FOUND: &str = "the server does not find this node under every name (does port 443 there lead to its HTTP port?)";
+
 /// Why no certificate was issued.
 #[derive(Debug, thiserror::Error)]
 enum AcmeError {
@@ -186,7 +188,9 @@ impl PublicTls {
         params.custom_extensions = vec![CustomExtension::new_acme_identifier(&digest)];
         let certificate = params.self_signed(&key)?.der().clone();
         let private = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        let certified = Arc::new(CertifiedKey::from_der(vec![certificate], private, &self.identity.provider())?);
+        // Without the library's own check of the pair: it refuses what it does not know and is critical, as this must be.
+        let signing = self.identity.provider().key_provider.load_private_key(private)?;
+        let certified = Arc::new(CertifiedKey::new(vec![certificate], signing));
         self.challenges.rcu(|present| {
             let mut next = HashMap::clone(present);
             next.insert(name.to_owned(), Arc::clone(&certified));
@@ -217,7 +221,11 @@ async fn order(tls: &PublicTls, settings: &AcmeSettings, node: &Node) -> Result<
             return Err(AcmeError::Refused("the server asks about something that is no name".into()));
         };
         tls.prove(&name, challenge.key_authorization().digest().as_ref())?;
-        challenge.set_ready().await?;
+        challenge.set_ready().await.map_err(|error| match error {
+            // It has looked already.
+            instant_acme::Error::Api(problem) => AcmeError::Refused(format!("{NOT_FOUND}: {name}: {problem}")),
+            error => error.into(),
+        })?;
     }
     if order.poll_ready(&retries()).await? != OrderStatus::Ready {
         return Err(AcmeError::Refused(why_invalid(&mut order).await));
@@ -244,8 +252,7 @@ async fn why_invalid(order: &mut Order) -> String {
         let errors = state.challenges.iter().filter_map(|challenge| challenge.error.as_ref());
         reasons.extend(errors.map(|error| format!("{}: {error}", state.identifier())));
     }
-    let what = "the server does not find this node under every name (does port 443 there lead to its HTTP port?)";
-    if reasons.is_empty() { what.to_owned() } else { format!("{what}: {}", reasons.join("; ")) }
+    if reasons.is_empty() { NOT_FOUND.to_owned() } else { format!("{NOT_FOUND}: {}", reasons.join("; ")) }
 }
 
 async fn account(tls: &PublicTls, settings: &AcmeSettings, state: &Path) -> Result<Account, AcmeError> {
