@@ -144,6 +144,31 @@ fn wrong_types_and_ranges_are_named() {
 }
 
 #[test]
+fn the_public_ports_are_checked() {
+    check("[tls]", "[http]\n[tls]", &["line 7: http.listen is missing: write listen = \"…\""]);
+    check(
+        "[tls]",
+        "[http]\nlisten = \"127.0.0.1:7700\"\n[tls]",
+        &["line 7: http.listen = \"127.0.0.1:7700\": is the same as listen: HTTP needs a port of its own"],
+    );
+    check("[tls]", "[public_tls]\nkey = \"k\"\n[tls]", &["line 7: [public_tls]: name both certificate and key, or neither"]);
+    let acme = "[public_tls.acme]\ndomains = [\"a.example.net\"]\nagree_to_terms = true\n";
+    check("[tls]", &format!("{acme}[tls]"), &[]);
+    let both = format!("[public_tls]\nkey = \"k\"\ncertificate = \"c\"\n{acme}[tls]");
+    check("[tls]", &both, &["line 7: [public_tls] has a certificate of its own and [public_tls.acme]: leave one of them out"]);
+    let disagree = format!("{}[tls]", acme.replace("true", "false"));
+    check(
+        "[tls]",
+        &disagree,
+        &["line 9: public_tls.acme.agree_to_terms is missing: read the terms of that server, then write agree_to_terms = true"],
+    );
+    let named = format!("{}[tls]", acme.replace("a.example.net", "*.example.net"));
+    let problem =
+        "line 8: public_tls.acme.domains = \"*.example.net\": must be a name such as \"afar.example.net\", in lower case, without *";
+    check("[tls]", &named, &[problem]);
+}
+
+#[test]
 fn what_does_not_fit_together_is_named() {
     check(
         "node = \"strasbourg\"",

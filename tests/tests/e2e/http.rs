@@ -9,6 +9,7 @@ use afar_tests::{
     wait::until,
 };
 use std::{
+    collections::BTreeSet,
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
@@ -106,10 +107,28 @@ fn probes_and_metrics_are_served_by_both_versions_of_http() {
     ] {
         assert_eq!(page.value(name, labels), Some(value), "{name}");
     }
+    documented(&page);
     let positive = |name: &str, labels: &[(&str, &str)]| page.value(name, labels).is_some_and(|value| value > 0.0);
     assert!(positive("afar_records", &[]) && positive("afar_record_bytes", &[("kind", "chunk")]) && positive("afar_disk_used_bytes", &[]));
     assert!(positive("afar_peer_round_trip_seconds", &[("peer", "warsaw")]) && positive("afar_disk_syncs_total", &[]));
     assert!(positive("afar_certificate_not_after_timestamp_seconds", &[("certificate", "node")]));
+}
+
+/// Every metric is in the runbook, nothing else is, and alerts ask for nothing that is not there.
+#[track_caller]
+fn documented(page: &Metrics) {
+    let names = page.names();
+    let words = |text: &str| {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').map(str::to_owned);
+        words.filter(|word| word.starts_with("afar_")).collect::<BTreeSet<String>>()
+    };
+    let runbook = include_str!("../../../deploy/runbook.md");
+    let rows: Vec<&str> = runbook.lines().filter_map(|line| line.strip_prefix("| `afar_")?.split(" | ").next()).collect();
+    let said = words(&rows.iter().map(|row| format!("`afar_{row} ")).collect::<String>());
+    assert_eq!(said.iter().map(String::as_str).collect::<BTreeSet<_>>(), names);
+    let asked = words(include_str!("../../../deploy/prometheus/afar.rules.yml"));
+    let missing: Vec<&String> = asked.iter().filter(|name| !names.contains(name.as_str())).collect();
+    assert!(missing.is_empty() && asked.len() > 5, "{missing:?} of {asked:?}");
 }
 
 #[test]
