@@ -104,6 +104,21 @@ pub fn served_certificate(address: SocketAddr) -> io::Result<Vec<u8>> {
 /// # Errors
 /// If there is no connection.
 pub fn shown(address: SocketAddr, name: ServerName<'static>, protocols: &[&[u8]]) -> io::Result<(Vec<u8>, Option<Vec<u8>>)> {
+    let stream = stranger(address, name, protocols)?;
+    let certificate = stream.conn.peer_certificates().and_then(|chain| chain.first()).map(|certificate| certificate.to_vec());
+    let protocol = stream.conn.alpn_protocol().map(<[u8]>::to_vec);
+    certificate.map(|certificate| (certificate, protocol)).ok_or_else(|| io::Error::other("no certificate"))
+}
+
+/// A connection of somebody who believes whatever is shown, after its handshake.
+///
+/// # Errors
+/// If there is none.
+pub fn stranger(
+    address: SocketAddr,
+    name: ServerName<'static>,
+    protocols: &[&[u8]],
+) -> io::Result<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -117,9 +132,7 @@ pub fn shown(address: SocketAddr, name: ServerName<'static>, protocols: &[&[u8]]
     while tls.is_handshaking() {
         tls.complete_io(&mut tcp)?;
     }
-    let certificate = tls.peer_certificates().and_then(|chain| chain.first()).map(|certificate| certificate.to_vec());
-    let protocol = tls.alpn_protocol().map(<[u8]>::to_vec);
-    certificate.map(|certificate| (certificate, protocol)).ok_or_else(|| io::Error::other("no certificate"))
+    Ok(rustls::StreamOwned::new(tls, tcp))
 }
 
 /// Believes everybody, to see what they show.

@@ -68,7 +68,7 @@ fn disks(node: &Node, out: &mut Families) {
     for (kind, held) in [("chunk", kinds.chunk), ("manifest", kinds.manifest), ("version", kinds.version), ("setting", kinds.setting)] {
         bytes.with(&[("kind", kind)], held as f64);
     }
-    out.gauge("afar_index_rebuild", Some(Unit::Ratios), "How far the rebuild of the index is; 1: it is complete")
+    out.gauge("afar_index_rebuild", Some(Unit::Other("ratio".to_owned())), "How far the rebuild of the index is; 1: it is complete")
         .with(&[], if usage.views_ready { 1.0 } else { f64::from(usage.rebuild_progress).min(0.999) });
 }
 
