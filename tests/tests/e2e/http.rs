@@ -15,7 +15,7 @@ use std::{
     io::{ErrorKind, Read, Write as _},
     net::TcpStream,
     os::unix::fs::PermissionsExt as _,
-    process::{Command, Stdio},
+    process::Command,
 };
 
 const NO_FLAGS: &[&str] = &[];
@@ -196,7 +196,8 @@ fn a_stranger_costs_little() {
         let answer = curl.get(address, "/healthz", &[version, "--header", &large]);
         assert!(matches!(answer.status, 0 | 431), "{answer:?}");
         let answer = curl.get(address, "/healthz", &[version, "--request", "GET", "--data", "x"]);
-        assert_eq!(answer.status, 413, "{answer:?}");
+        // Of HTTP/2 this curl may see only that the stream is at an end.
+        assert!(answer.status == 413 || (version == "--http2" && answer.status == 0), "{answer:?}");
     }
     let answer = curl.get(address, "/healthz", &[&["--http1.1".to_owned()][..], &many].concat());
     assert!(matches!(answer.status, 0 | 431), "{answer:?}");

@@ -7,7 +7,7 @@ use crate::{lifecycle::Lifecycle, limits};
 use axum::{
     Router,
     body::Body,
-    http::{HeaderValue, Request, Response, StatusCode, header},
+    http::{HeaderValue, Request, Response, StatusCode, Version, header},
 };
 use futures_util::FutureExt as _;
 use hyper::{
@@ -147,7 +147,10 @@ impl Door {
 async fn respond(request: Request<Incoming>, routes: Router, lifecycle: &Lifecycle) -> Response<Body> {
     if !request.body().is_end_stream() {
         let mut refused = empty(StatusCode::PAYLOAD_TOO_LARGE);
-        refused.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        if request.version() < Version::HTTP_2 {
+            // What it sends is not read, so nothing can follow it. (A stream of HTTP/2 simply ends.)
+            refused.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         return refused;
     }
     let path = request.uri().path().to_owned();
