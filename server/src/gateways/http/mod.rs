@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The port is there before the log is opened: whoever restarts what does not answer must not restart a node that reads its
-//! log. A page for people would be one more route in [`routes`]; S3 has a port of its own, and shares
-//! [`listener`] and [`PublicTls`](super::public_tls::PublicTls) with this one.
+//! log. A page for people would be one more route in `routes`; S3 has a port of its own, and shares
+//! [`listener`] and [`PublicTls`] with this one.
 pub mod listener;
 
 pub mod metrics;
