@@ -12,7 +12,7 @@ export CARGO_TERM_COLOR ?= auto
 # The last commit whose layouts could not change: what `make test-upgrade` sets beside today's.
 BEFORE ?= 6209b9b
 
-.PHONY: help demo build test tools fmt clippy unit doc layers test-root test-net test-upgrade bench bench-quick deny
+.PHONY: help demo build test tools fmt clippy unit doc layers test-root test-net test-upgrade test-acme bench bench-quick deny
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -29,6 +29,7 @@ test: tools fmt clippy unit doc layers ## Everything that a change must pass, th
 tools: ## What the other targets need is there, or is installed
 	@cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
 	@cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+	@command -v curl >/dev/null || { echo "make: curl is needed: the tests ask the HTTP port with it" >&2; exit 2; }
 	@if ! command -v cc >/dev/null; then # the TLS library and the allocator are partly written in C
 	  echo "make: a C compiler is needed" >&2
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q && apt-get install -y -q build-essential; else exit 1; fi
@@ -92,6 +93,13 @@ test-upgrade: ## The tests that need an earlier version: nodes and clients of th
 	(cd "$$before/source" && CARGO_TARGET_DIR="$$before" $(CARGO) build --locked -p afar -p afard)
 	$(CARGO) build --locked --workspace --all-targets
 	AFAR_TEST_BEFORE="$$before/debug" $(CARGO) test --locked --workspace --test upgrade -- --ignored --test-threads 2
+
+test-acme: ## The test that needs a real ACME server: Pebble (Debian: apt-get install pebble), and its names server
+	@for program in pebble pebble-challtestsrv curl; do
+	  command -v $$program >/dev/null || { echo "make: $$program is needed: Debian has both of Pebble's programs in package pebble" >&2; exit 2; }
+	done
+	$(CARGO) build --locked --workspace --all-targets
+	$(CARGO) test --locked --workspace --test e2e acme::a_real_server -- --ignored --nocapture
 
 bench: build ## The benchmark suite: every figure beside the machine's own floor (some minutes)
 	@$(CARGO) run --release --locked -p afar-tests --bin bench --

@@ -76,6 +76,50 @@ pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after accept() fails, which it does when file descriptors run out.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+// The HTTP port. Whoever watches asks little and seldom; everybody may ask, so little is given to each.
+
+/// Connections at once: a monitor or two, a load balancer and their spares.
+pub const HTTP_CONNECTIONS: usize = 64;
+/// Bytes of a request's line and headers.
+pub const HTTP_HEADER_BYTES: u32 = 16 << 10;
+/// Headers of a request.
+pub const HTTP_HEADERS: usize = 64;
+/// Requests at once on one connection of HTTP/2.
+pub const HTTP_STREAMS: u32 = 16;
+/// From the handshake to the end of the first request's headers, and again for each later request's headers.
+pub const HTTP_PATIENCE: Duration = FIRST_BYTE;
+/// Between two requests on a connection: longer than the usual minute between two scrapes.
+pub const HTTP_IDLE: Duration = Duration::from_secs(75);
+/// A connection ends after this whatever it does.
+pub const HTTP_CONNECTION_AGE: Duration = Duration::from_secs(3600);
+/// A request that is not answered by then is answered with 503: whoever asks gives up about then, too.
+pub const HTTP_REQUEST: Duration = Duration::from_secs(10);
+/// A look at the disks, of that.
+pub const HTTP_LOOK: Duration = Duration::from_secs(5);
+/// Looks at once; more wait. Each takes a thread until the disk answers.
+pub const HTTP_LOOKS: usize = 2;
+/// What a connection that was told to end has left for its last answer.
+pub const HTTP_GRACE: Duration = Duration::from_secs(1);
+
+// Certificates by ACME.
+
+/// A certificate is replaced when less than this part of its time is left: a third, as its issuers advise …
+pub const ACME_RENEW_SHARE: u32 = 3;
+/// … and who should know that this does not succeed is told at this: a quarter, after a week of attempts in ninety days.
+pub const ACME_WARNING_SHARE: u32 = 4;
+/// First pause after an order that failed; doubles …
+pub const ACME_RETRY_MIN: Duration = Duration::from_secs(60);
+/// … up to this: issuers allow a handful of failures an hour.
+pub const ACME_RETRY_MAX: Duration = Duration::from_secs(6 * 3600);
+/// One order, from the first request to the certificate.
+pub const ACME_ORDER: Duration = Duration::from_secs(300);
+/// One request to the server, connecting included.
+pub const ACME_REQUEST: Duration = Duration::from_secs(30);
+/// An answer of the server: certificates and short JSON.
+pub const ACME_ANSWER_BYTES: usize = 1 << 20;
+/// Names in one certificate: as many as the public issuer takes.
+pub const ACME_DOMAINS: usize = 100;
+
 // Peers.
 
 /// Connections for bulk to each peer: a second one doubles what a lossy long link carries; more cost CPU.

@@ -1,9 +1,9 @@
 //! The node's program: arguments, log, runtime, signals. Everything else is in the library.
 mod manual;
 
-use afard::{clock::Clock, config::Config, inspect, node::Node};
+use afard::{clock::Clock, config::Config, gateways::public_tls::PublicTls, inspect, node::Node};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -124,7 +124,12 @@ fn start_log(arguments: &Arguments) -> Result<(), String> {
 }
 
 fn check(config: &Config) -> ExitCode {
-    if let Err(error) = afard::node::load_identity(config, Clock::new(config.clock_offset_ms).now()) {
+    let now = Clock::new(config.clock_offset_ms).now();
+    let loaded = afard::node::load_identity(config, now).and_then(|identity| {
+        // As the start does it.
+        PublicTls::load(Arc::new(identity), &config.public_tls, &config.state, now)
+    });
+    if let Err(error) = loaded {
         return complain(&error.to_string(), 2);
     }
     println!("{}: node {} of cluster {}: good", config.path.display(), config.node, config.cluster);
@@ -170,6 +175,7 @@ async fn serve(config: Config) -> ExitCode {
             _ = hangup.recv() => {
                 tracing::info!("SIGHUP: certificates and key are read again; for everything else in the configuration restart the node");
                 running.node.identity.look_again();
+                running.node.public_tls.look_again();
             }
         }
     };

@@ -19,9 +19,13 @@ use crate::{
     },
     config::Config,
     files,
-    gateways::grpc::{
-        self,
-        listener::{Door, Servers},
+    gateways::{
+        grpc::{
+            self,
+            listener::{Door, Servers},
+        },
+        http::{self, Gateway, HttpError},
+        public_tls::{PublicTls, acme},
     },
     health::{survey::Survey, upkeep},
     lifecycle::Lifecycle,
@@ -67,6 +71,8 @@ pub struct Node {
     pub me: NodeIndex,
     /// Its certificate.
     pub identity: Arc<Identity>,
+    /// What it shows at ports for the public.
+    pub public_tls: Arc<PublicTls>,
     /// Its log.
     pub store: Store,
     /// What opening the log found.
@@ -122,6 +128,14 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
+    /// The HTTP port.
+    #[error("listen on {address} (http): {error}: is another process there?")]
+    Http {
+        /// As configured.
+        address: SocketAddr,
+        /// What the system said.
+        error: HttpError,
+    },
     /// What is remembered of peers.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -172,6 +186,8 @@ pub struct Running {
     pub node: Arc<Node>,
     /// Where it listens: the port that was found if the configuration says 0.
     pub address: SocketAddr,
+    /// Where HTTP is, if it is anywhere.
+    pub http: Option<SocketAddr>,
     servers: Servers,
 }
 
@@ -184,6 +200,19 @@ impl Node {
         let clock = Clock::new(config.clock_offset_ms);
         let identity = Arc::new(load_identity(&config, clock.now())?);
         let lifecycle = Lifecycle::new();
+        let started = Self::start_with(config, clock, identity, &lifecycle).await;
+        if started.is_err() {
+            // What was begun must not outlive this; what does not end in time ends with the process.
+            let _ = lifecycle.stop(limits::DRAIN_TASKS).await;
+        }
+        started
+    }
+
+    async fn start_with(config: Config, clock: Clock, identity: Arc<Identity>, lifecycle: &Lifecycle) -> Result<Running, StartError> {
+        let lifecycle = lifecycle.clone();
+        let public_tls = PublicTls::load(Arc::clone(&identity), &config.public_tls, &config.state, clock.now())?;
+        let public_tls = Arc::new(public_tls);
+        let http = open_http(&config, &public_tls, &lifecycle).await?;
         let before_layouts = is_of_a_version_without_layouts(&config);
         let (store, opened) = open_store(&config, &clock, &lifecycle).await?;
         start_clock(&clock, &store, &lifecycle).await?;
@@ -231,6 +260,7 @@ impl Node {
             surplus: AtomicI64::new(-1),
             claims: Claims::default(),
             identity,
+            public_tls,
             store,
             opened,
             peers,
@@ -246,9 +276,13 @@ impl Node {
         node.peers.start();
         node.join_membership();
         node.start_background();
+        if let Some(http) = &http {
+            http.serve(&node);
+        }
         node.write_pid()?;
-        tracing::info!(node = node.config.node, %address, boot = %node.opened.boot, "serving");
-        Ok(Running { node, address, servers })
+        let http = http.map(|http| http.address);
+        tracing::info!(node = node.config.node, %address, ?http, boot = %node.opened.boot, "serving");
+        Ok(Running { node, address, http, servers })
     }
 
     /// Everything that must be in place before the first request or heartbeat.
@@ -369,6 +403,7 @@ impl Node {
         start("references", |node, stop| Box::pin(upkeep::references(node, stop)));
         start("discard", |node, stop| Box::pin(upkeep::discard(node, stop)));
         start("certificates", |node, stop| Box::pin(upkeep::certificates(node, stop)));
+        start("acme", |node, stop| Box::pin(acme::run(node, stop)));
         start("physics", |node, stop| Box::pin(upkeep::physics(node, stop)));
     }
 
@@ -439,6 +474,11 @@ pub fn load_identity(config: &Config, now: UnixMillis) -> Result<Identity, Ident
 
 fn expected(config: &Config, now: UnixMillis) -> Expected<'_> {
     Expected { cluster: &config.cluster, node: &config.node, host: &config.host, now }
+}
+
+async fn open_http(config: &Config, tls: &Arc<PublicTls>, lifecycle: &Lifecycle) -> Result<Option<Arc<Gateway>>, StartError> {
+    let opened = http::open(config, tls, lifecycle).await;
+    opened.map_err(|error| StartError::Http { address: config.http.map_or(config.listen, |http| http.listen), error })
 }
 
 /// The clock goes on after what the log holds, as far as it can be believed (rule 4).

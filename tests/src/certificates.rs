@@ -1,6 +1,14 @@
 //! An authority of the tests' own, for certificates that `afar cluster init` would never make.
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 /// Issues certificates for nodes.
 #[derive(Debug)]
@@ -63,5 +71,47 @@ impl Authority {
         fs::write(folder.join("node.key"), key.serialize_pem()).expect("write");
         fs::set_permissions(folder.join("node.key"), fs::Permissions::from_mode(0o600)).expect("chmod");
         certificate.der().to_vec()
+    }
+
+    /// A certificate for these names, good from so many days ago for so many days from now (negative: not any more), and its
+    /// key; both PEM.
+    ///
+    /// # Panics
+    /// If the system has no randomness.
+    pub fn issue(&self, names: &[&str], since_days: u64, for_days: i64) -> (String, String) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).expect("names");
+        set_days(&mut params, since_days, for_days);
+        (params.signed_by(&key, &self.issuer).expect("signs").pem(), key.serialize_pem())
+    }
+
+    /// Signs what somebody else has made a request of (DER); PEM.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn sign(&self, request: &[u8], since_days: u64, for_days: i64) -> String {
+        let mut request = CertificateSigningRequestParams::from_der(&request.to_vec().into()).expect("a request");
+        set_days(&mut request.params, since_days, for_days);
+        request.signed_by(&self.issuer).expect("signs").pem()
+    }
+}
+
+fn set_days(params: &mut CertificateParams, since_days: u64, for_days: i64) {
+    let (day, now) = (Duration::from_secs(86_400), SystemTime::now());
+    let days = day * u32::try_from(for_days.unsigned_abs()).expect("a few days");
+    params.not_before = (now - day * u32::try_from(since_days).expect("a few days")).into();
+    params.not_after = if for_days < 0 { now - days } else { now + days }.into();
+}
+
+/// Puts certificate and key where a node is told to look, each replaced whole.
+///
+/// # Panics
+/// If they cannot be written.
+pub fn put_pair(folder: &Path, (certificate, key): &(String, String)) {
+    for (name, text, mode) in [("public.pem", certificate, 0o644), ("public.key", key, 0o600)] {
+        let fresh = folder.join(format!("{name}.new"));
+        fs::write(&fresh, text).expect("write");
+        fs::set_permissions(&fresh, fs::Permissions::from_mode(mode)).expect("chmod");
+        fs::rename(&fresh, folder.join(name)).expect("rename");
     }
 }

@@ -643,6 +643,14 @@ impl Node {
         self.signal(Signal::HUP);
     }
 
+    /// Asks it to end (SIGTERM), and lets it.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
     /// Takes it out of time (SIGSTOP): its port still takes connections, and nobody answers.
     ///
     /// # Panics

@@ -35,3 +35,7 @@ pub mod operator;
 pub mod witness;
 
 pub mod load;
+
+pub mod http;
+
+pub mod acme;

@@ -96,20 +96,43 @@ async fn open(cluster: &Cluster, node: &str, identity: Option<Identity>) -> Resu
 /// # Errors
 /// If there is no connection.
 pub fn served_certificate(address: SocketAddr) -> io::Result<Vec<u8>> {
+    shown(address, address.ip().into(), &[]).map(|(certificate, _)| certificate)
+}
+
+/// The certificate that a new connection for this name and these protocols is shown, and the protocol that was agreed on.
+///
+/// # Errors
+/// If there is no connection.
+pub fn shown(address: SocketAddr, name: ServerName<'static>, protocols: &[&[u8]]) -> io::Result<(Vec<u8>, Option<Vec<u8>>)> {
+    let stream = stranger(address, name, protocols)?;
+    let certificate = stream.conn.peer_certificates().and_then(|chain| chain.first()).map(|certificate| certificate.to_vec());
+    let protocol = stream.conn.alpn_protocol().map(<[u8]>::to_vec);
+    certificate.map(|certificate| (certificate, protocol)).ok_or_else(|| io::Error::other("no certificate"))
+}
+
+/// A connection of somebody who believes whatever is shown, after its handshake.
+///
+/// # Errors
+/// If there is none.
+pub fn stranger(
+    address: SocketAddr,
+    name: ServerName<'static>,
+    protocols: &[&[u8]],
+) -> io::Result<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
         .with_no_client_auth();
-    let mut tls = rustls::ClientConnection::new(Arc::new(config), address.ip().into()).map_err(io::Error::other)?;
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    let mut tls = rustls::ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
     let mut tcp = TcpStream::connect(address)?;
     while tls.is_handshaking() {
         tls.complete_io(&mut tcp)?;
     }
-    let certificate = tls.peer_certificates().and_then(|chain| chain.first());
-    certificate.map(|certificate| certificate.to_vec()).ok_or_else(|| io::Error::other("no certificate"))
+    Ok(rustls::StreamOwned::new(tls, tcp))
 }
 
 /// Believes everybody, to see what they show.

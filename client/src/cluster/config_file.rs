@@ -50,6 +50,7 @@ fn write_all(out: &mut String, plan: &Blueprint, node: &NodePlan, layout: Layout
     writeln!(out, "# The node's list of its directories: keep it on another disk than them if you can.")?;
     writeln!(out, "state = \"state\"")?;
     writeln!(out, "pid_file = \"pid\"")?;
+    writeln!(out, "# Probes and metrics over HTTPS, if you want them.\n# http = {{ listen = \"[::]:7702\" }}")?;
     writeln!(out, "\n[tls]\nca = \"ca.crt\"\ncertificate = \"node.crt\"\nkey = \"node.key\"")?;
     writeln!(out, "\n[secrets]\ncluster = \"cluster.secret\"\nadmin_key = \"admin.key\"")?;
     write_policy(out, plan)?;

@@ -129,8 +129,8 @@ const ALL: [(&str, Advice); 19] = [
         "certificate",
         known(
             "AFAR-CERTIFICATE",
-            "once it has ended, nobody speaks with the node",
-            "install a new certificate and restart the node",
+            "once it has ended, nobody speaks with the node, or with its HTTP port",
+            "install a new certificate: the node reads it while it runs",
             false,
         ),
     ),

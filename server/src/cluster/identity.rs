@@ -152,6 +152,7 @@ struct Present {
     judge: Arc<Judge>,
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    certified: Arc<CertifiedKey>,
     /// Why others refuse this node's certificate, by what this node itself believes.
     own_refused: Option<&'static str>,
     /// When the first of the trusted authorities ends.
@@ -418,6 +419,16 @@ impl Identity {
         Arc::clone(&self.present.load().client)
     }
 
+    /// Certificate and key, for other ports of this node.
+    pub fn certified(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.present.load().certified)
+    }
+
+    /// What does the cryptography.
+    pub fn provider(&self) -> Arc<CryptoProvider> {
+        Arc::clone(&self.provider)
+    }
+
     /// This node's certificate.
     pub fn certificate(&self) -> Option<CertificateDer<'static>> {
         self.present.load().material.chain.first().cloned()
@@ -464,8 +475,9 @@ impl Present {
         // Fresh configurations: a session that was begun under the last ones cannot be resumed past the new judge.
         let server = server_config(provider, Arc::clone(&judge) as _, &material.chain, &material.key)?;
         let client = client_config(provider, Arc::clone(&judge) as _, &material.chain, &material.key)?;
+        let certified = Arc::new(CertifiedKey::from_der(material.chain.clone(), material.key.clone_key(), provider)?);
         let authority_ends = judge.authorities.iter().filter_map(ends).min().unwrap_or(UnixMillis(u64::MAX));
-        Ok(Self { material, trust, judge, server: Arc::new(server), client: Arc::new(client), own_refused, authority_ends })
+        Ok(Self { material, trust, judge, server: Arc::new(server), client: Arc::new(client), certified, own_refused, authority_ends })
     }
 }
 
@@ -518,7 +530,7 @@ fn check(
     let Some(leaf) = chain.first() else {
         return Err(IdentityError::File { path: files.certificate.clone(), why: "holds no certificate".into() });
     };
-    let not_after = validity(&files.certificate, leaf, expected.now)?;
+    let (_, not_after) = validity(&files.certificate, leaf, expected.now)?;
     check_name(&files.certificate, leaf, expected)?;
     let at = UnixTime::since_unix_epoch(Duration::from_millis(expected.now.0));
     let host = ServerName::try_from(expected.host.to_owned()).map_err(|error| unusable(&files.certificate, error))?;
@@ -530,11 +542,12 @@ fn check(
             if withdrawn { IdentityError::Withdrawn { path: files.certificate.clone() } } else { explain(&error, files, expected) }
         })?;
     }
-    check_pair(provider, &chain, &key, files)?;
+    certified(provider, chain.clone(), &key, (&files.certificate, &files.key))?;
     Ok((Material { digest: texts.digest(), authorities, chain, key, not_after, checked: at }, Arc::new(judge)))
 }
 
-fn certificates(path: &Path, text: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+/// What a file of certificates holds: at least one.
+pub(crate) fn certificates(path: &Path, text: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let file = |why: String| IdentityError::File { path: path.to_owned(), why };
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
     match parsed {
@@ -544,7 +557,8 @@ fn certificates(path: &Path, text: &str) -> Result<Vec<CertificateDer<'static>>,
     }
 }
 
-fn private_key(path: &Path, text: &str) -> Result<PrivateKeyDer<'static>, IdentityError> {
+/// What a file with a key holds.
+pub(crate) fn private_key(path: &Path, text: &str) -> Result<PrivateKeyDer<'static>, IdentityError> {
     PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| IdentityError::File {
         path: path.to_owned(),
         why: "holds no private key: expected PEM, \"-----BEGIN PRIVATE KEY-----\"".into(),
@@ -572,8 +586,8 @@ fn valid_authorities(
     }
 }
 
-/// When a certificate ends, if it is valid now.
-fn validity(path: &Path, certificate: &CertificateDer<'_>, now: UnixMillis) -> Result<UnixMillis, IdentityError> {
+/// From when to when a certificate is valid, if it is now.
+pub(crate) fn validity(path: &Path, certificate: &CertificateDer<'_>, now: UnixMillis) -> Result<(UnixMillis, UnixMillis), IdentityError> {
     let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).map_err(|error| unusable(path, error))?;
     let millis = |time: x509_parser::time::ASN1Time| UnixMillis(u64::try_from(time.timestamp()).unwrap_or_default().saturating_mul(1000));
     let (from, to) = (millis(parsed.validity().not_before), millis(parsed.validity().not_after));
@@ -583,7 +597,7 @@ fn validity(path: &Path, certificate: &CertificateDer<'_>, now: UnixMillis) -> R
     if now > to {
         return Err(IdentityError::Expired { path: path.to_owned(), days: now.since(to).as_secs() / 86_400 });
     }
-    Ok(to)
+    Ok((from, to))
 }
 
 fn check_name(path: &Path, leaf: &CertificateDer<'_>, expected: Expected<'_>) -> Result<(), IdentityError> {
@@ -596,19 +610,19 @@ fn check_name(path: &Path, leaf: &CertificateDer<'_>, expected: Expected<'_>) ->
     Err(IdentityError::SomebodyElse { path: path.to_owned(), found, expected: name })
 }
 
-fn check_pair(
+/// A certificate with the key that belongs to it, from these two files.
+pub(crate) fn certified(
     provider: &CryptoProvider,
-    chain: &[CertificateDer<'static>],
+    chain: Vec<CertificateDer<'static>>,
     key: &PrivateKeyDer<'static>,
-    files: &TlsFiles,
-) -> Result<(), IdentityError> {
-    match CertifiedKey::from_der(chain.to_vec(), key.clone_key(), provider) {
-        Ok(_) => Ok(()),
-        Err(rustls::Error::InconsistentKeys(_)) => {
-            Err(IdentityError::KeyMismatch { key: files.key.clone(), certificate: files.certificate.clone() })
+    (certificate_file, key_file): (&Path, &Path),
+) -> Result<CertifiedKey, IdentityError> {
+    CertifiedKey::from_der(chain, key.clone_key(), provider).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            IdentityError::KeyMismatch { key: key_file.to_owned(), certificate: certificate_file.to_owned() }
         }
-        Err(error) => Err(unusable(&files.key, error)),
-    }
+        error => unusable(key_file, error),
+    })
 }
 
 fn explain(error: &rustls::Error, files: &TlsFiles, expected: Expected<'_>) -> IdentityError {

@@ -12,7 +12,12 @@ use crate::{
         identity::TlsFiles,
         keyring::{AdminKey, ClusterSecret, Secret},
     },
-    files, limits,
+    files,
+    gateways::public_tls::{
+        PairFiles, Source,
+        acme::{self, AcmeSettings},
+    },
+    limits,
     replication::rebalance::{Pace, Slot, parse_rate},
 };
 use afar_model::{
@@ -45,6 +50,8 @@ pub struct Config {
     pub node: String,
     /// Where gRPC listens.
     pub listen: SocketAddr,
+    /// The HTTP port, if there is one.
+    pub http: Option<HttpPort>,
     /// Data directories, one per disk.
     pub data: Vec<PathBuf>,
     /// What the node keeps apart from them.
@@ -55,6 +62,8 @@ pub struct Config {
     pub init_dirs: bool,
     /// Certificates and key.
     pub tls: TlsFiles,
+    /// Where the certificate of ports for the public comes from.
+    pub public_tls: Source,
     /// What all nodes of the cluster share.
     pub secret: ClusterSecret,
     /// The administrator's access key.
@@ -77,6 +86,25 @@ pub struct Config {
     pub sync_faults: Option<SyncFaults>,
     /// A client that moves too little for this long loses its transfer; other than [`limits::TRANSFER_SLOW`] only in tests.
     pub slow_after: Duration,
+}
+
+/// The port for those who watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpPort {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Who may read the metrics.
+    pub metrics: MetricsAccess,
+}
+
+/// Who may read the metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum MetricsAccess {
+    /// Whoever has an access key.
+    #[default]
+    Key,
+    /// Everybody.
+    Open,
 }
 
 /// Memory and connections.
@@ -159,11 +187,13 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
     let cluster = top.name("cluster", problems);
     let node = top.name("node", problems);
     let listen = top.parsed::<SocketAddr>("listen", "an IP address and a port, such as \"0.0.0.0:7700\"", problems);
+    let http = top.optional_section("http", problems).map(|section| read_http(section, problems));
     let data = top.texts("data", problems);
     let state = top.text("state", problems).map(below);
     let pid_file = top.optional_text("pid_file", problems).map(below);
     let init_dirs = top.boolean("init_dirs", problems).unwrap_or(false);
     let tls = top.section("tls", problems).and_then(|section| read_tls(section, folder, problems));
+    let public_tls = top.optional_section("public_tls", problems).map(|section| read_public_tls(section, folder, problems));
     let secrets = top.section("secrets", problems).and_then(|section| read_secrets(section, folder, problems));
     let limits = read_limits(top.optional_section("limits", problems), problems);
     let pace = read_pace(top.optional_section("rebalance", problems), problems);
@@ -175,6 +205,12 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         section.finish(problems);
         enabled
     });
+    if let (Some(listen), Some(Some(http))) = (listen, http)
+        && http.listen == listen
+        && listen.port() != 0
+    {
+        problems.add(top.line("http"), format!("http.listen = \"{listen}\": is the same as listen: HTTP needs a port of its own"));
+    }
     if data.as_ref().is_some_and(Vec::is_empty) {
         problems.add(top.line("data"), "data = []: name at least one directory");
     }
@@ -213,11 +249,13 @@ fn read(path: &Path, mut top: Section<'_>, problems: &mut Problems<'_>) -> Optio
         cluster: cluster?,
         node: node?,
         listen: listen?,
+        http: http.flatten(),
         data,
         state: state?,
         pid_file,
         init_dirs,
         tls: tls?,
+        public_tls: public_tls.unwrap_or_default(),
         secret,
         admin,
         limits: limits?,
@@ -240,12 +278,61 @@ fn check_distinct(names: &[String], line: Option<usize>, problems: &mut Problems
     }
 }
 
+fn read_http(mut section: Section<'_>, problems: &mut Problems<'_>) -> Option<HttpPort> {
+    let listen = section.parsed::<SocketAddr>("listen", "an IP address and a port, such as \"0.0.0.0:7702\"", problems);
+    let access = [("key", MetricsAccess::Key), ("open", MetricsAccess::Open)];
+    let metrics = section.word("metrics", &access, problems).unwrap_or_default();
+    section.finish(problems);
+    Some(HttpPort { listen: listen?, metrics })
+}
+
 fn read_tls(mut section: Section<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<TlsFiles> {
     let ca = section.text("ca", problems);
     let certificate = section.text("certificate", problems);
     let key = section.text("key", problems);
     section.finish(problems);
     Some(TlsFiles { ca: folder.join(ca?), certificate: folder.join(certificate?), key: folder.join(key?) })
+}
+
+/// What is missing of it is a problem, so that what is returned then does not matter.
+fn read_public_tls(mut section: Section<'_>, folder: &Path, problems: &mut Problems<'_>) -> Source {
+    let certificate = section.optional_text("certificate", problems).map(|file| folder.join(file));
+    let key = section.optional_text("key", problems).map(|file| folder.join(file));
+    let acme = section.optional_section("acme", problems).map(|section| read_acme(section, folder, problems));
+    let line = section.own_line();
+    section.finish(problems);
+    match (certificate, key, acme) {
+        (None, None, None) => Source::Node,
+        (Some(certificate), Some(key), None) => Source::Files(PairFiles { certificate, key }),
+        (None, None, Some(settings)) => settings.map(Source::Acme).unwrap_or_default(),
+        (_, _, Some(_)) => {
+            problems.add(line, "[public_tls] has a certificate of its own and [public_tls.acme]: leave one of them out");
+            Source::Node
+        }
+        _ => {
+            problems.add(line, "[public_tls]: name both certificate and key, or neither");
+            Source::Node
+        }
+    }
+}
+
+fn read_acme(mut section: Section<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<AcmeSettings> {
+    let line = section.line("domains");
+    let domains = section.texts("domains", problems);
+    let contact = section.optional_texts("contact", problems).unwrap_or_default();
+    let directory = section.optional_text("directory", problems).unwrap_or_else(|| acme::DIRECTORY.to_owned());
+    let authority = section.optional_text("directory_authority", problems).map(|file| folder.join(file));
+    let agrees = section.boolean("agree_to_terms", problems);
+    if agrees != Some(true) {
+        let problem = "public_tls.acme.agree_to_terms is missing: read the terms of that server, then write agree_to_terms = true";
+        problems.add(section.line("agree_to_terms"), problem);
+    }
+    let settings = AcmeSettings { domains: domains.unwrap_or_default(), contact, directory, authority };
+    for problem in settings.problems() {
+        problems.add(line, format!("public_tls.acme.{problem}"));
+    }
+    section.finish(problems);
+    Some(settings)
 }
 
 fn read_secrets(mut section: Section<'_>, folder: &Path, problems: &mut Problems<'_>) -> Option<(ClusterSecret, AdminKey)> {

@@ -144,6 +144,31 @@ fn wrong_types_and_ranges_are_named() {
 }
 
 #[test]
+fn the_public_ports_are_checked() {
+    check("[tls]", "[http]\n[tls]", &["line 7: http.listen is missing: write listen = \"…\""]);
+    check(
+        "[tls]",
+        "[http]\nlisten = \"127.0.0.1:7700\"\n[tls]",
+        &["line 7: http.listen = \"127.0.0.1:7700\": is the same as listen: HTTP needs a port of its own"],
+    );
+    check("[tls]", "[public_tls]\nkey = \"k\"\n[tls]", &["line 7: [public_tls]: name both certificate and key, or neither"]);
+    let acme = "[public_tls.acme]\ndomains = [\"a.example.net\"]\nagree_to_terms = true\n";
+    check("[tls]", &format!("{acme}[tls]"), &[]);
+    let both = format!("[public_tls]\nkey = \"k\"\ncertificate = \"c\"\n{acme}[tls]");
+    check("[tls]", &both, &["line 7: [public_tls] has a certificate of its own and [public_tls.acme]: leave one of them out"]);
+    let disagree = format!("{}[tls]", acme.replace("true", "false"));
+    check(
+        "[tls]",
+        &disagree,
+        &["line 9: public_tls.acme.agree_to_terms is missing: read the terms of that server, then write agree_to_terms = true"],
+    );
+    let named = format!("{}[tls]", acme.replace("a.example.net", "*.example.net"));
+    let problem =
+        "line 8: public_tls.acme.domains = \"*.example.net\": must be a name such as \"afar.example.net\", in lower case, without *";
+    check("[tls]", &named, &[problem]);
+}
+
+#[test]
 fn what_does_not_fit_together_is_named() {
     check(
         "node = \"strasbourg\"",
@@ -256,8 +281,8 @@ fn rows() -> Vec<[String; 3]> {
     cells.map(|cells| cells[..3].to_vec().try_into().unwrap()).collect()
 }
 
-/// Stands instead of all other keys of its section, so that the whole example cannot have it.
-const INSTEAD: &str = "layout.chain";
+/// Stand instead of other keys, so that the whole example cannot have them.
+const INSTEAD: [&str; 3] = ["layout.chain", "public_tls.certificate", "public_tls.key"];
 
 fn value_at<'v>(table: &'v mut toml::Table, path: &str) -> Option<&'v mut toml::Value> {
     let (first, rest) = path.split_once('.').map_or((path, None), |(first, rest)| (first, Some(rest)));
@@ -312,7 +337,7 @@ fn the_reference_names_every_key_that_is_read_and_no_other() {
     named.sort();
     assert_eq!(named.iter().collect::<Vec<_>>(), keys);
     let mut whole: toml::Table = text.parse().unwrap();
-    for key in keys.into_iter().filter(|key| *key != INSTEAD) {
+    for key in keys.into_iter().filter(|key| !INSTEAD.contains(&key.as_str())) {
         assert!(value_at(&mut whole, key).is_some(), "{key} is not in the whole example");
     }
 }
@@ -321,7 +346,7 @@ fn the_reference_names_every_key_that_is_read_and_no_other() {
 fn the_reference_says_of_every_key_what_the_reader_says() {
     let folder = folder();
     let whole: toml::Table = examples()[0].parse().unwrap();
-    for [key, must_be, default] in rows().into_iter().filter(|[key, ..]| key != INSTEAD) {
+    for [key, must_be, default] in rows().into_iter().filter(|[key, ..]| !INSTEAD.contains(&key.as_str())) {
         // Nothing is all of these at once, and every reader refuses some of them.
         let wrong = [toml::Value::from(true), toml::Value::from(-1), toml::Value::from("?")];
         let said: Vec<String> = wrong

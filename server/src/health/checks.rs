@@ -5,6 +5,7 @@ use crate::{
         peers::{Absence, Absent},
         trust::Trust,
     },
+    gateways::public_tls::Standing,
     inspect::rfc3339,
     limits,
     node::Node,
@@ -23,6 +24,7 @@ pub fn checks(node: &Node) -> Vec<v1::Check> {
     let mut checks = vec![layout(node), clock(node), views(node), disks(node), space(node), losses(node), policies(node), panics(node)];
     checks.extend(share(node));
     checks.extend([certificate(node), authority(node)]);
+    checks.extend(node.public_tls.standing().map(|standing| public_certificate(&standing, node.now())));
     checks.extend(trust(node));
     checks.extend(peers_certificates(node));
     checks.extend(peers(node));
@@ -213,6 +215,28 @@ pub(crate) fn certificate(node: &Node) -> v1::Check {
     }
 }
 
+/// What ports for the public show, if that is not the node's own certificate.
+fn public_certificate(standing: &Standing, now: UnixMillis) -> v1::Check {
+    let Standing { until, trouble, warn_before } = standing;
+    let tail = trouble.as_ref().map_or_else(String::new, |why| format!("; the last attempt to replace it: {why}"));
+    let Some(until) = *until else {
+        let why = trouble.as_deref().unwrap_or("it is being ordered");
+        return check("certificate", "warning", format!("there is no public one yet, the node's own is shown: {why}"));
+    };
+    let (left, days) = (until.since(now), until.since(now).as_secs() / 86_400);
+    if now >= until {
+        check("certificate", "critical", format!("the public one has expired: put a new one in its place, it is read at once{tail}"))
+    } else if left < *warn_before || trouble.is_some() {
+        check(
+            "certificate",
+            "warning",
+            format!("the public one ends in {days} days: put a new one in its place, no restart is needed{tail}"),
+        )
+    } else {
+        check("certificate", "ok", format!("the public one ends in {days} days"))
+    }
+}
+
 /// The authorities that this node trusts.
 pub(crate) fn authority(node: &Node) -> v1::Check {
     match Left::until(node.identity.authority_not_after(), node.now()) {
@@ -353,6 +377,24 @@ mod tests {
         assert_eq!(failing(&good), None);
         let words = failing(&DirectoryUsage { read_failures, ..good }).unwrap_or_default();
         assert!(words.starts_with("/srv/disk2: 3 reads failed") && words.contains("os error 5"), "{words}");
+    }
+
+    #[test]
+    fn a_public_certificate_warns_before_it_ends_and_while_it_cannot_be_replaced() {
+        let day = 86_400_000;
+        let now = UnixMillis(1000 * day);
+        let standing = |days: Option<u64>, trouble: Option<&str>| Standing {
+            until: days.map(|days| UnixMillis(now.0 + days * day)),
+            trouble: trouble.map(str::to_owned),
+            warn_before: limits::CERTIFICATE_WARNING,
+        };
+        let state = |days, trouble| public_certificate(&standing(days, trouble), now).state;
+        assert_eq!(
+            (state(Some(31), None), state(Some(29), None), state(Some(0), None)),
+            ("ok".into(), "warning".into(), "critical".into())
+        );
+        assert_eq!((state(Some(90), Some("why")), state(None, None)), ("warning".into(), "warning".into()));
+        assert!(public_certificate(&standing(Some(90), Some("no such host")), now).detail.contains("no such host"));
     }
 
     #[test]

@@ -343,6 +343,23 @@ pub fn pieces_here(node: &Node, bucket: BucketId, version: afar_model::id::Recor
     ids.into_iter().map(key).filter(|key| node.is_assigned(node.me, key, Partition::of_record(&key.id, partitions))).collect()
 }
 
+/// The shards that this node reports if every node is asked only what it counts itself: those whose reporters before it cannot be
+/// used from here. While nodes see each other each shard is counted once; while they do not, rather twice than never.
+pub fn reported<'a>(node: &'a Node, survey: &'a Survey) -> impl Iterator<Item = &'a v1::ShardSurvey> {
+    let layout = node.layout();
+    let is_first = move |shard: &&v1::ShardSurvey| {
+        let rank = shard.rank as usize;
+        if shard.rank == NO_REPORTER || rank == 0 {
+            return rank == 0;
+        }
+        let bucket = <[u8; 32]>::try_from(shard.bucket.as_ref()).ok().and_then(|id| node.buckets.get(&BucketId::from_bytes(id)));
+        let Some((bucket, number)) = bucket.zip(u16::try_from(shard.shard).ok()) else { return false };
+        let before = reporters(&bucket, Partition::of_shard(&bucket.id, number, layout.partitions()));
+        before.iter().take(rank).all(|other| !node.peers.usable(*other))
+    };
+    survey.shards.iter().filter(is_first)
+}
+
 /// Who reports a shard, in order: those first who have had it longest, for whoever is assigned it newly may lack it yet.
 fn reporters(bucket: &Bucket, partition: Partition) -> Vec<NodeIndex> {
     let mut reporters = Vec::new();

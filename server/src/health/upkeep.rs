@@ -98,7 +98,11 @@ pub async fn certificates(node: Arc<Node>, stop: CancellationToken) {
         }
         let reader = Arc::clone(&node);
         // What is wrong with them is logged and shown by the identity itself.
-        let _ = node.lifecycle.blocking("certificates", move || reader.reload_identity()).await;
+        let read = move || {
+            let _ = reader.reload_identity();
+            reader.public_tls.reload(reader.now());
+        };
+        node.lifecycle.blocking("certificates", read).await;
     }
 }
 

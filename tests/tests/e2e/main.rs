@@ -61,3 +61,7 @@ mod hangups;
 mod plans;
 
 mod membership;
+
+mod http;
+
+mod acme;

@@ -37,8 +37,13 @@ pub fn caller_at<T>(request: &Request<T>, node: &Node) -> Result<Caller, Status>
 /// As [`caller`].
 pub fn from_metadata(metadata: &MetadataMap, keyring: &KeyRing) -> Result<Caller, Status> {
     let header = metadata.get("authorization").and_then(|value| value.to_str().ok());
-    let credentials = header.and_then(|text| text.strip_prefix("Bearer ")).and_then(|text| text.trim().split_once('.'));
-    credentials.and_then(|(id, secret)| keyring.authenticate(id, secret)).ok_or_else(unauthenticated)
+    header.and_then(|header| bearer(header, keyring)).ok_or_else(unauthenticated)
+}
+
+/// Whose `Bearer ID.SECRET` this is.
+pub fn bearer(header: &str, keyring: &KeyRing) -> Option<Caller> {
+    let (id, secret) = header.strip_prefix("Bearer ")?.trim().split_once('.')?;
+    keyring.authenticate(id, secret)
 }
 
 /// Refuses a caller that may not do that in that bucket.
