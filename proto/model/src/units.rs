@@ -30,6 +30,15 @@ impl fmt::Display for Metres {
     }
 }
 
+/// Binary units, the smallest first.
+pub const BINARY: [(&str, u64); 6] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40), ("PiB", 1 << 50)];
+
+/// A number of bytes as people read it: `1.5 GiB`. Programs are given the number.
+pub fn bytes(count: u64) -> String {
+    let (unit, size) = BINARY.into_iter().rev().find(|(_, size)| count >= *size).unwrap_or(("B", 1));
+    if size == 1 { format!("{count} B") } else { format!("{:.1} {unit}", count as f64 / size as f64) }
+}
+
 /// Milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct UnixMillis(pub u64);
