@@ -292,9 +292,13 @@ impl Left {
 
 /// Peers that this node cannot work with, and why.
 fn peers(node: &Node) -> impl Iterator<Item = v1::Check> {
-    let troubled = node.peers.others().filter_map(|peer| node.peers.view(peer)).filter(|view| !view.usable);
+    let troubled = node.peers.others().filter_map(|peer| node.peers.view(peer)).filter(|view| !view.usable || view.is_shadowed);
     let now = node.clock.monotonic();
     troubled.map(move |view| {
+        if view.usable {
+            let what = "disks that it has replaced are running under its name, too: they are refused; stop that process";
+            return check("peer", "warning", format!("{}: {what}", view.node));
+        }
         let trouble = if view.trouble.is_empty() { view.state.name() } else { &view.trouble };
         let heard = view.last_heard.filter(|_| !view.answers).map(|at| now.saturating_sub(at).as_secs());
         let heard = heard.map_or_else(String::new, |seconds| format!("; last heard {seconds} s ago"));

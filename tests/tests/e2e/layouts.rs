@@ -187,6 +187,50 @@ fn a_replaced_node_heals_and_two_instances_of_one_name_are_refused() {
 }
 
 #[test]
+fn rule_19_the_old_disks_of_a_replaced_node_are_refused_and_the_new_ones_go_on() {
+    let (mut cluster, operator) = start(&TWO);
+    cluster.bucket("replaced", &[]);
+    cluster.wait_state("safe");
+    put_bytes(&cluster.afar(), b"before", "replaced/x");
+    cluster.node_mut("warsaw").kill();
+    let (folder, former) = (cluster.node("warsaw").folder().to_owned(), cluster.scratch().join("former"));
+    std::fs::rename(&folder, &former).unwrap();
+    operator.change(&["node", "replace", "warsaw", "-o", &folder.display().to_string()]);
+    cluster.write_edits("warsaw");
+    cluster.node_mut("warsaw").start();
+    cluster.wait_state("safe");
+    put_bytes(&cluster.afar(), b"after", "replaced/x");
+    // The machine that was written off is switched on.
+    let former = cluster.beside("warsaw", former);
+    let told = |cluster: &Cluster| {
+        until("the other is told of them", SETTLE_MAX, || {
+            let status = cluster.afar_at(&["strasbourg"]).run(&["status", "--json"]).json();
+            let detail = own_check(&status, "peer", "strasbourg").and_then(|check| check["detail"].as_str());
+            if detail.is_some_and(|detail| detail.contains("disks that it has replaced")) { Ok(()) } else { Err(summary(&status)) }
+        });
+    };
+    told(&cluster);
+    let at_former = cluster.afar().with("AFAR_ENDPOINT", former.endpoint());
+    for round in 0..3 {
+        put_bytes(&cluster.afar(), b"again", &format!("replaced/{round}"));
+        let stale = at_former.run(&["cat", "replaced/x"]);
+        assert!(stale.code != 0 || stale.stdout == b"after", "{stale}");
+        let absent = at_former.run(&["cat", &format!("replaced/{round}")]);
+        assert!(absent.code != 10, "what it has not is not proved to be nowhere: {absent}");
+        assert_ne!(at_former.run_with_input(&["put", "-", "replaced/alone"], b"x").code, 0);
+    }
+    // Who was restarted meanwhile knows it still.
+    cluster.node_mut("strasbourg").kill();
+    cluster.node_mut("strasbourg").start();
+    cluster.wait_state("safe");
+    told(&cluster);
+    put_bytes(&cluster.afar(), b"still", "replaced/still");
+    drop(former);
+    put_bytes(&cluster.afar(), b"later", "replaced/later");
+    cluster.wait_state("safe");
+}
+
+#[test]
 fn a_second_node_is_not_replaced_unasked_while_the_first_is_being_filled() {
     let (mut cluster, operator) = start(&THREE);
     cluster.bucket("twice", &[]);
