@@ -1,7 +1,7 @@
 //! Sizes, numbers and times as people read and write them.
 use crate::error::Error;
-pub use afar_model::units::bytes;
 use afar_model::units::{BINARY, UnixMillis};
+pub use afar_model::units::{bytes, printable};
 use std::time::Duration;
 
 const DECIMAL: [(&str, u64); 5] =

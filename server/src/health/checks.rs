@@ -11,7 +11,11 @@ use crate::{
     node::Node,
     replication::outbox,
 };
-use afar_model::{document::ShortHash, layout::Duty, units::UnixMillis};
+use afar_model::{
+    document::ShortHash,
+    layout::Duty,
+    units::{UnixMillis, bytes},
+};
 use afar_proto::v1;
 use afar_store::{DirectoryState, DirectoryUsage};
 
@@ -100,11 +104,11 @@ pub(crate) fn space(node: &Node) -> v1::Check {
     if usage.capacity == 0 {
         check("space", "unknown", "no data directory tells how large it is")
     } else if left == 0 {
-        check("space", "critical", format!("full: what is left ({} bytes) is kept for removals", usage.free))
+        check("space", "critical", format!("full: what is left ({}) is kept for removals", bytes(usage.free)))
     } else if left < usage.capacity / 20 {
-        check("space", "warning", format!("nearly full: {left} bytes left for clients"))
+        check("space", "warning", format!("nearly full: {} left for clients", bytes(left)))
     } else {
-        check("space", "ok", format!("{left} bytes left for clients"))
+        check("space", "ok", format!("{} left for clients", bytes(left)))
     }
 }
 
@@ -116,7 +120,8 @@ pub(crate) fn share(node: &Node) -> Option<v1::Check> {
 
 fn excess(share: u64, disks: u64, name: &str) -> Option<v1::Check> {
     (disks > 0 && share > disks).then(|| {
-        let what = format!("the layout gives it {share} bytes, and its file systems have {disks}: it is full before the others");
+        let what =
+            format!("the layout gives it {}, and its file systems have {}: it is full before the others", bytes(share), bytes(disks));
         check("capacity", "warning", format!("{what} (`afar node set {name} --capacity SIZE`)"))
     })
 }

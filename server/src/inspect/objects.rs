@@ -45,9 +45,7 @@ pub struct Found {
 
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = format!("{}/{}", self.bucket, self.key);
-        // What could play tricks on a terminal is written as in a program.
-        if name.chars().any(char::is_control) { write!(f, "{name:?}") } else { f.write_str(&name) }
+        write!(f, "{}", units::printable(&format!("{}/{}", self.bucket, self.key)))
     }
 }
 

@@ -232,5 +232,5 @@ fn a_key_cannot_play_tricks_on_a_terminal() {
     let mut disk = Disk::new("backups");
     disk.put("a\n\u{1b}[31mb", &[b"x"], &[], true);
     let lines = listed(&[disk.path()], Look::There);
-    assert!(lines.len() == 1 && lines[0].ends_with(r#""backups/a\n\u{1b}[31mb""#), "{lines:?}");
+    assert!(lines.len() == 1 && lines[0].ends_with(r"$'backups/a\n\u001b[31mb'"), "{lines:?}");
 }
