@@ -610,7 +610,7 @@ impl Operator {
             let refusing = checks.iter().flatten().filter(|check| check.refusal().is_some());
             return Err(match refusing.into_iter().all(|check| check.passes) {
                 true => Error::new(Kind::Busy, why)
-                    .hint("nothing has changed; that ends by itself: try again when `afar status` shows no layout taking over"),
+                    .hint("nothing has changed; `afar status` says what is waited for: try again when it is over"),
                 false => Error::new(Kind::Failed, why).hint("nothing has changed; mend what the nodes object to, and try again"),
             });
         }

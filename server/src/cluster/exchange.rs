@@ -57,7 +57,7 @@ pub fn placed_buckets(node: &Node) -> Vec<v1::PlacedBucket> {
 pub struct Objections {
     /// What speaks against it.
     pub problems: Vec<String>,
-    /// How much of that ends by waiting.
+    /// How much of that speaks only against doing it now: something is under way.
     passing: usize,
 }
 
@@ -75,7 +75,7 @@ impl Objections {
         self.passing += 1;
     }
 
-    /// Whether all of it ends by waiting.
+    /// Whether it only has to wait.
     pub fn pass(&self) -> bool {
         !self.problems.is_empty() && self.passing == self.problems.len()
     }

@@ -73,7 +73,7 @@ fn rule_21_a_node_joins_hands_over_and_leaves_while_everything_is_read_back() {
     let refused = operator.try_change(&["node", "remove", "warsaw"]).expect(1);
     assert!(refused.text().contains("drain it before it is removed"), "{refused}");
     operator.change(&["node", "drain", "warsaw"]);
-    let refused = operator.try_change(&["node", "remove", "warsaw"]).expect(1);
+    let refused = operator.try_change(&["node", "remove", "warsaw"]).expect(11);
     assert!(refused.text().contains("drained") || refused.text().contains("handed over"), "{refused}");
     load.go_on(20);
     operator.wait_in_force(&cluster);
