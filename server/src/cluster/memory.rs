@@ -83,13 +83,6 @@ pub enum Refusal {
     Superseded,
 }
 
-impl Refusal {
-    /// Whether it is no reproach to the node that is believed under this name.
-    pub const fn is_anothers(&self) -> bool {
-        matches!(self, Self::Outlived)
-    }
-}
-
 /// How a peer came to say what it says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Circumstances {
@@ -102,9 +95,9 @@ pub struct Circumstances {
 }
 
 impl Circumstances {
-    /// Whether the disks that were believed last may be alive.
+    /// Whether the disks that were believed last may be alive. Where their node is expected they would have answered.
     fn live(&self) -> bool {
-        self.silent < limits::TWO_INSTANCES
+        self.silent < if self.asked { limits::SUCCESSOR_SILENT } else { limits::TWO_INSTANCES }
     }
 }
 
@@ -184,6 +177,8 @@ pub struct Remembered {
     /// return, but not beside their successors.
     disks: VecDeque<Incarnation>,
     refused: Option<Refused>,
+    /// When disks that were replaced answered in the place of their successors: should these speak after that, both are alive.
+    usurped: Option<Duration>,
     /// Wall-clock time of the last claim; only for people.
     pub last_heard: Option<UnixMillis>,
 }
@@ -250,21 +245,30 @@ impl Remembered {
     /// # Errors
     /// Why it is not believed.
     pub fn hear(&mut self, claim: Claim, heard: Circumstances, now: Duration) -> Result<Accepted, Refusal> {
-        let judged = self.judge(&claim, heard);
-        if let Err(why) = &judged
-            && !why.is_anothers()
-        {
-            self.refused = Some(Refused { why: why.clone(), boot: claim.boot, at: now });
+        let judged = self.judge(&claim, heard).and_then(|accepted| self.contested(&claim, accepted, heard, now));
+        match &judged {
+            // From elsewhere: whoever is believed need not suffer for it.
+            Err(Refusal::Outlived) if heard.asked => {
+                self.usurped = Some(now);
+                return Err(self.two_instances(now).unwrap_or(Refusal::Outlived));
+            }
+            Err(Refusal::Outlived) => {}
+            Err(why) => self.refused = Some(Refused { why: why.clone(), boot: claim.boot, at: now }),
+            Ok(_) => self.usurped = None,
         }
         let accepted = judged?;
         self.accept(claim, accepted);
-        match self.refusal(now) {
-            Some(two @ Refusal::TwoInstances { .. }) => Err(two.clone()),
-            _ => {
+        match self.two_instances(now) {
+            Some(two) => Err(two),
+            None => {
                 self.refused = None;
                 Ok(accepted)
             }
         }
+    }
+
+    fn two_instances(&self, now: Duration) -> Option<Refusal> {
+        self.refusal(now).filter(|why| matches!(why, Refusal::TwoInstances { .. })).cloned()
     }
 
     fn judge(&self, claim: &Claim, heard: Circumstances) -> Result<Accepted, Refusal> {
@@ -278,19 +282,16 @@ impl Remembered {
         if claim.boot == last.boot && claim.incarnation == last.incarnation {
             return Ok(Accepted::Same);
         }
-        let two = Err(Refusal::TwoInstances { older: claim.boot, newer: last.boot });
         if claim.incarnation != last.incarnation {
             return match self.age(claim.incarnation).cmp(&self.age(last.incarnation)) {
-                // From elsewhere: whoever is believed need not suffer for it.
-                Ordering::Less if heard.live() && !heard.asked => Err(Refusal::Outlived),
-                Ordering::Less if heard.live() => two,
+                Ordering::Less if heard.live() => Err(Refusal::Outlived),
                 // Its successors have gone for good; or it is one, and those that came back before it make way.
                 _ if heard.behind => Ok(Accepted::NewIncarnation),
                 _ => Err(Refusal::Superseded),
             };
         }
         if self.ended.contains(&claim.boot) {
-            return two;
+            return Err(Refusal::TwoInstances { older: claim.boot, newer: last.boot });
         }
         // A directory that is no longer named has failed, which the peer reports itself.
         let backwards = last.positions.iter().find_map(|(directory, before)| {
@@ -298,6 +299,12 @@ impl Remembered {
             Some(Refusal::Backwards { directory: *directory, before: *before, now: *now })
         });
         backwards.map_or(Ok(Accepted::NewBoot), Err)
+    }
+
+    /// What is sent to a node that speaks from elsewhere reaches those that answer in its place.
+    fn contested(&self, claim: &Claim, accepted: Accepted, heard: Circumstances, now: Duration) -> Result<Accepted, Refusal> {
+        let usurped = self.usurped.is_some_and(|at| now.saturating_sub(at) < limits::TWO_INSTANCES);
+        if usurped && !heard.asked { Err(Refusal::TwoInstances { older: claim.boot, newer: claim.boot }) } else { Ok(accepted) }
     }
 
     /// Which of the disks of this name those are; who was not met yet is the newest.
@@ -694,13 +701,14 @@ mod tests {
             assert_eq!(peer.hear(new.clone(), heard(false, true, 2), NOW), Ok(Accepted::Same), "the successor goes on");
         }
         // At the successor's place it would be given what is meant for that one.
-        assert!(matches!(peer.hear(old.clone(), heard(true, true, 2), NOW), Err(Refusal::TwoInstances { .. })));
+        assert_eq!(peer.hear(old.clone(), heard(true, true, 2), NOW), Err(Refusal::Outlived));
+        assert!(matches!(peer.hear(new.clone(), heard(false, false, 2), NOW), Err(Refusal::TwoInstances { .. })));
         assert!(peer.hear(new.clone(), heard(false, true, 0), NOW).is_err());
         assert_eq!(peer.hear(new.clone(), heard(false, true, 2), NOW + limits::TWO_INSTANCES), Ok(Accepted::Same));
         // The successor is gone: what the old disks held is better than nothing, once they have caught up.
         let later = NOW * 3;
-        assert_eq!(peer.hear(old.clone(), heard(false, true, 60), later), Err(Refusal::Superseded));
-        assert_eq!(peer.hear(old.clone(), heard(true, true, 60), later), Ok(Accepted::NewIncarnation));
+        assert_eq!(peer.hear(old.clone(), heard(false, true, 6), later), Err(Refusal::Superseded));
+        assert_eq!(peer.hear(old.clone(), heard(true, true, 6), later), Ok(Accepted::NewIncarnation));
         // It was only away, in the very same run: it does not wait for the old ones to end.
         assert_eq!(peer.hear(new.clone(), heard(false, true, 1), later), Err(Refusal::Superseded));
         assert_eq!(peer.hear(new, heard(true, true, 1), later), Ok(Accepted::NewIncarnation));
@@ -714,8 +722,10 @@ mod tests {
         let mut peer = Remembered::default();
         peer.hears(first.clone(), false, NOW).unwrap();
         peer.hear(second.clone(), heard(true, 1), NOW).unwrap();
+        assert_eq!(peer.hear(first.clone(), heard(false, 1), NOW), Err(Refusal::Outlived));
+        let elsewhere = Circumstances { asked: false, ..heard(true, 1) };
+        assert!(matches!(peer.hear(second, elsewhere, NOW), Err(Refusal::TwoInstances { .. })), "neither of them counts");
         assert!(matches!(peer.hear(first.clone(), heard(false, 1), NOW), Err(Refusal::TwoInstances { .. })));
-        assert!(matches!(peer.hear(second, heard(true, 1), NOW), Err(Refusal::TwoInstances { .. })), "neither of them counts");
         let later = NOW + limits::TWO_INSTANCES;
         assert_eq!(peer.hear(first.clone(), heard(false, 60), later), Err(Refusal::Superseded), "the other may have taken something");
         assert_eq!(peer.hear(first, heard(true, 60), later), Ok(Accepted::NewIncarnation));

@@ -234,7 +234,7 @@ impl Peers {
                     record.incarnation_changes += u64::from(*accepted == Accepted::NewIncarnation);
                     record.said = Some(said);
                 }
-                Err(HelloRefused::Refused(refusal)) if refusal.is_anothers() => record.outlived = Some(now),
+                Err(HelloRefused::Refused(Refusal::Outlived)) if measured.is_none() => record.outlived = Some(now),
                 Err(refused) => record.unfit = Some(refused.to_string()),
             }
             accepted
