@@ -141,8 +141,8 @@ mod tests {
     };
 
     fn marker_of(listed: &[Listed]) -> Entry {
-        let entries = listed.iter().filter_map(|line| if let Listed::Entry(entry) = line { Some(entry.clone()) } else { None });
-        entries.last().unwrap()
+        let mut entries = listed.iter().filter_map(|line| if let Listed::Entry(entry) = line { Some(entry.clone()) } else { None });
+        entries.next_back().unwrap()
     }
 
     #[test]

@@ -55,6 +55,9 @@ struct SegmentFile {
     sequence: u64,
 }
 
+/// Where in its directory's log something is said of a record, and whether that it is removed: the greatest is the last word.
+type Word = ((u64, u64), bool);
+
 /// Where a record begins, or a tombstone of it.
 #[derive(Debug, Clone, Copy)]
 struct Line {
@@ -140,7 +143,7 @@ impl<'a> Salvage<'a> {
 
     /// Whether all that is left of a record was removed: in every directory that has it, a tombstone follows it.
     pub fn is_removed(&self, key: &RecordKey) -> bool {
-        let mut last: BTreeMap<(Option<DirectoryId>, u32), ((u64, u64), bool)> = BTreeMap::new();
+        let mut last: BTreeMap<(Option<DirectoryId>, u32), Word> = BTreeMap::new();
         for line in self.lines_of(key) {
             let Some(file) = self.files.get(line.file as usize) else { continue };
             // A file whose directory is not known has no order among others.
