@@ -394,7 +394,7 @@ mod tests {
             vec![Signed { body: next.encode(), signatures: Vec::new() }]
         };
         let chain = madrid_joins(&alone, unsigned);
-        assert!(!take(&alone.node, chain, false).await.is_empty());
+        assert!(!take(&alone.node, chain, false).await.problems.is_empty());
         assert_eq!((alone.node.layouts.current().version(), followed(&alone.node)), (2, true));
         alone.stop().await;
     }
@@ -413,7 +413,7 @@ mod tests {
         alone.node.keep(afar_store::AppendClass::Repair, vec![record]).await.unwrap();
         let service = ObjectsService::new(Arc::clone(&alone.node));
         let listing = service.list(signed(v1::ListRequest { bucket: name.into(), ..v1::ListRequest::default() })).await.unwrap();
-        assert!(take(&alone.node, madrid_joins(&alone, |_| Vec::new()), false).await.is_empty());
+        assert!(take(&alone.node, madrid_joins(&alone, |_| Vec::new()), false).await.problems.is_empty());
         until(|| if alone.node.layouts.is_drained() { Ok(()) } else { Err("not drained") }).await;
         drop(listing);
         alone.stop().await;
