@@ -11,18 +11,26 @@ use std::{
 /// # Errors
 /// What the system said; then the old file is as it was.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    replace_with(path, mode, |file| file.write_all(bytes))
+}
+
+/// As [`replace`], with what is too large to be in memory; if it cannot all be written, the old file is as it was.
+///
+/// # Errors
+/// What `write` or the system said.
+pub fn replace_with<E: From<io::Error>>(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> Result<(), E>) -> Result<(), E> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     let name = path.file_name().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a file's name"))?;
     let mut temporary = name.to_owned();
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = directory.join(temporary);
-    let written = write_synced(&temporary, bytes, mode).and_then(|()| fs::rename(&temporary, path));
+    let written = write_synced(&temporary, mode, write).and_then(|()| Ok(fs::rename(&temporary, path)?));
     if written.is_err() {
         // Best effort: the error that matters is the first.
         let _ = fs::remove_file(&temporary);
     }
     written?;
-    File::open(directory)?.sync_all()
+    Ok(File::open(directory)?.sync_all()?)
 }
 
 /// Removes a file if it is there, so that after a crash it stays removed.
@@ -38,10 +46,10 @@ pub fn remove(path: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-fn write_synced(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+fn write_synced<E: From<io::Error>>(path: &Path, mode: u32, write: impl FnOnce(&mut File) -> Result<(), E>) -> Result<(), E> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    write(&mut file)?;
+    Ok(file.sync_all()?)
 }
 
 /// A file that cannot be used.

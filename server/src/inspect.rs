@@ -3,11 +3,19 @@
 //!
 //! Everything is only read, with one exception that must be asked for: `--rebuild-index` removes an index, which is a cache,
 //! and refuses while a node uses the directory.
-use afar_model::id::{ParseIdError, RecordId};
+mod objects;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
+
+use afar_model::id::{ObjectId, ParseIdPrefixError};
 use afar_store::{
     disk::RealDisk,
     inspect::{self, Listed, SegmentReport},
+    salvage::Salvage,
 };
+use objects::{Chosen, Look, Objects};
 use serde_json::json;
 use std::{
     fs::{self, File, TryLockError},
@@ -22,8 +30,12 @@ pub struct Asked {
     pub paths: Vec<PathBuf>,
     /// Only say whether every record matches its name.
     pub verify: bool,
-    /// Write the record of this id.
+    /// Objects instead of records.
+    pub list: bool,
+    /// Write the object of this key, or the object or record of this id.
     pub extract: Option<String>,
+    /// Not one object, but all whose keys begin so, into a folder.
+    pub recursive: bool,
     /// Where to; `-` is the standard output.
     pub output: Option<PathBuf>,
     /// Remove indexes.
@@ -37,6 +49,8 @@ pub struct Asked {
 pub enum Outcome {
     /// Nothing wrong.
     Good,
+    /// Something of an object is not there.
+    Incomplete,
     /// Bytes that are no record, or do not match their names.
     Damaged,
 }
@@ -46,6 +60,7 @@ impl Outcome {
     pub const fn exit_code(self) -> u8 {
         match self {
             Self::Good => 0,
+            Self::Incomplete => 3,
             Self::Damaged => 4,
         }
     }
@@ -57,12 +72,34 @@ pub enum InspectError {
     /// A path that holds nothing of ours, or cannot be read.
     #[error(transparent)]
     Read(#[from] inspect::InspectError),
-    /// Not an id.
-    #[error("--extract: {0}")]
-    Id(#[from] ParseIdError),
-    /// No valid copy of that record is there.
-    #[error("no intact record {0} here: try the other directories and the other nodes")]
-    Missing(RecordId),
+    /// Neither a key nor an id.
+    #[error("--extract: {0}; or BUCKET/KEY, as --list shows it")]
+    Id(#[from] ParseIdPrefixError),
+    /// It may mean several.
+    #[error("--extract: {0} may mean any of these, write more of it:\n  {ids}", ids = .1.join("\n  "))]
+    Ambiguous(String, Vec<String>),
+    /// Nothing of that name is there.
+    #[error("no {0} here: --list shows what there is; try the other directories and the other nodes")]
+    Missing(String),
+    /// The key holds nothing.
+    #[error("{0} was removed; what it was before is had by id (--list){ids}", ids = .1.iter().map(|id| format!("\n  {id}")).collect::<String>())]
+    Deleted(String, Vec<String>),
+    /// Some of it is not there.
+    #[error("{0}: {1}\nname the node's other directories as well, or look on the other nodes' disks")]
+    Incomplete(String, objects::Lacks),
+    /// Its key cannot be a path below the folder.
+    #[error("{0} cannot be a file's name here: --extract {1} -o FILE")]
+    Name(String, String),
+    /// All of it was there, and it is not it.
+    #[error("what its version lists are {bytes} bytes with the hash {got}, not {wanted}")]
+    NotIt {
+        /// The object's id.
+        wanted: ObjectId,
+        /// What the bytes hash to.
+        got: ObjectId,
+        /// How many they are.
+        bytes: u64,
+    },
     /// The index is in use.
     #[error("{0} is in use: stop the node first (it rebuilds a damaged index by itself)")]
     InUse(PathBuf),
@@ -83,8 +120,10 @@ impl InspectError {
     /// The exit code of the command line's contract.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Id(_) => 2,
-            Self::Missing(_) => 10,
+            Self::Id(_) | Self::Ambiguous(..) => 2,
+            Self::Incomplete(..) => 3,
+            Self::NotIt { .. } => 4,
+            Self::Missing(_) | Self::Deleted(..) => 10,
             Self::InUse(_) => 11,
             Self::File { error, .. } | Self::Answer(error) if error.kind() == io::ErrorKind::StorageFull => 13,
             _ => 1,
@@ -92,13 +131,30 @@ impl InspectError {
     }
 }
 
-/// Does what was asked for, and answers on `out`.
+/// Does what was asked for, and answers on `out`; remarks beside it go to `notes`.
 ///
 /// # Errors
 /// Why it could not be done.
-pub fn run(asked: &Asked, out: &mut dyn io::Write) -> Result<Outcome, InspectError> {
-    if let Some(id) = &asked.extract {
-        return extract(&asked.paths, &id.parse()?, asked.output.as_deref(), out);
+pub fn run(asked: &Asked, out: &mut dyn io::Write, notes: &mut dyn io::Write) -> Result<Outcome, InspectError> {
+    if asked.list || asked.extract.is_some() {
+        let paths: Vec<PathBuf> = asked.paths.iter().filter(|path| !is_empty(path)).cloned().collect();
+        let objects = Objects::of(Salvage::open(&RealDisk, &paths)?);
+        // Before the answer, which may be long; who reads it must know that it may not be all.
+        let damage = objects.damage();
+        damage.iter().try_for_each(|damage| writeln!(notes, "afard: {damage}"))?;
+        return match &asked.extract {
+            Some(prefix) if asked.recursive => extract_all(&objects, prefix, asked, out, notes),
+            Some(wanted) => extract(&objects, wanted, asked, out),
+            None => {
+                let look = if asked.verify { Look::Read } else { Look::There };
+                let broken = objects.list(look, asked.json, out)?;
+                Ok(match (damage.is_empty(), broken) {
+                    (false, _) => Outcome::Damaged,
+                    (true, 0) => Outcome::Good,
+                    (true, _) => Outcome::Incomplete,
+                })
+            }
+        };
     }
     let mut worst = Outcome::Good;
     for path in &asked.paths {
@@ -112,26 +168,67 @@ pub fn run(asked: &Asked, out: &mut dyn io::Write) -> Result<Outcome, InspectErr
     Ok(worst)
 }
 
-fn extract(paths: &[PathBuf], id: &RecordId, output: Option<&Path>, out: &mut dyn io::Write) -> Result<Outcome, InspectError> {
-    let mut unreadable = None;
-    for path in paths.iter().filter(|path| !is_empty(path)) {
-        let body = match inspect::extract(&RealDisk, path, id, None) {
-            Ok(Some(body)) => body,
-            Ok(None) => continue,
-            // Another directory may have it.
-            Err(error) => {
-                unreadable = unreadable.or(Some(error));
-                continue;
-            }
-        };
-        match output {
-            None => out.write_all(&body)?,
-            Some(file) if file == Path::new("-") => out.write_all(&body)?,
-            Some(file) => crate::files::replace(file, &body, 0o644).map_err(|error| InspectError::File { path: file.to_owned(), error })?,
-        }
+fn extract(objects: &Objects<'_>, wanted: &str, asked: &Asked, out: &mut dyn io::Write) -> Result<Outcome, InspectError> {
+    let chosen = objects.choose(wanted)?;
+    let write = |to: &mut dyn io::Write| match &chosen {
+        Chosen::Object(found) => objects.write(found, to),
+        Chosen::Record(body) => Ok(to.write_all(body)?),
+    };
+    let Some(file) = asked.output.as_deref().filter(|file| *file != Path::new("-")) else {
+        write(out)?;
         return Ok(Outcome::Good);
+    };
+    write_file(file, write)?;
+    if let Chosen::Object(found) = &chosen {
+        writeln!(out, "{}", if asked.json { found.json().to_string() } else { format!("{found}: written to {}", file.display()) })?;
     }
-    Err(unreadable.map_or(InspectError::Missing(*id), InspectError::Read))
+    Ok(Outcome::Good)
+}
+
+/// What cannot be had, or cannot be a file's name, is told and does not stop the rest.
+fn extract_all(
+    objects: &Objects<'_>,
+    prefix: &str,
+    asked: &Asked,
+    out: &mut dyn io::Write,
+    notes: &mut dyn io::Write,
+) -> Result<Outcome, InspectError> {
+    let folder = asked.output.as_deref().unwrap_or_else(|| Path::new("."));
+    let (mut written, mut failed) = (0, 0);
+    for found in objects.under(prefix)? {
+        let done = match found.path() {
+            Some(path) => {
+                let path = folder.join(path);
+                let parent = path.parent().unwrap_or(folder);
+                let made = fs::create_dir_all(parent).map_err(|error| InspectError::File { path: parent.to_owned(), error });
+                made.and_then(|()| write_file(&path, |to| objects.write(found, to)))
+            }
+            None => Err(InspectError::Name(found.to_string(), found.id())),
+        };
+        match done {
+            Ok(()) => {
+                written += 1;
+                if asked.json {
+                    writeln!(out, "{}", found.json())?;
+                }
+            }
+            // Nothing more would fit.
+            Err(full) if full.exit_code() == 13 => return Err(full),
+            Err(why) => {
+                failed += 1;
+                writeln!(notes, "afard: {why}")?;
+            }
+        }
+    }
+    writeln!(notes, "afard: {written} objects are in {}, {failed} could not be had", folder.display())?;
+    Ok(if failed == 0 { Outcome::Good } else { Outcome::Incomplete })
+}
+
+fn write_file(file: &Path, write: impl FnOnce(&mut dyn io::Write) -> Result<(), InspectError>) -> Result<(), InspectError> {
+    crate::files::replace_with(file, 0o644, |to| write(to)).map_err(|error| match error {
+        InspectError::Answer(error) => InspectError::File { path: file.to_owned(), error },
+        other => other,
+    })
 }
 
 fn remove_index(directory: &Path) -> Result<(), InspectError> {

@@ -156,6 +156,10 @@ pub const CLOCK_HEARD_WITHIN: Duration = Duration::from_secs(15);
 pub const KERNEL_CLOCK_EVERY: Duration = Duration::from_secs(10);
 /// Earlier runs of a peer that are remembered, to recognise two live instances of one name.
 pub const BOOTS_REMEMBERED: usize = 16;
+/// Where a node is expected disks that were replaced are not heard before their successors have missed so many heartbeats.
+pub const SUCCESSOR_SILENT: Duration = Duration::from_secs(6);
+/// Disks of one name that are remembered, to tell those that were replaced from their successors.
+pub const DISKS_REMEMBERED: usize = 16;
 /// Replaced disks of one peer that are remembered for what they may have held alone: more are counted together.
 pub const DOUBTS_REMEMBERED: usize = 16;
 /// Who may acknowledge alone is taken to have done so if it was not heard for longer than this: the age up to which other

@@ -19,6 +19,10 @@ const AFTER: &str = "\
 Exit codes: 0 good, 1 failed, 2 configuration, 11 the data are in use by another
   process, 130/143 told to stop. The file: man afard.toml, deploy/afard.toml.md";
 
+const INSPECT_AFTER: &str = "\
+One disk is all that is left? deploy/runbook.md. Exit codes: 3 pieces are
+missing, 4 damage, 10 nothing of that name, 11 the node runs";
+
 /// afar's node: keeps records on its disks and on far away peers'
 #[derive(Debug, Parser)]
 #[command(
@@ -62,23 +66,30 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = INSPECT_AFTER)]
 struct Inspect {
     /// Data directories or segment files; they are only read
     #[arg(required = true, value_name = "DIR|SEGMENT")]
     paths: Vec<PathBuf>,
-    /// Do not list records: only say of each segment whether every record matches its name
+    /// Only say of each segment whether every record matches its name
     #[arg(long)]
     verify: bool,
-    /// Write the record of this id (64 hexadecimal digits, as b3sum prints them)
-    #[arg(long, value_name = "ID", requires = "output")]
+    /// Objects instead of records; with --verify all of each is read
+    #[arg(long)]
+    list: bool,
+    /// Write one object: BUCKET/KEY, or the id of it, a version or a record
+    #[arg(long, value_name = "WHAT", requires = "output", conflicts_with_all = ["list", "verify"])]
     extract: Option<String>,
+    /// Every object under BUCKET/PREFIX, into the folder that -o names
+    #[arg(short, long, requires = "extract")]
+    recursive: bool,
     /// Where to; - is stdout
     #[arg(short, long, value_name = "FILE", requires = "extract")]
     output: Option<PathBuf>,
-    /// Remove the index of a data directory, so that the next start rebuilds it
-    #[arg(long, conflicts_with_all = ["verify", "extract"])]
+    /// Remove the index; the next start rebuilds it
+    #[arg(long, conflicts_with_all = ["verify", "list", "extract"])]
     rebuild_index: bool,
-    /// One JSON object per record and segment
+    /// One JSON object per line
     #[arg(long)]
     json: bool,
 }
@@ -192,12 +203,14 @@ fn inspect_files(asked: Inspect) -> ExitCode {
     let asked = inspect::Asked {
         paths: asked.paths,
         verify: asked.verify,
+        list: asked.list,
         extract: asked.extract,
+        recursive: asked.recursive,
         output: asked.output,
         rebuild_index: asked.rebuild_index,
         json: asked.json,
     };
-    match inspect::run(&asked, &mut std::io::stdout().lock()) {
+    match inspect::run(&asked, &mut std::io::stdout().lock(), &mut std::io::stderr().lock()) {
         Ok(outcome) => ExitCode::from(outcome.exit_code()),
         // Whoever read our answer has seen enough.
         Err(inspect::InspectError::Answer(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

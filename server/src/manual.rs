@@ -6,12 +6,32 @@ use std::{fs, io, path::Path};
 /// What every key of a node's file means, for reading on the web; here it becomes `afard.toml(5)`.
 const REFERENCE: &str = include_str!("../../deploy/afard.toml.md");
 
+/// What does not fit `afard inspect --help`.
+const INSPECT: &str = "\
+ONE DISK IS ALL THAT IS LEFT
+
+Name every data directory that is left; what one lacks another may hold. Objects are put together from the segments alone; every
+record is hashed as it is read, and an object as a whole.
+
+  afard inspect /mnt/A /mnt/B --list
+  afard inspect /mnt/A /mnt/B --extract backups/host1/db.dump -o db.dump
+  afard inspect /mnt/A /mnt/B --extract 3f2a91c0 -o db.dump
+  afard inspect /mnt/A /mnt/B --extract backups -r -o saved
+
+In a list, current is what afar get would give, older what was replaced or removed since, unproved what is not noted here to have been
+acknowledged, and removed what this node gave away or took for bad. All but the first are had by their ids.
+
+EXIT CODES
+
+0 good, 1 failed, 2 usage, 3 pieces of an object are missing, 4 damage, 10 nothing of that name, 11 the node uses the directory, 13 no space.";
+
 /// Writes `afard.1`, a page for each subcommand, and `afard.toml.5` to a folder, which is made if it is not there.
 ///
 /// # Errors
 /// If they cannot be written.
 pub fn write(program: clap::Command, folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
+    let program = program.mut_subcommand("inspect", |inspect| inspect.after_long_help(INSPECT));
     clap_mangen::generate_to(program, folder)?;
     fs::write(folder.join("afard.toml.5"), file_page(REFERENCE))
 }

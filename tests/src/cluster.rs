@@ -222,12 +222,21 @@ impl Cluster {
     /// # Panics
     /// If the bundle cannot be copied.
     pub fn twin(&self, name: &str) -> Node {
-        let (node, address) = (self.node(name), free_addresses(Ipv4Addr::LOCALHOST.into(), 1).pop().expect("one address"));
+        let node = self.node(name);
         let folder = self.scratch().join(format!("twin-{name}"));
         fs::create_dir_all(&folder).expect("a folder");
         for entry in fs::read_dir(node.folder()).expect("a bundle").flatten().filter(|entry| entry.path().is_file()) {
             fs::copy(entry.path(), folder.join(entry.file_name())).expect("copy");
         }
+        self.beside(name, folder)
+    }
+
+    /// A second process of a node's name, from a folder of its own, at a port of its own. It runs until it is dropped.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn beside(&self, name: &str, folder: PathBuf) -> Node {
+        let (node, address) = (self.node(name), free_addresses(Ipv4Addr::LOCALHOST.into(), 1).pop().expect("one address"));
         let mut twin = Node::new(node.name, node.site, address, &self.root);
         twin.folder = folder;
         twin.configure("listen", address.to_string());

@@ -71,6 +71,9 @@ fn promise(desk: &Desk, arguments: &Set) -> Result<Option<(Document, Way)>, Erro
     if policy == before {
         return Ok(None);
     }
+    if let Some(what) = afar_model::plan::misnamed(&policy, &desk.operator.head()?.layout) {
+        return Err(Error::usage(what));
+    }
     let mut document = desk.operator.change(format!("keep bucket {name} otherwise: {}", policy::words(&policy)))?;
     document.promise(id, policy.clone());
     Ok(Some((document, Way { only: Some(vec![policy]), ..Way::default() })))

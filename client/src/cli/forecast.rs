@@ -245,7 +245,7 @@ impl<'a> Forecast<'a> {
             return Some("how many bytes move, and for how long, is unknown: no node says what is stored".into());
         }
         let (node, bytes, pace, configured, took) = self.slowest()?;
-        let (at, why) = (units::bytes(pace), if configured { "its configuration's pace" } else { "assumed: it has no pace" });
+        let (at, why) = (units::bytes(pace), if configured { "its `rebalance.rate`" } else { "assumed: it has no `rebalance.rate`" });
         Some(format!(
             "in all {} to copy, in about {}: {} takes {} at {at}/s ({why})",
             self.moving().words(),

@@ -120,18 +120,23 @@ async fn history(session: &Session, options: &Options) -> Result<u8, Error> {
     if session.out.json {
         let entries = desk.operator.chapters().iter().map(|chapter| {
             json!({"name": name_of(chapter), "version": chapter.document.version, "hash": hex::encode(chapter.layout.hash()),
-                   "made": units::time(chapter.document.made), "note": chapter.document.note, "head": heads.contains(&name_of(chapter))})
+                   "made": made(chapter), "note": chapter.document.note, "head": heads.contains(&name_of(chapter))})
         });
         session.out.value(&serde_json::Value::Array(entries.collect()))?;
         return Ok(0);
     }
     let row = |chapter: &Chapter| {
         let mark = if heads.contains(&name_of(chapter)) { if heads.len() > 1 { "conflict" } else { "newest" } } else { "" };
-        vec![name_of(chapter), units::time(chapter.document.made), chapter.document.note.clone(), mark.to_owned()]
+        vec![name_of(chapter), made(chapter).unwrap_or_else(|| "at init".into()), chapter.document.note.clone(), mark.to_owned()]
     };
     let rows: Vec<Vec<String>> = desk.operator.chapters().iter().map(row).collect();
     session.out.lines(&units::table(&["LAYOUT", "MADE", "WHAT", ""], &rows, &[]))?;
     Ok(0)
+}
+
+/// When it was signed. The first is what the nodes' files say, and bears no date.
+fn made(chapter: &Chapter) -> Option<String> {
+    (chapter.document.made.0 > 0).then(|| units::time(chapter.document.made))
 }
 
 /// The fewest digits of a hash that name a layout: as many as are shown.
@@ -245,9 +250,9 @@ async fn release(session: &Session, hashes: &[String], options: &Options) -> Res
             .filter(|hash| hex::encode(hash).starts_with(text.as_str()));
         let found: Vec<[u8; 32]> = full.collect();
         let hint = || match latched.as_slice() {
-            [] => "the latch is open: there is nothing to release".to_owned(),
+            [] => "there is no loss that is not answered for yet".to_owned(),
             closed => format!(
-                "closed it, and not released yet: {}",
+                "named a loss, and not answered for yet: {}",
                 closed.iter().map(|hash| ShortHash(hash).to_string()).collect::<Vec<_>>().join(" ")
             ),
         };
@@ -255,7 +260,7 @@ async fn release(session: &Session, hashes: &[String], options: &Options) -> Res
             // Whether these are gone, the nodes know.
             [] if let Ok(disks) = text.parse::<Incarnation>() => document.releases.push(document::release_of(disks)),
             [hash] if latched.contains(hash) => document.releases.push(*hash),
-            [_] => return Err(Error::usage(format!("layout {text} closed no latch, or is released already")).hint(hint())),
+            [_] => return Err(Error::usage(format!("layout {text} named no loss of a site, or it is answered for already")).hint(hint())),
             _ => return Err(Error::usage(format!("{text:?} names {} layouts", found.len())).hint(hint())),
         }
     }

@@ -28,8 +28,8 @@ pub struct Arguments {
     #[arg(long)]
     versions: bool,
     /// At most so many entries
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    limit: u64,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
 }
 
 pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, Error> {
@@ -50,7 +50,7 @@ pub(super) async fn run(session: &Session, arguments: Arguments) -> Result<u8, E
         prefix: place.path.clone(),
         fold: !arguments.recursive,
         versions: arguments.versions,
-        limit: arguments.limit,
+        limit: arguments.limit.unwrap_or(0),
     };
     let mut lines = pin!(client.list(listing));
     let mut sums = Sums::default();
@@ -118,10 +118,10 @@ fn line_json(bucket: &str, line: &Listed) -> Value {
 
 fn line_words(line: &Listed, versions: bool) -> String {
     match line {
-        Listed::Prefix(prefix) => format!("{:>12}  {:20}  {prefix}", "", ""),
+        Listed::Prefix(prefix) => format!("{:>12}  {:20}  {}", "", "", units::printable(prefix)),
         Listed::Entry(entry) => {
             let size = if entry.object.is_some() { units::bytes(entry.size) } else { "deleted".into() };
-            let line = format!("{size:>12}  {:20}  {}", units::time(entry.modified), entry.key);
+            let line = format!("{size:>12}  {:20}  {}", units::time(entry.modified), units::printable(&entry.key));
             if versions { format!("{line}  {}{}", entry.version, mark(entry)) } else { line }
         }
     }
@@ -132,12 +132,30 @@ const fn mark(entry: &Entry) -> &'static str {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use afar_model::{
         id::{ObjectId, RecordId},
         units::UnixMillis,
     };
+
+    fn marker_of(listed: &[Listed]) -> Entry {
+        let mut entries = listed.iter().filter_map(|line| if let Listed::Entry(entry) = line { Some(entry.clone()) } else { None });
+        entries.next_back().unwrap()
+    }
+
+    #[test]
+    fn no_entries_are_a_question_that_makes_no_sense() {
+        use clap::Parser as _;
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            arguments: Arguments,
+        }
+        assert!(Line::try_parse_from(["ls", "--limit", "0", "b"]).is_err());
+        assert_eq!(Line::try_parse_from(["ls", "b"]).unwrap().arguments.limit, None);
+    }
 
     #[test]
     fn a_listing_lines_up() {
@@ -156,6 +174,9 @@ mod tests {
         assert_eq!(sums, Sums { objects: 1, markers: 1, prefixes: 1, bytes: 3 << 29 });
         let types: Vec<Value> = listed.iter().map(|line| line_json("b", line)["type"].clone()).collect();
         assert_eq!(types, ["prefix", "object", "delete_marker"]);
+        let odd = Entry { key: "a\nb".into(), object: None, ..marker_of(&listed) };
+        assert!(line_words(&Listed::Entry(odd.clone()), false).ends_with(r"  $'a\nb'"), "it stays on its line");
+        assert_eq!(line_json("b", &Listed::Entry(odd))["key"], "a\nb");
         let lines = listed.map(|line| line_words(&line, false));
         assert_eq!(lines[0], "                                    a/");
         assert_eq!(lines[1], "     1.5 GiB  2027-01-15T08:00:00Z  a/b.txt");

@@ -14,7 +14,12 @@ use crate::{
     error::{Error, Kind},
     limits,
 };
-use afar_model::{document::Document, layout::Layout, plan, policy::Policy};
+use afar_model::{
+    document::Document,
+    layout::{Duty, Layout, NodeIndex},
+    plan,
+    policy::Policy,
+};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::{
@@ -224,6 +229,14 @@ fn trust_lines(before: &Document, after: &Document) -> Vec<String> {
     .concat()
 }
 
+/// A node's duty. One that was removed had handed over everything before its site was lost: nothing is lost with it.
+fn own_duty(layout: &Layout, node: NodeIndex) -> Duty {
+    match layout.node(node).map(|node| node.duty) {
+        Some(Duty::Removed) => Duty::Removed,
+        _ => layout.duty(node),
+    }
+}
+
 /// Sites with their nodes, and how far they are apart.
 pub fn layout_lines(layout: &Layout) -> Vec<String> {
     let mut rows = Vec::new();
@@ -235,7 +248,7 @@ pub fn layout_lines(layout: &Layout) -> Vec<String> {
             site.coordinates.to_string(),
             named.name.clone(),
             units::bytes(named.capacity),
-            layout.duty(node).name().to_owned(),
+            own_duty(layout, node).name().to_owned(),
             named.endpoint.clone(),
         ]);
     }
@@ -258,7 +271,7 @@ pub fn layout_value(layout: &Layout) -> Value {
     let nodes = layout.node_indexes().filter_map(|index| {
         let node = layout.node(index)?;
         Some(json!({"name": node.name, "site": node.site, "capacity_bytes": node.capacity, "endpoint": node.endpoint,
-                    "duty": layout.duty(index).name()}))
+                    "duty": own_duty(layout, index).name()}))
     });
     json!({"version": layout.version(), "hash": hex::encode(layout.hash()), "partitions": layout.partitions(),
            "sites": sites.collect::<Vec<_>>(), "nodes": nodes.collect::<Vec<_>>()})

@@ -59,7 +59,7 @@ fn json(info: &Info) -> Value {
 
 fn words(info: &Info) -> String {
     let mut lines = vec![
-        format!("{}/{}", info.bucket, info.key),
+        units::printable(&format!("{}/{}", info.bucket, info.key)).into_owned(),
         format!("  id        {}", info.object),
         format!("  version   {}", info.version),
         format!("  size      {} ({} bytes)", units::bytes(info.size), units::grouped(info.size)),

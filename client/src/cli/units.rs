@@ -1,21 +1,15 @@
 //! Sizes, numbers and times as people read and write them.
 use crate::error::Error;
-use afar_model::units::UnixMillis;
+use afar_model::units::{BINARY, UnixMillis};
+pub use afar_model::units::{bytes, printable};
 use std::time::Duration;
 
-const UNITS: [(&str, u64); 6] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("TiB", 1 << 40), ("PiB", 1 << 50)];
 const DECIMAL: [(&str, u64); 5] =
     [("kB", 1_000), ("MB", 1_000_000), ("GB", 1_000_000_000), ("TB", 1_000_000_000_000), ("PB", 1_000_000_000_000_000)];
 
-/// `1.5 GiB`.
-pub fn bytes(count: u64) -> String {
-    let (unit, size) = UNITS.into_iter().rev().find(|(_, size)| count >= *size).unwrap_or(("B", 1));
-    if size == 1 { format!("{count} B") } else { format!("{:.1} {unit}", count as f64 / size as f64) }
-}
-
 /// In the largest unit that says it exactly, as configuration files have it: `3TiB`, `1025B`.
 pub fn exact_bytes(count: u64) -> String {
-    let (unit, size) = UNITS.into_iter().rev().find(|(_, size)| count > 0 && count.is_multiple_of(*size)).unwrap_or(("B", 1));
+    let (unit, size) = BINARY.into_iter().rev().find(|(_, size)| count > 0 && count.is_multiple_of(*size)).unwrap_or(("B", 1));
     format!("{}{unit}", count / size)
 }
 
@@ -29,7 +23,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, Error> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = unit.trim();
-    let binary = UNITS.into_iter().find(|(name, _)| {
+    let binary = BINARY.into_iter().find(|(name, _)| {
         name.eq_ignore_ascii_case(unit)
             || (unit.len() == 1 && name.len() == 3 && name.get(..1).is_some_and(|first| first.eq_ignore_ascii_case(unit)))
     });

@@ -210,8 +210,8 @@ pub struct Unkept {
     pub why: String,
     /// The smallest changes that would help; may be empty.
     pub help: Vec<plan::Suggestion>,
-    /// Whether that speaks against the change. It does not if it was so before for buckets that do not exist yet (a cluster grows
-    /// site by site), if a loss is only being said, or if a copy is missing of what was promised before.
+    /// Whether that speaks against the change: one that somebody chooses leaves no bucket with fewer copies than it is promised, and
+    /// no cluster without two far ones. What was so before, or follows from a loss, is only told.
     pub refused: bool,
 }
 
@@ -558,10 +558,10 @@ impl Operator {
         let lost = gives_up(&document, &head.document);
         for (policy, buckets) in policies_in_use(&document, head, said).into_iter().filter(|(policy, _)| wanted(policy) || anew(policy)) {
             if let Some(unmet) = plan::unmet(&policy, &geography) {
-                let was_possible = || plan::unmet(&policy, &Geography::claimed(&head.layout)).is_none_or(|before| before.far);
+                let before = plan::unmet(&policy, &Geography::claimed(&head.layout));
                 let refused = match unmet.far {
-                    true => anew(&policy) && document.parents.len() < 2,
-                    false => !lost && (!buckets.is_empty() || was_possible()),
+                    true => document.parents.len() < 2 && (anew(&policy) || (!lost && !buckets.is_empty() && before.is_none())),
+                    false => !lost && (!buckets.is_empty() || before.is_none_or(|before| before.far)),
                 };
                 let (help, policy) = (plan::suggest(&policy, &geography), policy.clone());
                 unkept.push(Unkept { policy, buckets: buckets.clone(), far: unmet.far, why: unmet.why, help, refused });
@@ -607,7 +607,12 @@ impl Operator {
         let refusals: Vec<String> = checks.iter().filter_map(|check| check.as_ref().ok()?.refusal()).collect();
         if !refusals.is_empty() {
             let why = format!("the layout is not applied, for not every node would take it:\n       {}", refusals.join("\n       "));
-            return Err(Error::new(Kind::Failed, why).hint("nothing has changed; mend what the nodes object to, and try again"));
+            let refusing = checks.iter().flatten().filter(|check| check.refusal().is_some());
+            return Err(match refusing.into_iter().all(|check| check.passes) {
+                true => Error::new(Kind::Busy, why)
+                    .hint("nothing has changed; `afar status` says what is waited for: try again when it is over"),
+                false => Error::new(Kind::Failed, why).hint("nothing has changed; mend what the nodes object to, and try again"),
+            });
         }
         // From here on it may be out: the folder must know it before anybody else does.
         self.learn(&Chain { genesis: Vec::new(), documents: vec![signed] })?;
@@ -727,6 +732,7 @@ pub fn effective(policy: &Policy, layout: &Layout) -> Option<Assignment> {
 struct Reply {
     node: String,
     problems: Vec<String>,
+    passes: bool,
 }
 
 impl Reply {
@@ -754,7 +760,7 @@ async fn offer(door: &Door, chain: &Chain, check_only: bool) -> Result<Reply, Er
         }
     };
     let reply = door.ask(limits::LAYOUT_TIMEOUT, offered).await?;
-    Ok(Reply { node: reply.node, problems: reply.problems })
+    Ok(Reply { node: reply.node, problems: reply.problems, passes: reply.passes })
 }
 
 /// `None` if it does not answer, or answers nonsense.
@@ -893,15 +899,24 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_leaves_with_its_site_is_told_of() {
-        let (_folder, operator) = operator();
+    fn a_site_that_a_bucket_needs_does_not_leave_but_may_be_lost() {
+        let (_folder, mut operator) = operator();
         let said = [said(&operator, "warsaw", &[(BOX, "box", three())])];
         let mut document = operator.change("roubaix leaves").unwrap();
         document.nodes.iter_mut().filter(|node| node.name == "roubaix").for_each(|node| node.duty = Duty::Draining);
         let draft = operator.plan(document, &said).unwrap();
+        let why = "bucket box could not be kept whole: 3 copies cannot be had: only 2 sites have a node";
+        assert_eq!(refusals(&draft), [why], "as it is when a rollback would do the same");
+        // A loss is no choice, and what is so already no reason against another change.
+        let mut document = operator.change("roubaix is lost").unwrap();
+        document.nodes.iter_mut().filter(|node| node.name == "roubaix").for_each(|node| node.duty = Duty::Lost);
+        let draft = operator.plan(document, &said).unwrap();
         let told: Vec<String> = draft.unkept.iter().map(Unkept::words).collect();
-        assert_eq!(told, ["bucket box could not be kept whole: 3 copies cannot be had: only 2 sites have a node"]);
-        assert_eq!(refusals(&draft), Vec::<String>::new());
+        assert_eq!((told, refusals(&draft)), (vec![why.to_owned()], Vec::new()));
+        apply(&mut operator, &draft.document);
+        let mut document = operator.change("more room").unwrap();
+        document.nodes.iter_mut().for_each(|node| node.capacity *= 2);
+        assert_eq!(refusals(&operator.plan(document, &said).unwrap()), Vec::<String>::new());
     }
 
     #[test]

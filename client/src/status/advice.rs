@@ -130,7 +130,7 @@ const ALL: [(&str, Advice); 19] = [
         known(
             "AFAR-CERTIFICATE",
             "once it has ended, nobody speaks with the node, or with its HTTP port",
-            "install a new certificate: the node reads it while it runs",
+            "install a new certificate: the node reads it while it runs (`afar node replace NAME -o BUNDLE` makes one)",
             false,
         ),
     ),

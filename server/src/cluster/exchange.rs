@@ -52,11 +52,40 @@ pub fn placed_buckets(node: &Node) -> Vec<v1::PlacedBucket> {
     present.buckets.values().map(placed).chain([default]).collect()
 }
 
+/// Why a layout is not taken; nothing, if it is.
+#[derive(Debug, Default)]
+pub struct Objections {
+    /// What speaks against it.
+    pub problems: Vec<String>,
+    /// How much of that speaks only against doing it now: something is under way.
+    passing: usize,
+}
+
+impl Objections {
+    fn of(problems: Vec<String>) -> Self {
+        Self { problems, passing: 0 }
+    }
+
+    fn push(&mut self, problem: impl Into<String>) {
+        self.problems.push(problem.into());
+    }
+
+    fn push_passing(&mut self, problem: impl Into<String>) {
+        self.push(problem);
+        self.passing += 1;
+    }
+
+    /// Whether it only has to wait.
+    pub fn pass(&self) -> bool {
+        !self.problems.is_empty() && self.passing == self.problems.len()
+    }
+}
+
 /// Takes a chain, or only checks its last document. Answers why not.
 ///
 /// To the end, whoever offers it: a layout that names the offering node for the first time closes the very connection that it
 /// came by, and a node that had the layout, but did nothing of what follows from it, would know no way to the others.
-pub async fn take(node: &Arc<Node>, bytes: Vec<u8>, check_only: bool) -> Vec<String> {
+pub async fn take(node: &Arc<Node>, bytes: Vec<u8>, check_only: bool) -> Objections {
     let taker = Arc::clone(node);
     let taken = node.lifecycle.to_the_end("take a layout", async move {
         let (before, blocking) = (*taker.layouts.current().hash(), Arc::clone(&taker));
@@ -68,31 +97,32 @@ pub async fn take(node: &Arc<Node>, bytes: Vec<u8>, check_only: bool) -> Vec<Str
         taken
     });
     match taken.await.flatten() {
-        Some(Ok(())) => Vec::new(),
-        Some(Err(problems)) => {
+        Some(Ok(())) => Objections::default(),
+        Some(Err(objections)) => {
             if !check_only {
-                tracing::error!(problems = problems.join("; "), "a layout is refused: this node keeps its last good one");
+                tracing::error!(problems = objections.problems.join("; "), "a layout is refused: this node keeps its last good one");
             }
-            problems
+            objections
         }
-        None => vec!["the node is ending, or has a bug".into()],
+        None => Objections::of(vec!["the node is ending, or has a bug".into()]),
     }
 }
 
 impl Node {
     /// Blocking. What came before the document that is wrong, if one is, has been taken.
-    fn take_chain(&self, bytes: &[u8], check_only: bool) -> Result<(), Vec<String>> {
+    fn take_chain(&self, bytes: &[u8], check_only: bool) -> Result<(), Objections> {
         let words = |error: Refused| match error {
             Refused::Wrong(problems) => problems,
             other => vec![other.to_string()],
         };
-        let chain = Chain::decode(bytes).map_err(words).inspect_err(|problems| self.layouts.refuse(problems))?;
+        let words = |error: Refused| Objections::of(words(error));
+        let chain = Chain::decode(bytes).map_err(words).inspect_err(|wrong| self.layouts.refuse(&wrong.problems))?;
         let Some((last, earlier)) = chain.documents.split_last() else { return Ok(()) };
         if check_only {
             // What leads to it may be new here as well.
             let chapter = self.layouts.check_after(earlier, last).map_err(words)?;
-            let problems = self.objections(&chapter);
-            return if problems.is_empty() { Ok(()) } else { Err(problems) };
+            let objections = self.objections(&chapter);
+            return if objections.problems.is_empty() { Ok(()) } else { Err(objections) };
         }
         for signed in &chain.documents {
             self.layouts.offer(signed).map_err(words)?;
@@ -101,8 +131,8 @@ impl Node {
     }
 
     /// What speaks against applying a layout that is good in itself: asked before, never after.
-    fn objections(&self, next: &Chapter) -> Vec<String> {
-        let (current, mut problems) = (self.layouts.chapter(), Vec::new());
+    fn objections(&self, next: &Chapter) -> Objections {
+        let (current, mut problems) = (self.layouts.chapter(), Objections::default());
         let lost = !next.newly_lost(&[&current]).is_empty()
             || next.document.nodes.iter().any(|node| {
                 node.duty == Duty::Lost && current.document.nodes.iter().any(|was| was.name == node.name && was.duty.is_member())
@@ -119,12 +149,12 @@ impl Node {
         // A fire and a thief do not wait for a transition to end; and none ends while a conflict lasts, which a merge ends.
         let merges = next.document.parents.len() >= 2;
         if open >= OPEN_MAX && !lost && !withdraws && !merges && !stuck() {
-            problems.push(format!(
+            problems.push_passing(format!(
                 "{open} layouts are in transition already, and wait for {}: `afar status` says what to do, or wait",
                 self.transition(&current.layout).words()
             ));
         }
-        problems.extend(self.identity.objection(&Trust::from(&next.document)));
+        problems.problems.extend(self.identity.objection(&Trust::from(&next.document)));
         let stays = |name: &str| next.document.nodes.iter().any(|node| node.name == name && node.duty.is_member());
         for view in self.peers.others().filter_map(|peer| self.peers.view(peer)) {
             // It says which layout it has, and not which are open: it knows of no other than its configuration's.
@@ -142,12 +172,12 @@ impl Node {
         }
         let unknown = |hash: &&LayoutHash| !latched.contains(*hash) && document::released_disks(hash).is_none();
         for hash in next.document.releases.iter().filter(unknown) {
-            problems.push(format!("it releases layout {}, which closed no latch, or is released already", ShortHash(hash)));
+            problems.push(format!("it releases layout {}, which named no loss of a site, or it is answered for already", ShortHash(hash)));
         }
         let leaves = |name: &str| current.document.nodes.iter().any(|was| was.name == name && was.duty.is_member());
         let removed = next.document.nodes.iter().filter(|node| node.duty == Duty::Removed && leaves(&node.name)).collect::<Vec<_>>();
         if open > 1 && !removed.is_empty() {
-            problems.push(format!(
+            problems.push_passing(format!(
                 "nodes are being drained still: remove them when the present layout is in force everywhere; it waits for {}",
                 self.transition(&current.layout).words()
             ));
@@ -156,14 +186,14 @@ impl Node {
             match self.surplus() {
                 Some(0) => {}
                 Some(left) if latched.is_empty() => {
-                    problems.push(format!("this node still holds {left} records that it has not handed over: wait for its drain"))
+                    problems.push_passing(format!("this node still holds {left} records that it has not handed over: wait for its drain"));
                 }
                 Some(left) => problems.push(format!(
                     "this node still holds {left} records, and nothing is let go of anywhere until the loss of a site is answered for \
                      (`afar layout release {}`)",
                     latched.iter().map(|hash| ShortHash(hash).to_string()).collect::<Vec<_>>().join(" ")
                 )),
-                None => problems.push("this node does not know yet whether it has handed over everything: wait for its drain".into()),
+                None => problems.push_passing("this node does not know yet whether it has handed over everything: wait for its drain"),
             }
         }
         let present = self.buckets.present();
@@ -302,7 +332,7 @@ async fn fetch(node: &Arc<Node>, mut client: LayoutsClient<Channel>) -> Result<(
         Ok(bytes)
     };
     let bytes = tokio::time::timeout(limits::FETCH_DEADLINE, read).await.map_err(|_| "no answer in time")??;
-    let problems = take(node, bytes, false).await;
+    let problems = take(node, bytes, false).await.problems;
     if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) }
 }
 
@@ -364,7 +394,7 @@ mod tests {
             vec![Signed { body: next.encode(), signatures: Vec::new() }]
         };
         let chain = madrid_joins(&alone, unsigned);
-        assert!(!take(&alone.node, chain, false).await.is_empty());
+        assert!(!take(&alone.node, chain, false).await.problems.is_empty());
         assert_eq!((alone.node.layouts.current().version(), followed(&alone.node)), (2, true));
         alone.stop().await;
     }
@@ -383,7 +413,7 @@ mod tests {
         alone.node.keep(afar_store::AppendClass::Repair, vec![record]).await.unwrap();
         let service = ObjectsService::new(Arc::clone(&alone.node));
         let listing = service.list(signed(v1::ListRequest { bucket: name.into(), ..v1::ListRequest::default() })).await.unwrap();
-        assert!(take(&alone.node, madrid_joins(&alone, |_| Vec::new()), false).await.is_empty());
+        assert!(take(&alone.node, madrid_joins(&alone, |_| Vec::new()), false).await.problems.is_empty());
         until(|| if alone.node.layouts.is_drained() { Ok(()) } else { Err("not drained") }).await;
         drop(listing);
         alone.stop().await;

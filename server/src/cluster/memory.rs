@@ -14,6 +14,7 @@ use afar_model::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, VecDeque},
     fs, io,
     path::{Path, PathBuf},
@@ -49,7 +50,7 @@ pub enum Refusal {
     /// A run that had been replaced by another is still alive.
     #[error(
         "two live instances answer to this name (runs {older:?} and {newer:?}): stop one of them, and restart the other if it is not \
-         believed a minute later; a copy of a node needs a name of its own"
+         believed two minutes later; a copy of a node needs a name of its own"
     )]
     TwoInstances {
         /// The run that should have ended.
@@ -70,10 +71,34 @@ pub enum Refusal {
         /// How far it reaches.
         now: LogEnd,
     },
+    /// Disks that were replaced speak while those in their place do.
+    #[error(
+        "{SUPERSEDED}, and are there now: these were replaced, and nothing that they say counts. Stop this process; or, if it is the \
+         other that should go, stop that one, and this one is heard a minute later"
+    )]
+    Outlived,
     /// Disks that return, or that nobody here has met, and that call themselves complete: what others acknowledged under this
     /// name meanwhile is not on them (rule 3).
     #[error("{SUPERSEDED}: it has to compare itself with the others before its word counts, and does so by itself")]
     Superseded,
+}
+
+/// How a peer came to say what it says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Circumstances {
+    /// It says that it is catching up.
+    pub behind: bool,
+    /// It answers where its node is expected, and what is sent there reaches it; else it spoke first, from wherever it is.
+    pub asked: bool,
+    /// For how long the disks that were believed last have not been heard, be it with a refusal; at most since this process began.
+    pub silent: Duration,
+}
+
+impl Circumstances {
+    /// Whether the disks that were believed last may be alive. Where their node is expected they would have answered.
+    fn live(&self) -> bool {
+        self.silent < if self.asked { limits::SUCCESSOR_SILENT } else { limits::TWO_INSTANCES }
+    }
 }
 
 /// What a claim that was accepted changed.
@@ -148,7 +173,12 @@ pub struct Remembered {
     doubts: Vec<Doubt>,
     /// Runs that were replaced, newest last.
     ended: VecDeque<BootId>,
+    /// The disks that had this name, in the order in which they were met: those before the present ones were replaced. They may
+    /// return, but not beside their successors.
+    disks: VecDeque<Incarnation>,
     refused: Option<Refused>,
+    /// When disks that were replaced answered in the place of their successors: should these speak after that, both are alive.
+    usurped: Option<Duration>,
     /// Wall-clock time of the last claim; only for people.
     pub last_heard: Option<UnixMillis>,
 }
@@ -210,25 +240,38 @@ impl Remembered {
         (!over).then_some(&refused.why)
     }
 
-    /// Hears a peer speak of itself. `behind`: it says that it is catching up. `now` is monotonic.
+    /// Hears a peer speak of itself. `now` is monotonic.
     ///
     /// # Errors
     /// Why it is not believed.
-    pub fn hear(&mut self, claim: Claim, behind: bool, now: Duration) -> Result<Accepted, Refusal> {
-        let accepted = self.judge(&claim, behind).inspect_err(|why| {
-            self.refused = Some(Refused { why: why.clone(), boot: claim.boot, at: now });
-        })?;
+    pub fn hear(&mut self, claim: Claim, heard: Circumstances, now: Duration) -> Result<Accepted, Refusal> {
+        let judged = self.judge(&claim, heard).and_then(|accepted| self.contested(&claim, accepted, heard, now));
+        match &judged {
+            // From elsewhere: whoever is believed need not suffer for it.
+            Err(Refusal::Outlived) if heard.asked => {
+                self.usurped = Some(now);
+                return Err(self.two_instances(now).unwrap_or(Refusal::Outlived));
+            }
+            Err(Refusal::Outlived) => {}
+            Err(why) => self.refused = Some(Refused { why: why.clone(), boot: claim.boot, at: now }),
+            Ok(_) => self.usurped = None,
+        }
+        let accepted = judged?;
         self.accept(claim, accepted);
-        match self.refusal(now) {
-            Some(two @ Refusal::TwoInstances { .. }) => Err(two.clone()),
-            _ => {
+        match self.two_instances(now) {
+            Some(two) => Err(two),
+            None => {
                 self.refused = None;
                 Ok(accepted)
             }
         }
     }
 
-    fn judge(&self, claim: &Claim, behind: bool) -> Result<Accepted, Refusal> {
+    fn two_instances(&self, now: Duration) -> Option<Refusal> {
+        self.refusal(now).filter(|why| matches!(why, Refusal::TwoInstances { .. })).cloned()
+    }
+
+    fn judge(&self, claim: &Claim, heard: Circumstances) -> Result<Accepted, Refusal> {
         let Some(last) = &self.last else { return Ok(Accepted::First) };
         // A log that went backwards grows again: that does not bring back what it forgot.
         if let Some(Refused { why: why @ Refusal::Backwards { .. }, boot, .. }) = &self.refused
@@ -239,11 +282,16 @@ impl Remembered {
         if claim.boot == last.boot && claim.incarnation == last.incarnation {
             return Ok(Accepted::Same);
         }
+        if claim.incarnation != last.incarnation {
+            return match self.age(claim.incarnation).cmp(&self.age(last.incarnation)) {
+                Ordering::Less if heard.live() => Err(Refusal::Outlived),
+                // Its successors have gone for good; or it is one, and those that came back before it make way.
+                _ if heard.behind => Ok(Accepted::NewIncarnation),
+                _ => Err(Refusal::Superseded),
+            };
+        }
         if self.ended.contains(&claim.boot) {
             return Err(Refusal::TwoInstances { older: claim.boot, newer: last.boot });
-        }
-        if claim.incarnation != last.incarnation {
-            return if behind { Ok(Accepted::NewIncarnation) } else { Err(Refusal::Superseded) };
         }
         // A directory that is no longer named has failed, which the peer reports itself.
         let backwards = last.positions.iter().find_map(|(directory, before)| {
@@ -253,7 +301,28 @@ impl Remembered {
         backwards.map_or(Ok(Accepted::NewBoot), Err)
     }
 
+    /// What is sent to a node that speaks from elsewhere reaches those that answer in its place.
+    fn contested(&self, claim: &Claim, accepted: Accepted, heard: Circumstances, now: Duration) -> Result<Accepted, Refusal> {
+        let usurped = self.usurped.is_some_and(|at| now.saturating_sub(at) < limits::TWO_INSTANCES);
+        if usurped && !heard.asked { Err(Refusal::TwoInstances { older: claim.boot, newer: claim.boot }) } else { Ok(accepted) }
+    }
+
+    /// Which of the disks of this name those are; who was not met yet is the newest.
+    fn age(&self, disks: Incarnation) -> usize {
+        self.disks.iter().position(|known| *known == disks).unwrap_or(self.disks.len())
+    }
+
+    fn met(&mut self, disks: Incarnation) {
+        if !self.disks.contains(&disks) {
+            self.disks.push_back(disks);
+        }
+        while self.disks.len() > limits::DISKS_REMEMBERED {
+            self.disks.pop_front();
+        }
+    }
+
     fn accept(&mut self, claim: Claim, accepted: Accepted) {
+        self.met(claim.incarnation);
         match (&mut self.last, accepted) {
             // Messages of one run may overtake each other: what was reached stays reached.
             (Some(last), Accepted::Same) => {
@@ -380,6 +449,9 @@ struct AloneEntry {
     now: Doubted,
     #[serde(default)]
     before: Vec<Doubted>,
+    /// All disks that had the name, the oldest first, if they were ever replaced.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    disks: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -448,7 +520,8 @@ impl Entry {
             Claim { incarnation: self.incarnation.parse()?, boot: self.boot.parse()?, positions: positions.collect::<Result<_, _>>()? };
         let ended = self.ended.iter().map(|boot| boot.parse()).collect::<Result<_, _>>()?;
         let last_heard = Some(UnixMillis(self.last_heard));
-        Ok((self.node, Remembered { last: Some(claim), ended, last_heard, ..Remembered::default() }))
+        let disks = VecDeque::from([claim.incarnation]);
+        Ok((self.node, Remembered { last: Some(claim), ended, disks, last_heard, ..Remembered::default() }))
     }
 
     fn of(node: &str, remembered: &Remembered) -> Option<Self> {
@@ -470,8 +543,14 @@ impl AloneEntry {
         // To the minute, lest every heartbeat change the file.
         let heard = remembered.last_heard.unwrap_or_default().0 / 60_000 * 60_000;
         let now = Doubt { incarnation: remembered.last()?.incarnation, alone: remembered.alone, heard: UnixMillis(heard) };
-        let worth = remembered.alone != Alone::default() || !remembered.doubts.is_empty();
-        worth.then(|| Self { node: node.to_owned(), now: (&now).into(), before: remembered.doubts.iter().map(Doubted::from).collect() })
+        let replaced = remembered.disks.len() > 1;
+        let worth = replaced || remembered.alone != Alone::default() || !remembered.doubts.is_empty();
+        worth.then(|| Self {
+            node: node.to_owned(),
+            now: (&now).into(),
+            before: remembered.doubts.iter().map(Doubted::from).collect(),
+            disks: remembered.disks.iter().filter(|_| replaced).map(ToString::to_string).collect(),
+        })
     }
 
     /// Adds it to what is remembered of the node.
@@ -480,6 +559,11 @@ impl AloneEntry {
         for doubted in &self.before {
             remembered.doubts.push(doubted.read()?);
         }
+        let newest = std::mem::take(&mut remembered.disks);
+        for disks in &self.disks {
+            remembered.met(disks.parse()?);
+        }
+        newest.into_iter().for_each(|disks| remembered.met(disks));
         let now = self.now.read()?;
         if remembered.last().is_some_and(|last| last.incarnation == now.incarnation) {
             remembered.alone = now.alone;
@@ -547,69 +631,123 @@ mod tests {
         }
     }
 
+    impl Remembered {
+        /// At its usual place, while nobody else of its name is heard.
+        fn hears(&mut self, claim: Claim, behind: bool, now: Duration) -> Result<Accepted, Refusal> {
+            self.hear(claim, Circumstances { behind, asked: true, silent: limits::TWO_INSTANCES }, now)
+        }
+    }
+
     #[test]
     fn rule_19_a_restart_that_remembers_is_accepted() {
         let mut peer = Remembered::default();
-        assert_eq!(peer.hear(claim(1, 1, (3, 50)), false, NOW), Ok(Accepted::First));
-        assert_eq!(peer.hear(claim(1, 1, (3, 40)), false, NOW), Ok(Accepted::Same), "overtaken by a later message");
-        assert_eq!(peer.hear(claim(1, 2, (3, 50)), false, NOW), Ok(Accepted::NewBoot));
-        assert_eq!(peer.hear(claim(1, 3, (4, 0)), false, NOW), Ok(Accepted::NewBoot));
+        assert_eq!(peer.hears(claim(1, 1, (3, 50)), false, NOW), Ok(Accepted::First));
+        assert_eq!(peer.hears(claim(1, 1, (3, 40)), false, NOW), Ok(Accepted::Same), "overtaken by a later message");
+        assert_eq!(peer.hears(claim(1, 2, (3, 50)), false, NOW), Ok(Accepted::NewBoot));
+        assert_eq!(peer.hears(claim(1, 3, (4, 0)), false, NOW), Ok(Accepted::NewBoot));
     }
 
     #[test]
     fn rule_19_a_log_that_went_backwards_is_refused_until_the_node_joins_anew() {
         let mut peer = Remembered::default();
-        peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        peer.hears(claim(1, 1, (3, 50)), false, NOW).unwrap();
         let refusal = Refusal::Backwards { directory: DISK, before: (3, 50), now: (3, 49) };
-        assert_eq!(peer.hear(claim(1, 2, (3, 49)), false, NOW), Err(refusal.clone()));
+        assert_eq!(peer.hears(claim(1, 2, (3, 49)), false, NOW), Err(refusal.clone()));
         assert_eq!(peer.refusal(NOW * 1000), Some(&refusal), "time does not heal it");
-        assert_eq!(peer.hear(claim(1, 2, (9, 0)), false, NOW), Err(refusal.clone()), "nor does new data");
+        assert_eq!(peer.hears(claim(1, 2, (9, 0)), false, NOW), Err(refusal.clone()), "nor does new data");
         assert!(refusal.to_string().contains("empty its directories"));
-        assert_eq!(peer.hear(claim(2, 3, (0, 0)), true, NOW), Ok(Accepted::NewIncarnation));
+        assert_eq!(peer.hears(claim(2, 3, (0, 0)), true, NOW), Ok(Accepted::NewIncarnation));
         assert_eq!(peer.refusal(NOW), None);
     }
 
     #[test]
     fn rule_19_two_live_instances_of_one_name_are_refused() {
         let mut peer = Remembered::default();
-        peer.hear(claim(1, 1, (1, 0)), false, NOW).unwrap();
-        peer.hear(claim(1, 2, (1, 0)), false, NOW).unwrap();
-        assert!(matches!(peer.hear(claim(1, 1, (1, 0)), false, NOW), Err(Refusal::TwoInstances { .. })));
-        assert!(peer.hear(claim(1, 2, (1, 0)), false, NOW).is_err(), "nor is the other believed");
-        assert_eq!(peer.hear(claim(1, 2, (1, 0)), false, NOW + limits::TWO_INSTANCES), Ok(Accepted::Same), "the other one has ended");
+        peer.hears(claim(1, 1, (1, 0)), false, NOW).unwrap();
+        peer.hears(claim(1, 2, (1, 0)), false, NOW).unwrap();
+        assert!(matches!(peer.hears(claim(1, 1, (1, 0)), false, NOW), Err(Refusal::TwoInstances { .. })));
+        assert!(peer.hears(claim(1, 2, (1, 0)), false, NOW).is_err(), "nor is the other believed");
+        assert_eq!(peer.hears(claim(1, 2, (1, 0)), false, NOW + limits::TWO_INSTANCES), Ok(Accepted::Same), "the other one has ended");
     }
 
     #[test]
     fn rule_3_other_disks_under_a_known_name_are_believed_only_while_they_catch_up() {
         let mut peer = Remembered::default();
-        peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
-        assert_eq!(peer.hear(claim(2, 2, (0, 0)), true, NOW), Ok(Accepted::NewIncarnation));
-        assert_eq!(peer.hear(claim(2, 2, (1, 0)), false, NOW), Ok(Accepted::Same), "it has caught up");
+        peer.hears(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        assert_eq!(peer.hears(claim(2, 2, (0, 0)), true, NOW), Ok(Accepted::NewIncarnation));
+        assert_eq!(peer.hears(claim(2, 2, (1, 0)), false, NOW), Ok(Accepted::Same), "it has caught up");
         // The disks that were replaced come back, and do not know that they were.
-        assert_eq!(peer.hear(claim(1, 3, (3, 50)), false, NOW), Err(Refusal::Superseded));
+        assert_eq!(peer.hears(claim(1, 3, (3, 50)), false, NOW), Err(Refusal::Superseded));
         assert_eq!(peer.refusal(NOW), Some(&Refusal::Superseded));
-        assert_eq!(peer.hear(claim(1, 3, (3, 50)), true, NOW), Ok(Accepted::NewIncarnation), "they were told");
+        assert_eq!(peer.hears(claim(1, 3, (3, 50)), true, NOW), Ok(Accepted::NewIncarnation), "they were told");
         assert_eq!(peer.refusal(NOW), None);
-        assert_eq!(peer.hear(claim(1, 3, (3, 60)), false, NOW), Ok(Accepted::Same));
+        assert_eq!(peer.hears(claim(1, 3, (3, 60)), false, NOW), Ok(Accepted::Same));
+    }
+
+    #[test]
+    fn rule_19_disks_that_were_replaced_do_not_displace_their_successors() {
+        let heard = |behind, asked, silent| Circumstances { behind, asked, silent: Duration::from_secs(silent) };
+        let (old, new) = (claim(1, 3, (3, 50)), claim(2, 2, (0, 0)));
+        let mut peer = Remembered::default();
+        peer.hears(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        peer.hears(new.clone(), true, NOW).unwrap();
+        // The old machine is switched on; after a restart of this node, too, it is known for what it is.
+        let state = tempfile::tempdir().unwrap();
+        save(state.path(), &Memory::from([("warsaw".to_owned(), peer)])).unwrap();
+        let mut peer = load(state.path()).unwrap().remove("warsaw").unwrap();
+        for behind in [false, true] {
+            assert_eq!(peer.hear(old.clone(), heard(behind, false, 2), NOW), Err(Refusal::Outlived));
+            assert!(Refusal::Outlived.to_string().contains(SUPERSEDED), "it learns that it is behind");
+            assert_eq!(peer.hear(new.clone(), heard(false, true, 2), NOW), Ok(Accepted::Same), "the successor goes on");
+        }
+        // At the successor's place it would be given what is meant for that one.
+        assert_eq!(peer.hear(old.clone(), heard(true, true, 2), NOW), Err(Refusal::Outlived));
+        assert!(matches!(peer.hear(new.clone(), heard(false, false, 2), NOW), Err(Refusal::TwoInstances { .. })));
+        assert!(peer.hear(new.clone(), heard(false, true, 0), NOW).is_err());
+        assert_eq!(peer.hear(new.clone(), heard(false, true, 2), NOW + limits::TWO_INSTANCES), Ok(Accepted::Same));
+        // The successor is gone: what the old disks held is better than nothing, once they have caught up.
+        let later = NOW * 3;
+        assert_eq!(peer.hear(old.clone(), heard(false, true, 6), later), Err(Refusal::Superseded));
+        assert_eq!(peer.hear(old.clone(), heard(true, true, 6), later), Ok(Accepted::NewIncarnation));
+        // It was only away, in the very same run: it does not wait for the old ones to end.
+        assert_eq!(peer.hear(new.clone(), heard(false, true, 1), later), Err(Refusal::Superseded));
+        assert_eq!(peer.hear(new, heard(true, true, 1), later), Ok(Accepted::NewIncarnation));
+        assert_eq!(peer.hear(old, heard(true, false, 1), later), Err(Refusal::Outlived));
+    }
+
+    #[test]
+    fn rule_19_after_a_second_machine_of_one_name_has_gone_the_first_is_believed_again() {
+        let heard = |behind, silent| Circumstances { behind, asked: true, silent: Duration::from_secs(silent) };
+        let (first, second) = (claim(1, 1, (3, 50)), claim(2, 2, (0, 0)));
+        let mut peer = Remembered::default();
+        peer.hears(first.clone(), false, NOW).unwrap();
+        peer.hear(second.clone(), heard(true, 1), NOW).unwrap();
+        assert_eq!(peer.hear(first.clone(), heard(false, 1), NOW), Err(Refusal::Outlived));
+        let elsewhere = Circumstances { asked: false, ..heard(true, 1) };
+        assert!(matches!(peer.hear(second, elsewhere, NOW), Err(Refusal::TwoInstances { .. })), "neither of them counts");
+        assert!(matches!(peer.hear(first.clone(), heard(false, 1), NOW), Err(Refusal::TwoInstances { .. })));
+        let later = NOW + limits::TWO_INSTANCES;
+        assert_eq!(peer.hear(first.clone(), heard(false, 60), later), Err(Refusal::Superseded), "the other may have taken something");
+        assert_eq!(peer.hear(first, heard(true, 60), later), Ok(Accepted::NewIncarnation));
     }
 
     #[test]
     fn rule_19_a_directory_that_failed_is_no_step_backwards() {
         let mut peer = Remembered::default();
-        peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        peer.hears(claim(1, 1, (3, 50)), false, NOW).unwrap();
         let without = Claim { positions: BTreeMap::new(), ..claim(1, 2, (0, 0)) };
-        assert_eq!(peer.hear(without, false, NOW), Ok(Accepted::NewBoot));
+        assert_eq!(peer.hears(without, false, NOW), Ok(Accepted::NewBoot));
     }
 
     #[test]
     fn rule_19_what_a_write_reached_is_known_before_the_next_heartbeat() {
         let mut peer = Remembered::default();
-        peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        peer.hears(claim(1, 1, (3, 50)), false, NOW).unwrap();
         peer.reached([(DISK, (3, 90)), (DirectoryId::from_bytes([8; 16]), (1, 1))]);
         peer.reached([(DISK, (3, 70))]);
         assert_eq!(peer.last().unwrap().positions, BTreeMap::from([(DISK, (3, 90))]), "the farthest, of what it has claimed");
         let refusal = Refusal::Backwards { directory: DISK, before: (3, 90), now: (3, 50) };
-        assert_eq!(peer.hear(claim(1, 2, (3, 50)), false, NOW), Err(refusal));
+        assert_eq!(peer.hears(claim(1, 2, (3, 50)), false, NOW), Err(refusal));
     }
 
     const NONE: Alone = Alone { objects: 0, bytes: 0, unknown: false, may_queue: false };
@@ -619,9 +757,9 @@ mod tests {
     /// Disks 1 say `alone` at second 100, and others take their place at `second`.
     fn replaced(alone: Alone, second: u64) -> Remembered {
         let mut peer = Remembered::default();
-        let first = peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        let first = peer.hears(claim(1, 1, (3, 50)), false, NOW).unwrap();
         peer.told(first, alone, UnixMillis(100_000));
-        let second_disks = peer.hear(claim(2, 2, (0, 0)), true, NOW).unwrap();
+        let second_disks = peer.hears(claim(2, 2, (0, 0)), true, NOW).unwrap();
         assert!(peer.told(second_disks, QUEUES, UnixMillis(second * 1000)));
         peer
     }
@@ -633,7 +771,7 @@ mod tests {
         assert_eq!(peer.doubts(), doubts);
         peer.told(Accepted::Same, QUEUES, UnixMillis(103_000));
         assert_eq!(peer.doubts(), doubts, "that the new ones owe nothing says nothing of the old ones");
-        let back = peer.hear(claim(1, 3, (3, 50)), true, NOW).unwrap();
+        let back = peer.hears(claim(1, 3, (3, 50)), true, NOW).unwrap();
         peer.told(back, Alone { unknown: true, ..QUEUES }, UnixMillis(104_000));
         assert_eq!(peer.doubts(), doubts, "they are back, and have not looked yet");
         assert_eq!((peer.alone().objects, peer.alone().unknown), (2, true));
@@ -676,7 +814,7 @@ mod tests {
         save(state.path(), &Memory::from([("strasbourg".to_owned(), replaced(NONE, 101))])).unwrap();
         assert!(state.path().join(ALONE_FILE).exists(), "its new disks may queue");
         let mut peer = Remembered::default();
-        peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        peer.hears(claim(1, 1, (3, 50)), false, NOW).unwrap();
         let state = tempfile::tempdir().unwrap();
         save(state.path(), &Memory::from([("strasbourg".to_owned(), peer)])).unwrap();
         assert!(!state.path().join(ALONE_FILE).exists());
@@ -698,8 +836,8 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         assert_eq!(load(state.path()).unwrap(), Memory::new());
         let mut peer = Remembered { last_heard: Some(UnixMillis(7)), ..Remembered::default() };
-        peer.hear(claim(1, 1, (3, 50)), false, NOW).unwrap();
-        peer.hear(claim(1, 2, (3, 60)), false, NOW).unwrap();
+        peer.hears(claim(1, 1, (3, 50)), false, NOW).unwrap();
+        peer.hears(claim(1, 2, (3, 60)), false, NOW).unwrap();
         let memory = Memory::from([("warsaw".to_owned(), peer)]);
         save(state.path(), &memory).unwrap();
         assert_eq!(load(state.path()).unwrap(), memory);

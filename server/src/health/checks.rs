@@ -11,7 +11,11 @@ use crate::{
     node::Node,
     replication::outbox,
 };
-use afar_model::{document::ShortHash, layout::Duty, units::UnixMillis};
+use afar_model::{
+    document::ShortHash,
+    layout::Duty,
+    units::{UnixMillis, bytes},
+};
 use afar_proto::v1;
 use afar_store::{DirectoryState, DirectoryUsage};
 
@@ -100,11 +104,11 @@ pub(crate) fn space(node: &Node) -> v1::Check {
     if usage.capacity == 0 {
         check("space", "unknown", "no data directory tells how large it is")
     } else if left == 0 {
-        check("space", "critical", format!("full: what is left ({} bytes) is kept for removals", usage.free))
+        check("space", "critical", format!("full: what is left ({}) is kept for removals", bytes(usage.free)))
     } else if left < usage.capacity / 20 {
-        check("space", "warning", format!("nearly full: {left} bytes left for clients"))
+        check("space", "warning", format!("nearly full: {} left for clients", bytes(left)))
     } else {
-        check("space", "ok", format!("{left} bytes left for clients"))
+        check("space", "ok", format!("{} left for clients", bytes(left)))
     }
 }
 
@@ -116,7 +120,8 @@ pub(crate) fn share(node: &Node) -> Option<v1::Check> {
 
 fn excess(share: u64, disks: u64, name: &str) -> Option<v1::Check> {
     (disks > 0 && share > disks).then(|| {
-        let what = format!("the layout gives it {share} bytes, and its file systems have {disks}: it is full before the others");
+        let what =
+            format!("the layout gives it {}, and its file systems have {}: it is full before the others", bytes(share), bytes(disks));
         check("capacity", "warning", format!("{what} (`afar node set {name} --capacity SIZE`)"))
     })
 }
@@ -292,9 +297,13 @@ impl Left {
 
 /// Peers that this node cannot work with, and why.
 fn peers(node: &Node) -> impl Iterator<Item = v1::Check> {
-    let troubled = node.peers.others().filter_map(|peer| node.peers.view(peer)).filter(|view| !view.usable);
+    let troubled = node.peers.others().filter_map(|peer| node.peers.view(peer)).filter(|view| !view.usable || view.is_shadowed);
     let now = node.clock.monotonic();
     troubled.map(move |view| {
+        if view.usable {
+            let what = "disks that it has replaced are running under its name, too: they are refused; stop that process";
+            return check("peer", "warning", format!("{}: {what}", view.node));
+        }
         let trouble = if view.trouble.is_empty() { view.state.name() } else { &view.trouble };
         let heard = view.last_heard.filter(|_| !view.answers).map(|at| now.saturating_sub(at).as_secs());
         let heard = heard.map_or_else(String::new, |seconds| format!("; last heard {seconds} s ago"));

@@ -150,6 +150,8 @@ pub struct Commit<'a> {
     pub body: &'a (dyn Fn(Stamp) -> Bytes + Send + Sync),
     /// The put that makes it (rule 5).
     pub upload: UploadId,
+    /// Why it is sent to the assigned nodes; others stand in for them.
+    pub purpose: Purpose,
     /// Nodes that already failed this put.
     pub excluded: BTreeSet<NodeIndex>,
     /// If the key may only be made: the claim on it (rule 15).
@@ -288,13 +290,13 @@ impl Commit<'_> {
         let mut tasks: JoinSet<(NodeIndex, Answer)> = JoinSet::new();
         for target in chosen.nodes.iter().copied().filter(|target| !known.contains(target)) {
             let (sender, record, own, create) = (Arc::clone(node), record.clone(), own.to_vec(), self.claim.is_some());
-            let purpose = if assigned.contains(&target) { Purpose::Client } else { Purpose::Hint };
+            let purpose = if assigned.contains(&target) { self.purpose } else { Purpose::Hint };
             tasks.spawn(async move {
                 let attempt = Attempt { own: &own, create };
                 let copied = attempt_at(&sender, target, std::slice::from_ref(&record), purpose, LaneKind::Small, attempt).await;
                 let copied = copied.map(|mut copied| copied.pop());
                 if matches!(&copied, Ok(Some(copied)) if copied.durable) {
-                    sender.ledger.acknowledged(target, purpose == Purpose::Client, [record.key()]);
+                    sender.ledger.acknowledged(target, purpose != Purpose::Hint, [record.key()]);
                 }
                 (target, Answer::Copied(copied))
             });

@@ -70,7 +70,7 @@ pub enum ObjectError {
     /// Exit 15.
     #[error("this access key may not {0}")]
     Forbidden(&'static str),
-    /// Exit 1: a name that is taken. Repeating it does not help.
+    /// Exit 2: a name that is taken. Repeating it does not help.
     #[error("{0}")]
     Exists(String),
     /// Exit 1: several buckets have this name, so that it means none of them (rule 23).
@@ -121,14 +121,14 @@ impl ObjectError {
     pub const fn exit(&self) -> u8 {
         match self {
             Self::NoSuchBucket(_) | Self::NoSuchObject { .. } | Self::NoSuchKey(_) => 10,
-            Self::Key(_) | Self::BucketName(_) | Self::Invalid(_) => 2,
+            Self::Key(_) | Self::BucketName(_) | Self::Invalid(_) | Self::Exists(_) => 2,
             Self::Mismatch(_) | Self::Integrity(_) => 4,
             Self::NotFar { .. } | Self::Infeasible { .. } => 5,
             Self::Unavailable { .. } => 14,
             Self::Busy(_) => 11,
             Self::NoSpace(_) => 13,
             Self::Denied(_) | Self::Forbidden(_) => 15,
-            Self::Exists(_) | Self::Contested { .. } | Self::NotEmpty { .. } | Self::Internal(_) => 1,
+            Self::Contested { .. } | Self::NotEmpty { .. } | Self::Internal(_) => 1,
         }
     }
 
@@ -197,7 +197,7 @@ mod tests {
             (ObjectError::NoSpace(text()), 13, "add a disk"),
             (ObjectError::Denied(text()), 15, "another key"),
             (ObjectError::Forbidden("x"), 15, "right"),
-            (ObjectError::Exists(text()), 1, "another name"),
+            (ObjectError::Exists(text()), 2, "another name"),
             (ObjectError::Contested { name: text(), ids: vec!["@00".into(), "@01".into()] }, 1, "afar bucket rename @01"),
             (ObjectError::NotEmpty { bucket: "docs".into(), why: "x" }, 1, "afar rm -r docs"),
             (ObjectError::Internal(text()), 1, "log"),

@@ -103,6 +103,8 @@ pub struct Put {
     append_only: bool,
     /// Then, in the end: its claim on the key.
     claim: Option<Claim>,
+    /// Why its version is sent.
+    purpose: Purpose,
     /// Who said that it has no room.
     full: Option<String>,
     bucket: Arc<Bucket>,
@@ -198,6 +200,7 @@ impl Put {
             node: Arc::clone(node),
             append_only: !may_overwrite,
             claim: None,
+            purpose: Purpose::Client,
             full: None,
             bucket,
             intent,
@@ -526,7 +529,8 @@ impl Put {
         let key = self.intent.key.clone();
         let body = move |stamp| Version { stamp, ..description.clone() }.encode(&[]);
         let claim = self.claim.take();
-        let commit = Commit { bucket: &bucket, key: &key, body: &body, upload: self.intent.upload, excluded, claim: claim.as_ref() };
+        let (upload, purpose) = (self.intent.upload, self.purpose);
+        let commit = Commit { bucket: &bucket, key: &key, body: &body, upload, purpose, excluded, claim: claim.as_ref() };
         let stored = async {
             let mut groups = Vec::new();
             for manifest in manifests.iter().flatten() {
@@ -592,6 +596,11 @@ impl Put {
         }
     }
 
+    /// It brings back what its holders have: on a full disk, too.
+    pub const fn undo(&mut self) {
+        self.purpose = Purpose::Undo;
+    }
+
     async fn commit_version(&self, object: ObjectId, data: Data, inline: &[u8]) -> Result<Committed, ObjectError> {
         let description = self.description(object, data);
         let body = move |stamp| Version { stamp, ..description.clone() }.encode(inline);
@@ -600,6 +609,7 @@ impl Put {
             key: &self.intent.key,
             body: &body,
             upload: self.intent.upload,
+            purpose: self.purpose,
             excluded: self.failed.clone(),
             claim: self.claim.as_ref(),
         };

@@ -9,7 +9,7 @@ use super::{
     read::{self, Wanted},
     versions::{self, Listed},
 };
-use crate::{cluster::keyring::Caller, limits, node::Node};
+use crate::{cluster::keyring::Caller, limits, node::Node, replication::send::Purpose};
 use afar_model::{
     hlc::Stamp,
     id::{ObjectId, UploadId},
@@ -51,7 +51,8 @@ pub async fn remove(node: &Arc<Node>, caller: &Caller, bucket: &str, key: &str, 
         metadata: BTreeMap::new(),
     };
     let body = move |stamp| Version { stamp, ..marker.clone() }.encode(&[]);
-    let committed = Commit { bucket: &bucket, key, body: &body, upload, excluded: BTreeSet::new(), claim: None }.run(node).await?;
+    let commit = Commit { bucket: &bucket, key, body: &body, upload, purpose: Purpose::Undo, excluded: BTreeSet::new(), claim: None };
+    let committed = commit.run(node).await?;
     if let Some(entry) = committed.existing {
         return stands(node, &bucket, key, Listed { entry, holders: committed.nodes }).await;
     }
@@ -90,9 +91,14 @@ pub async fn copy(
 ) -> Result<Receipt, ObjectError> {
     let found = read::find(node, caller, &from.0, from.1).await?;
     let metadata = metadata.unwrap_or_else(|| found.decoded.version.metadata.clone());
+    // Its content is at its holders, and needs no room there.
+    let brings_back = from.0 == to.0 && found.decoded.version.key == to.1;
     let intent = Intent { bucket: to.0, key: to.1, upload, metadata, size: Some(found.size), retry: true };
     let base = read::admit(node, CHUNK_BYTES, limits::ADMISSION_WAIT).await?;
     let mut put = Put::begin(node, caller, intent, base).await?;
+    if brings_back {
+        put.undo();
+    }
     // What is read is at once put, under the put's own permit.
     let mut bites = Box::pin(read::bytes(node, &found, 0, None, None)?);
     let (object, size) = (ObjectId::from_bytes(*found.object.as_bytes()), found.size);

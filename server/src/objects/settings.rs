@@ -60,6 +60,9 @@ pub async fn create_bucket(node: &Arc<Node>, caller: &Caller, name: &str, policy
 /// them with a site is another matter: that is what status is for.
 async fn refuse_unmet(node: &Arc<Node>, policy: &Policy) -> Result<(), ObjectError> {
     let (policy, layout, refuted) = (policy.clone(), node.layout(), node.peers.refuted());
+    if let Some(what) = plan::misnamed(&policy, &layout) {
+        return Err(ObjectError::Invalid(what));
+    }
     // To look for what would help takes a while.
     let look = move || {
         let geography = Geography { layout: &layout, refuted: &refuted };

@@ -21,6 +21,8 @@ pub enum Purpose {
     Client,
     /// A client's new data, on a node that stands in.
     Hint,
+    /// A few bytes that remove something, or bring it back: no full disk refuses them before it refuses repair.
+    Undo,
     /// Restoring copies.
     Repair,
 }
@@ -31,6 +33,7 @@ impl Purpose {
         match self {
             Self::Client => "client",
             Self::Hint => "hint",
+            Self::Undo => "undo",
             Self::Repair => "repair",
         }
     }
@@ -40,6 +43,7 @@ impl Purpose {
         match name {
             "repair" => Self::Repair,
             "hint" => Self::Hint,
+            "undo" => Self::Undo,
             _ => Self::Client,
         }
     }
@@ -48,7 +52,7 @@ impl Purpose {
     pub const fn class(self) -> AppendClass {
         match self {
             Self::Client => AppendClass::Client,
-            Self::Hint | Self::Repair => AppendClass::Repair,
+            Self::Hint | Self::Undo | Self::Repair => AppendClass::Repair,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Looking into segments without index, cluster or configuration: what is in this directory, is it whole, give me that
-//! record. For `afard inspect`, for a disk that was pulled out of a burnt rack, and for a segment file that somebody
+//! Looking into segments without index, cluster or configuration: what is in this directory, is it whole. For
+//! `afard inspect`, for a disk that was pulled out of a burnt rack, and for a segment file that somebody
 //! copied. It opens everything read-only, belongs to no node, and believes nothing but checksums and hashes.
 use crate::{
     disk::Disk,
@@ -9,11 +9,10 @@ use crate::{
     segment,
 };
 use afar_model::{
-    id::{BucketId, DirectoryId, Incarnation, RecordId},
+    id::{DirectoryId, Incarnation},
     record::{RecordKey, RecordKind},
     units::UnixMillis,
 };
-use bytes::Bytes;
 use std::{
     collections::BTreeMap,
     io,
@@ -119,23 +118,7 @@ pub fn verify(disk: &dyn Disk, path: &Path) -> Result<Vec<SegmentReport>, Inspec
     walk(disk, path, |_, _| {})
 }
 
-/// The body of a record, verified, wherever it is; `bucket` narrows the search. Tombstones are ignored: this is for saving
-/// what can be saved.
-///
-/// # Errors
-/// If nothing there can be read.
-pub fn extract(disk: &dyn Disk, path: &Path, id: &RecordId, bucket: Option<&BucketId>) -> Result<Option<Bytes>, InspectError> {
-    let mut found = None;
-    walk(disk, path, |listed, body| {
-        let wanted = listed.key.id == *id && bucket.is_none_or(|bucket| *bucket == listed.key.bucket) && found.is_none();
-        if wanted {
-            found = Some(Bytes::copy_from_slice(body));
-        }
-    })?;
-    Ok(found)
-}
-
-fn failed(path: &Path, error: impl ToString) -> InspectError {
+pub(crate) fn failed(path: &Path, error: impl ToString) -> InspectError {
     InspectError { path: path.to_owned(), why: error.to_string() }
 }
 
@@ -166,7 +149,7 @@ fn unreadable(path: PathBuf, why: &str) -> SegmentReport {
     }
 }
 
-fn segment_files(disk: &dyn Disk, path: &Path) -> Result<Vec<PathBuf>, InspectError> {
+pub(crate) fn segment_files(disk: &dyn Disk, path: &Path) -> Result<Vec<PathBuf>, InspectError> {
     let below = path.join("segments");
     let (directory, names) = match disk.list(&below) {
         Ok(names) => (below, names),

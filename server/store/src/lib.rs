@@ -67,6 +67,8 @@ pub use store::Store;
 
 pub mod inspect;
 
+pub mod salvage;
+
 pub mod disk;
 
 #[cfg(any(test, feature = "sim"))]

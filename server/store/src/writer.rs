@@ -330,10 +330,16 @@ impl Writer {
     }
 
     fn plan_append(&mut self, append: Append, batch: &mut Batch) {
-        let bytes: u64 = append.records.iter().map(|(_, record)| format::total(record.body().len() as u32)).sum();
+        let length = |record: &Record| format::total(record.body().len() as u32);
+        let bytes: u64 = append.records.iter().map(|(_, record)| length(record)).sum();
         if let Err(error) = self.admit(append.class, bytes) {
-            append.reply.failed(error);
-            return;
+            // What is here already, and not known to be bad, needs no room.
+            let new = append.records.iter().filter(|(_, record)| self.existing(&record.key(), batch).is_none());
+            let bytes = new.map(|(_, record)| length(record)).sum();
+            if bytes > 0 && self.admit(append.class, bytes).is_err() {
+                append.reply.failed(error);
+                return;
+            }
         }
         let mut found: Vec<Option<Place>> = Vec::with_capacity(append.records.len());
         let mut doubtful = false;

@@ -75,7 +75,7 @@ fn rule_21_a_member_that_was_away_keeps_transitions_open_and_catches_up() {
     // Nothing is closed without Madrid, so nothing that it may have acknowledged by the old layout is overlooked.
     let open = |name: &str| wire::runtime().block_on(wire::layouts_at(&cluster, name)).map(|(_, open)| open).unwrap_or(0);
     stays("the transitions are open", STAYS, || if open("strasbourg") == 3 { Ok(()) } else { Err(open("strasbourg")) });
-    let many = operator.try_change(&["node", "set", "warsaw", "--capacity", "4GiB"]).expect(1);
+    let many = operator.try_change(&["node", "set", "warsaw", "--capacity", "4GiB"]).expect(11);
     assert!(many.text().contains("3 layouts are in transition"), "{many}");
     for object in &objects {
         object.must_be_at(&cluster.afar_at(&["warsaw"]));

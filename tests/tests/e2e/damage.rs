@@ -55,6 +55,34 @@ fn a_flipped_bit_is_never_served_and_is_repaired() {
     });
 }
 
+#[test]
+fn one_disk_is_enough_for_what_it_holds() {
+    let mut cluster = Cluster::two();
+    cluster.bucket("last", &[]);
+    let (afar, mut chance) = (cluster.afar(), data::chance(data::seed()));
+    let sizes = [("host/small", 300), ("host/one", MIB), ("host/large", 5 * MIB + 17)];
+    let known = sizes.map(|(key, size)| Known::put(&afar, &mut chance, &format!("last/{key}"), size));
+    cluster.node_mut("strasbourg").burn();
+    cluster.node_mut("warsaw").kill();
+    // Of that machine nothing is left but its segments.
+    let segments = cluster.node("warsaw").data().join("segments");
+    let inspect = |more: &[&str]| {
+        std::process::Command::new(afar_tests::programs::afard()).arg("inspect").arg(&segments).args(more).output().unwrap()
+    };
+    let listed = inspect(&["--list", "--verify"]);
+    let told = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.status.success() && told.lines().count() == 3 && told.matches("current   whole").count() == 3, "{told}");
+    for object in &known {
+        for wanted in [object.at.clone(), afar_model::id::ObjectId::of(&object.content).to_string()] {
+            let got = inspect(&["--extract", &wanted, "-o", "-"]);
+            assert!(got.status.success() && got.stdout == object.content, "{wanted}: {}", String::from_utf8_lossy(&got.stderr));
+        }
+    }
+    let folder = cluster.scratch().join("saved");
+    assert!(inspect(&["--extract", "last", "-r", "-o", &folder.display().to_string()]).status.success());
+    assert_eq!(fs::read(folder.join("host/large")).unwrap(), known[2].content);
+}
+
 /// Turns a bit of both copies of a chunk over while nobody runs: else the one would be repaired from the other.
 fn damage_both(cluster: &mut Cluster, chunk: &[u8]) {
     let sites = ["strasbourg", "warsaw"];

@@ -60,6 +60,21 @@ fn rule_20_a_full_disk_refuses_cleanly_and_still_reads_and_removes() {
             known.must_be_at(&cluster.afar_at(&[name]));
         }
     }
+    // Refused puts of all sizes take what clients may take, to the last byte.
+    for length in [MIB, 256 << 10, 64 << 10, 16 << 10, 4 << 10, 1 << 10, 0] {
+        for _ in 0..64 {
+            let ran = try_put_bytes(&afar, &data::bytes(&mut chance, length), "full/more");
+            if ran.code != 0 {
+                break;
+            }
+        }
+    }
+    // What removes something, and what brings it back, is not new data.
+    afar.ok(&["rm", "full/1"]);
+    let versions = afar.ok(&["ls", "--versions", "--json", "full/1"]);
+    let version = versions.json_lines().into_iter().find(|line| line["type"] == "object").expect("its version");
+    afar.ok(&["cp", "--version", version["version"].as_str().unwrap(), "full/1", "full/1"]);
+    acknowledged[1].must_be_at(&cluster.afar_at(&["warsaw"]));
     afar.ok(&["rm", "full/0"]);
     afar.run(&["cat", "full/0"]).expect(10);
     afar.ok(&["ls", "-r", "full"]);

@@ -148,7 +148,7 @@ fn a_site_can_be_added_after_a_loss_that_left_no_two_far_apart_however_many_chan
     for capacity in ["2GiB", "3GiB"] {
         operator.change(&["node", "set", "roubaix", "--capacity", capacity]);
     }
-    let refused = operator.try_change(&["node", "set", "roubaix", "--capacity", "4GiB"]).expect(1);
+    let refused = operator.try_change(&["node", "set", "roubaix", "--capacity", "4GiB"]).expect(11);
     assert!(refused.text().contains("in transition already"), "{refused}");
     operator.change(&["site", "lost", "warsaw"]);
     operator.add(&mut cluster, "madrid", &MADRID);

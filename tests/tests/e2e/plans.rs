@@ -53,7 +53,7 @@ fn a_plan_says_how_many_bytes_move_and_for_how_long_and_what_is_unknown_is_not_z
     assert_eq!((&slowest["bytes_per_second"], &slowest["configured"]), (&(1 << 20).into(), &true.into()), "{plan}");
     assert_eq!(moving["seconds"].as_u64(), Some(slowest["bytes"].as_u64().unwrap().div_ceil(1 << 20)), "{plan}");
     let said = words(&cluster, &operator, &drain);
-    for part in ["strasbourg -> ", "MiB, ", "at 1.0 MiB/s (its configuration's pace)", "is full first", "in all about "] {
+    for part in ["strasbourg -> ", "MiB, ", "at 1.0 MiB/s (its `rebalance.rate`)", "is full first", "in all about "] {
         assert!(said.contains(part), "{part:?} in\n{said}");
     }
     // Without Strasbourg, two are left, and the loss of either stops writes.

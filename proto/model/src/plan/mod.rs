@@ -23,7 +23,7 @@ mod report;
 mod suggest;
 
 pub use report::{Move, Survivor, Usable, moves, short_of, survivors, usable_capacity};
-pub use suggest::{Change, Constraint, Suggestion, Unmet, conflict, sentence, suggest, unmet};
+pub use suggest::{Change, Constraint, Suggestion, Unmet, conflict, misnamed, sentence, suggest, unmet};
 
 use crate::{
     assignment::Assignment,

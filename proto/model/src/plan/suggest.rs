@@ -187,6 +187,23 @@ pub fn unmet(policy: &Policy, geography: &Geography<'_>) -> Option<Unmet> {
     }
 }
 
+/// What a policy names that the layout does not have: a mistake in writing, rather than something that cannot be kept.
+pub fn misnamed(policy: &Policy, layout: &Layout) -> Option<String> {
+    let list = |names: BTreeSet<&str>| names.into_iter().collect::<Vec<_>>().join(", ");
+    let sites = || layout.sites().iter().filter(|site| site.duty < Duty::Removed);
+    match &policy.home {
+        Some(home) if !sites().any(|site| site.name == *home) => {
+            return Some(format!("home {home:?} is no site: the sites are {}", list(sites().map(|site| site.name.as_str()).collect())));
+        }
+        _ => {}
+    }
+    let here = sites().any(|site| countries::allows(&policy.countries, &site.country));
+    (!here).then(|| {
+        let present = list(sites().map(|site| site.country.as_str()).collect());
+        format!("no site is in {}: the sites are in {present}", policy.countries.join(", "))
+    })
+}
+
 /// The smallest of what [`suggest`] finds, in one sentence; empty if nothing of this kind helps.
 pub fn sentence(found: &[Suggestion]) -> String {
     found.iter().take(ADVISED).map(ToString::to_string).collect::<Vec<_>>().join("; or ")

@@ -4,7 +4,7 @@ use crate::{
     cluster::{
         connect::{ConnectError, jitter},
         layouts::awaited,
-        memory::{self, Accepted, Alone, Claim, LogEnd, Refusal},
+        memory::{self, Accepted, Alone, Circumstances, Claim, LogEnd, Refusal},
         pulse::Miss,
     },
     limits,
@@ -211,7 +211,16 @@ impl Peers {
             }
             let now = self.clock.monotonic();
             let before = record.remembered.last().map(|claim| claim.incarnation);
-            let accepted = checked.and_then(|claim| Ok(record.remembered.hear(claim, said.catching_up, now)?));
+            let silent = now.saturating_sub(record.spoke);
+            let circumstances = Circumstances { behind: said.catching_up, asked: measured.is_some(), silent };
+            let accepted = checked.and_then(|claim| {
+                let run = (claim.incarnation, claim.boot);
+                let accepted = record.remembered.hear(claim, circumstances, now);
+                if record.remembered.last().is_some_and(|last| (last.incarnation, last.boot) == run) {
+                    record.spoke = now;
+                }
+                Ok(accepted?)
+            });
             match &accepted {
                 Ok(accepted) => {
                     record.refuses_us &= measured.is_none();
@@ -225,6 +234,7 @@ impl Peers {
                     record.incarnation_changes += u64::from(*accepted == Accepted::NewIncarnation);
                     record.said = Some(said);
                 }
+                Err(HelloRefused::Refused(Refusal::Outlived)) if measured.is_none() => record.outlived = Some(now),
                 Err(refused) => record.unfit = Some(refused.to_string()),
             }
             accepted

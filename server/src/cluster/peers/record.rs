@@ -5,6 +5,7 @@ use crate::cluster::{
     memory::{Doubt, LogEnd, Remembered},
     pulse::Pulse,
 };
+use crate::limits;
 use afar_model::{
     id::{BootId, DirectoryId, Incarnation},
     layout::{Duty, NodeIndex},
@@ -86,6 +87,8 @@ pub struct PeerView {
     pub used_bytes: u64,
     /// Why it is not usable, in words; empty if it is.
     pub trouble: String,
+    /// Disks that it has replaced are running as well.
+    pub is_shadowed: bool,
 }
 
 /// Disks that are not heard now, and what they may hold that nobody else has.
@@ -115,6 +118,10 @@ pub(super) struct Record {
     pub(super) remembered: Remembered,
     pub(super) said: Option<v1::NodeState>,
     pub(super) heard: Option<Duration>,
+    /// When the disks that are believed last spoke, be it that they were refused.
+    pub(super) spoke: Duration,
+    /// When disks that these have replaced last spoke.
+    pub(super) outlived: Option<Duration>,
     /// When it last answered a heartbeat of ours.
     pub(super) answered: Option<Duration>,
     pub(super) clock_offset_ms: i64,
@@ -247,6 +254,7 @@ impl Record {
             capacity_bytes: count(|said| said.capacity_bytes),
             used_bytes: count(|said| said.used_bytes),
             trouble,
+            is_shadowed: self.outlived.is_some_and(|at| now.saturating_sub(at) < limits::TWO_INSTANCES),
         }
     }
 }

@@ -238,7 +238,7 @@ async fn rule_19_a_replacement_is_noticed_and_a_second_instance_refused() {
     // The run that was replaced comes back from the dead.
     let ghost = world.start(1, 2, 2, 0).await;
     let view = one.sees(1, |view| view.state == PeerState::Refused).await;
-    assert!(view.trouble.contains("two live instances") && !view.usable, "{view:?}");
+    assert!(view.trouble.contains("these were replaced") && !view.usable, "{view:?}");
     let memory = {
         let state = one.state.path().to_owned();
         one.lifecycle.stop(BOUND).await.unwrap();

@@ -76,13 +76,14 @@ impl Layouts for LayoutsService {
             }
             bytes.extend_from_slice(&part.data);
         }
-        let problems = exchange::take(&self.node, bytes, check_only).await;
+        let objections = exchange::take(&self.node, bytes, check_only).await;
         let layout = self.node.layouts.current();
         Ok(Response::new(v1::OfferReply {
             node: self.node.config.node.clone(),
             current: convert::bytes(layout.hash()),
             version: layout.version(),
-            problems,
+            passes: objections.pass(),
+            problems: objections.problems,
         }))
     }
 }

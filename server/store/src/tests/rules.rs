@@ -4,6 +4,7 @@ use crate::{
     AppendError, CommitError, DirectoryState, IdRange, OpenError, ReadError, Removal, StampsSeen, SyncCounts, SyncFailed,
     format::{self, RECORD_HEADER},
     inspect, limits,
+    salvage::{Missing, Salvage},
     sim::Faults,
 };
 use std::path::Path;
@@ -579,8 +580,8 @@ fn rule_19_a_segment_of_another_node_is_never_served() {
     assert_here(&store, &chunk(1, 900));
     commit(&store, vec![chunk(2, 900)]);
     let disk = ours.disk.boot();
-    let offered = inspect::extract(&*disk, Path::new("/disk0"), &stranger.id(), None).unwrap();
-    assert_eq!(offered.as_ref(), Some(stranger.body()), "but the inspector can read it");
+    let salvage = Salvage::open(&*disk, &["/disk0".into()]).unwrap();
+    assert_eq!(salvage.get(&stranger.key()).as_ref(), Ok(stranger.body()), "but the inspector can read it");
 }
 
 #[test]
@@ -958,13 +959,17 @@ fn the_inspector_lists_verifies_and_extracts_without_anything_else() {
     assert_eq!(reports[0].footer_agrees, Some(true));
     assert!(listed.iter().any(|one| one.object_key.as_deref() == Some("some/key")));
     assert!(listed.iter().any(|one| one.removes == [records[0].key()]));
-    assert_eq!(inspect::extract(&*disk, Path::new("/disk0/segments"), &v.id(), Some(&bucket())).unwrap().as_ref(), Some(v.body()));
+    let salvage = Salvage::open(&*disk, &["/disk0/segments".into()]).unwrap();
+    assert_eq!(salvage.get(&v.key()).as_ref(), Ok(v.body()));
+    assert!(salvage.is_removed(&records[0].key()) && salvage.get(&records[0].key()).is_ok(), "told, and not obeyed");
+    assert!(!salvage.is_removed(&v.key()) && salvage.versions().len() == 1 && salvage.versions()[0].info.key == "some/key");
+    assert_eq!(salvage.get(&Record::new(RecordKind::Chunk, bucket(), "no".into()).key()), Err(Missing::Absent));
     assert_eq!(inspect::identity(&*disk, Path::new("/disk0")).unwrap().0, "node1");
     // A file on its own, its header destroyed.
     let (path, mut content) = machine.disk.files("0000000000000001.afar").pop().unwrap();
     content[..128].fill(0);
     machine.disk.tamper(Path::new("/elsewhere.afar"), content);
-    assert!(inspect::extract(&*disk, Path::new("/elsewhere.afar"), &v.id(), None).unwrap().is_some());
+    assert!(Salvage::open(&*disk, &["/elsewhere.afar".into()]).unwrap().get(&v.key()).is_ok());
     let report = &inspect::verify(&*disk, Path::new("/elsewhere.afar")).unwrap()[0];
     assert!(!report.is_whole() && report.records["version"] == 1);
     assert!(path.exists() || inspect::verify(&*disk, Path::new("/nowhere")).is_err());
