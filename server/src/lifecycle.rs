@@ -55,7 +55,7 @@ impl Lifecycle {
                 tracing::error!(task = name, "a task panicked: this is a bug, please report it");
             }
         };
-        self.tasks.spawn(guarded.instrument(tracing::info_span!("task", name)))
+        self.tasks.spawn(guarded.instrument(tracing::info_span!(parent: None, "task", name)))
     }
 
     /// Runs work to its end, even if whoever waits for it here stops waiting: a request is dropped halfway when its caller hangs

@@ -294,7 +294,7 @@ fn json_is_one_document_or_lines_that_end_with_a_summary() {
     assert_eq!(afar.ok(&["rm", "--json", "-f", "shapes/a"]).json()["removed"], false);
     stream(&["rm", "--json", "-f", "shapes/a", "shapes/b"], "removed", 2);
     for (arguments, code) in
-        [(&["rm", "--json", "shapes/a"][..], 10), (&["bucket", "create", "--json", "shapes"], 1), (&["ls", "--json", "none"], 10)]
+        [(&["rm", "--json", "shapes/a"][..], 10), (&["bucket", "create", "--json", "shapes"], 2), (&["ls", "--json", "none"], 10)]
     {
         let ran = afar.run(arguments).expect(code);
         let last: serde_json::Value = serde_json::from_str(ran.stderr.lines().last().unwrap()).unwrap();
