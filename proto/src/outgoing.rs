@@ -69,7 +69,7 @@ impl Outgoing for StoreRequest {
         };
         let rest = rest.encode_to_vec();
         let record_len = record.len() + field_len(3, body.len());
-        let mut head = Self { sequence: self.sequence, work: None }.encode_to_vec();
+        let mut head = Self { sequence: self.sequence, work: None, incarnation: self.incarnation.clone() }.encode_to_vec();
         begin(&mut head, 2, rest.len() + field_len(1, record_len));
         head.put_slice(&rest);
         begin(&mut head, 1, record_len);
@@ -205,14 +205,19 @@ mod tests {
                 records.supersedes = vec![vec![1; 32].into(), vec![2; 32].into()];
                 records.open_versions = vec![1, 2, 3];
                 records.create = !sync;
-                let message = StoreRequest { sequence: 1 << 33, work: Some(Work::Records(records.clone())) };
+                let message = StoreRequest {
+                    sequence: 1 << 33,
+                    work: Some(Work::Records(records.clone())),
+                    incarnation: Bytes::from_static(&[9; 16]),
+                };
                 assert_eq!(through(message.clone()), (message, if length < UNCOPIED_MIN { 1 } else { 2 }));
                 records.records.push(record(1 << 20));
-                let message = StoreRequest { sequence: 5, work: Some(Work::Records(records)) };
+                let message = StoreRequest { sequence: 5, work: Some(Work::Records(records)), incarnation: Bytes::new() };
                 assert_eq!(through(message.clone()), (message, 1));
             }
         }
-        let message = StoreRequest { sequence: 5, work: Some(Work::Sync(SyncWritten { sequences: vec![1, 2] })) };
+        let message =
+            StoreRequest { sequence: 5, work: Some(Work::Sync(SyncWritten { sequences: vec![1, 2] })), incarnation: Bytes::new() };
         assert_eq!(through(message.clone()), (message, 1));
     }
 
@@ -222,7 +227,7 @@ mod tests {
         let record = |n: u8| Record { kind: 1, bucket: Bytes::new(), body: vec![n; UNCOPIED_MIN].into() };
         let message = |n: u8| {
             let records = StoreRecords { records: vec![record(n)], ..StoreRecords::default() };
-            StoreRequest { sequence: n.into(), work: Some(Work::Records(records)) }
+            StoreRequest { sequence: n.into(), work: Some(Work::Records(records)), incarnation: Bytes::new() }
         };
         let (expected, messages): (Vec<_>, Vec<_>) = (1..4).map(|n| (parts(message(n)), message(n))).unzip();
         let mut body = Sending { messages: tonic::codegen::tokio_stream::iter(messages), rest: Bytes::new() };

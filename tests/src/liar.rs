@@ -37,6 +37,8 @@ pub enum Conduct {
     RefuseSyncs,
     /// Stores versions, and says that it did not.
     DenyVersions,
+    /// Answers as disks that nobody has met under its name.
+    OtherDisks,
     /// Keeps back its answers to requests of these kinds until one of each kind has arrived: whoever waits for the answer to
     /// one before it sends the next waits for ever.
     Together(u8),
@@ -229,6 +231,7 @@ async fn treated(mut reply: StoreReply, lanes: &Lanes, sent: &Mutex<HashMap<u64,
         Conduct::DenyVersions if kinds & VERSION != 0 => {
             reply.failure = Some(StoreFailure { reason: "read_only".into(), detail: "the version was not stored".into() });
         }
+        Conduct::OtherDisks => reply.incarnation = Bytes::from_static(&[7; 16]),
         Conduct::Together(all) if kinds & all != 0 => {
             // Ends with an error only when the test does.
             let _ = lanes.seen.subscribe().wait_for(|seen| seen & all == all).await;

@@ -66,7 +66,7 @@ pub async fn store_alone(peer: &mut PeerClient<Channel>, records: &[Record]) {
         layout_version: 1,
         ..v1::StoreRecords::default()
     };
-    let request = v1::StoreRequest { sequence: 1, work: Some(Work::Records(work)) };
+    let request = v1::StoreRequest { sequence: 1, work: Some(Work::Records(work)), ..v1::StoreRequest::default() };
     let mut replies = peer.store(futures_util::stream::iter([request])).await.expect("a lane").into_inner();
     let reply = replies.message().await.expect("an answer").expect("an answer");
     assert!(reply.failure.is_none(), "refused: {reply:?}");

@@ -376,6 +376,11 @@ impl Peers {
         record.catching_up && (known() || new_disks && self.is_replacement())
     }
 
+    /// This node's own disks, as on the wire.
+    pub fn own_incarnation(&self) -> bytes::Bytes {
+        afar_proto::convert::bytes(self.own.incarnation.as_bytes())
+    }
+
     /// The same of this node's own disks.
     pub fn is_replacement(&self) -> bool {
         self.replaced.is_behind(&self.own.incarnation)

@@ -249,6 +249,9 @@ impl LaneTask {
             tokio::select! {
                 () = stop.cancelled() => break closed(),
                 reply = replies.message() => match reply {
+                    Ok(Some(reply)) if !self.peers.is_from(self.node, &reply.incarnation) => {
+                        break LaneError::Unreachable("other disks have taken the place of those that answered".into());
+                    }
                     Ok(Some(reply)) => {
                         // Before anybody is told that it is durable: see `Remembered::reached`.
                         self.peers.reached(self.node, &reply.positions);
@@ -321,7 +324,7 @@ impl LaneTask {
             }
         }
         *sequence += 1;
-        Some((v1::StoreRequest { sequence: *sequence, work: Some(work) }, waiters))
+        Some((v1::StoreRequest { sequence: *sequence, work: Some(work), incarnation: self.peers.own_incarnation() }, waiters))
     }
 }
 

@@ -142,9 +142,17 @@ impl Session {
             Some(Work::Records(records)) => records.sync,
             other => matches!(other, Some(Work::Sync(_))),
         };
+        // Before, so that nothing is taken; and after, for who is told OK must have been the one of that name until then: whoever
+        // takes its place learns of everything that is here when it is met, and of nothing that comes later.
+        let from_them = || match self.node.peers.is_from(self.from, &request.incarnation) {
+            true => Ok(()),
+            false => Err(Failure::new("superseded", "other disks have taken the place of the sender's")),
+        };
         let result = match request.work {
+            Some(Work::Records(_) | Work::Sync(_)) if from_them().is_err() => from_them().map(|()| Vec::new()),
             Some(Work::Records(records)) => self.store(sequence, records).await,
             Some(Work::Sync(sync)) => self.sync(&sync.sequences).await.map(|()| Vec::new()),
+            Some(Work::Settle(_) | Work::Abandon(_)) if from_them().is_err() => return None,
             Some(Work::Settle(settle)) => {
                 self.settle(settle);
                 return None;
@@ -155,15 +163,16 @@ impl Session {
             }
             None => Err(Failure::new("corrupt", "the request is empty, or made by a later program")),
         };
-        Some(match result {
+        let incarnation = self.node.peers.own_incarnation();
+        Some(match result.and_then(|records| from_them().map(|()| records)) {
             Ok(records) => {
                 let positions = if synced { self.node.positions() } else { Vec::new() };
-                v1::StoreReply { sequence, records, failure: None, positions }
+                v1::StoreReply { sequence, records, failure: None, positions, incarnation }
             }
             Err(Failure { reason, detail }) => {
                 tracing::warn!(from = self.node.layout().node_name(self.from), reason, detail, "refused records");
                 let failure = Some(v1::StoreFailure { reason: reason.into(), detail });
-                v1::StoreReply { sequence, failure, ..v1::StoreReply::default() }
+                v1::StoreReply { sequence, failure, incarnation, ..v1::StoreReply::default() }
             }
         })
     }

@@ -101,7 +101,7 @@ impl Maker {
         let (records, class) = (vec![(&record).into()], "client".to_owned());
         let records = StoreRecords { records, sync: true, class, layout_version: 1, create: true, ..StoreRecords::default() };
         self.sequence += 1;
-        let request = StoreRequest { sequence: self.sequence, work: Some(Work::Records(records)) };
+        let request = StoreRequest { sequence: self.sequence, work: Some(Work::Records(records)), ..StoreRequest::default() };
         let mut replies = self.peer.store(futures_util::stream::iter([request])).await.unwrap().into_inner();
         replies.message().await.unwrap().unwrap().records.remove(0)
     }

@@ -26,7 +26,7 @@ fn start() -> (Cluster, Operator) {
 async fn sent_by(cluster: &Cluster, layouts: StoreRecords) -> Option<StoreFailure> {
     let record = Record::new(RecordKind::Chunk, BucketId::SYSTEM, vec![7; 100].into());
     let work = StoreRecords { records: vec![(&record).into()], sync: true, class: "client".into(), ..layouts };
-    let request = StoreRequest { sequence: 1, work: Some(Work::Records(work)) };
+    let request = StoreRequest { sequence: 1, work: Some(Work::Records(work)), ..StoreRequest::default() };
     let mut peer = PeerClient::new(wire::connect(cluster, "warsaw", Some("madrid")).await.unwrap());
     let mut replies = peer.store(futures_util::stream::iter([request])).await.unwrap().into_inner();
     replies.message().await.unwrap().unwrap().failure

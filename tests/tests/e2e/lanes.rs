@@ -1,6 +1,11 @@
 //! What goes over the wire between two sites for one put, and what its acknowledgement waits for. A peer between the two
 //! keeps answers back, so that nothing is measured and nothing is guessed from time.
 use crate::common::{Known, try_put_bytes};
+use afar_model::{
+    id::BucketId,
+    record::{Record, RecordKind},
+};
+use afar_proto::v1::{StoreRecords, StoreRequest, store_request::Work};
 use afar_tests::{
     cluster::{Cluster, Setup, TWO},
     data,
@@ -9,6 +14,7 @@ use afar_tests::{
     wait::until,
     wire,
 };
+use bytes::Bytes;
 use tonic::Code;
 
 const MIB: usize = 1 << 20;
@@ -60,6 +66,34 @@ fn chunks_whose_sync_fails_far_away_acknowledge_nothing() {
     let (code, seen) = put_while(Conduct::RefuseSyncs, 5 * MIB);
     assert!([1, 5, 13, 14].contains(&code), "acknowledged without the far sync: exit {code}");
     assert_ne!(seen & SYNC, 0, "a sync was asked for");
+}
+
+#[test]
+fn rule_19_nothing_counts_that_is_sent_or_answered_by_other_disks_than_those_met_last() {
+    let (cluster, between) = with_one_between();
+    between.behave(Conduct::OtherDisks);
+    let messages = wire::whole("lanes", "a", [7; 16], b"content");
+    wire::runtime().block_on(wire::put(&cluster, "strasbourg", messages)).expect_err("a stranger says that it has it");
+    assert_ne!(between.seen() & VERSION, 0, "the version was sent");
+    between.behave(Conduct::Honest);
+    let chunk = Record::new(RecordKind::Chunk, BucketId::SYSTEM, Bytes::from_static(b"x"));
+    let work =
+        StoreRecords { records: vec![(&chunk).into()], sync: true, class: "repair".into(), layout_version: 1, ..StoreRecords::default() };
+    let request = |sequence, incarnation: &'static [u8]| {
+        let work = Some(Work::Records(work.clone()));
+        StoreRequest { sequence, work, incarnation: Bytes::from_static(incarnation) }
+    };
+    wire::runtime().block_on(async {
+        let mut peer = wire::peer(&cluster, "warsaw", "strasbourg").await;
+        let requests = futures_util::stream::iter([request(1, &[7; 16]), request(2, &[])]);
+        let mut replies = peer.store(requests).await.unwrap().into_inner();
+        let mut outcomes = Vec::new();
+        while let Some(reply) = replies.message().await.unwrap() {
+            outcomes.push((reply.sequence, reply.failure.map(|failure| failure.reason)));
+        }
+        outcomes.sort();
+        assert_eq!(outcomes, [(1, Some("superseded".to_owned())), (2, None)], "an earlier program does not say who it is");
+    });
 }
 
 #[test]

@@ -277,6 +277,14 @@ impl Peers {
         }
     }
 
+    /// Whether disks that say something are those of the peer (rule 19): of several machines of one name, those that were met
+    /// last. `incarnation` as on the wire: earlier programs do not say.
+    pub fn is_from(&self, node: NodeIndex, incarnation: &[u8]) -> bool {
+        let Some(slot) = self.slot(node) else { return false };
+        let record = slot.record.lock();
+        incarnation.is_empty() || record.remembered.last().is_none_or(|last| last.incarnation.as_bytes() == incarnation)
+    }
+
     /// A peer has answered a write: so far do its logs reach. Once for each message, however many writes it carried; what it
     /// changes is written with the next turn of the memory.
     pub fn reached(&self, node: NodeIndex, positions: &[v1::LogPosition]) {
