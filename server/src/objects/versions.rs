@@ -15,7 +15,7 @@ use crate::{
     limits,
     node::Node,
     replication::{
-        fetch::{self, FetchError},
+        fetch::{self, FetchError, Proved},
         lane::LaneKind,
         send::{Purpose, copy_to},
     },
@@ -23,7 +23,7 @@ use crate::{
 use afar_model::{
     hlc::Stamp,
     id::{BucketId, RecordId},
-    layout::NodeIndex,
+    layout::{Layout, NodeIndex},
     placement::Partition,
     record::{Content, Data, DecodedVersion, Manifest, RecordKey, RecordKind, Version, VersionEntry},
 };
@@ -273,9 +273,15 @@ async fn disproof(node: &Arc<Node>, bucket: &Bucket, key: RecordKey) -> Result<S
     }
 }
 
-/// A record disproves its version only if those who certainly do not hold it overlap whoever could have acknowledged it.
-fn nobody_holds(bucket: &Bucket, absent: &[NodeIndex]) -> Result<Standing, ObjectError> {
-    if bucket.covers(absent) {
+/// A record disproves its version only if those who certainly do not hold it overlap whoever could have acknowledged it; and
+/// never where it was held and is lost, for the disks of the other holder may have been replaced since.
+fn nobody_holds(bucket: &Bucket, layout: &Layout, proved: &Proved) -> Result<Standing, ObjectError> {
+    if let Some(lost) = proved.lost.first() {
+        let at = layout.node_name(*lost);
+        let why = "nobody can tell whether it was acknowledged: put the key again, or remove it";
+        return Err(ObjectError::unavailable(format!("the newest version was at {at} and is lost there; {why}")));
+    }
+    if bucket.covers(&proved.absent) {
         Ok(Standing::Disproved)
     } else {
         Err(ObjectError::unavailable("too few nodes answer to know whether the newest version was acknowledged"))
@@ -295,7 +301,7 @@ async fn bring_to_level(
     let mut standing = Standing::Settled;
     for ((key, _, partition), proved) in keys.iter().zip(proved) {
         if proved.holders.is_empty() {
-            return nobody_holds(bucket, &proved.absent);
+            return nobody_holds(bucket, &node.layout(), &proved);
         }
         let spread = spread(node, bucket, *key, *partition, proved.holders).await;
         if !spread.1 {

@@ -193,7 +193,9 @@ pub enum Proof {
     Durable,
     /// Certainly not there.
     Absent,
-    /// Neither: bad, unreadable, its sync failed, or the node did not answer. Says nothing about absence.
+    /// It was there, and is lost: a version that is noted.
+    Lost,
+    /// None of these: bad, unreadable, its sync failed, or the node did not answer. Says nothing about absence.
     Unknown,
 }
 
@@ -202,6 +204,7 @@ impl From<v1::Proof> for Proof {
         match proof {
             v1::Proof::Durable => Self::Durable,
             v1::Proof::Absent => Self::Absent,
+            v1::Proof::Lost => Self::Lost,
             v1::Proof::Unknown => Self::Unknown,
         }
     }
@@ -212,6 +215,7 @@ impl From<Proof> for v1::Proof {
         match proof {
             Proof::Durable => Self::Durable,
             Proof::Absent => Self::Absent,
+            Proof::Lost => Self::Lost,
             Proof::Unknown => Self::Unknown,
         }
     }
@@ -232,7 +236,8 @@ pub async fn prove_here(node: &Arc<Node>, keys: &[RecordKey]) -> Vec<Proof> {
                 }
                 Err(_) => Proof::Unknown,
             },
-            Ok(None) if node.is_catching_up() || node.ledger.is_missing_here(key) || node.store.is_noted(key) => Proof::Unknown,
+            Ok(None) if node.store.is_noted(key) => Proof::Lost,
+            Ok(None) if node.is_catching_up() || node.ledger.is_missing_here(key) => Proof::Unknown,
             Ok(None) => Proof::Absent,
             Err(_) => Proof::Unknown,
         });
@@ -274,7 +279,9 @@ pub async fn prove_all(node: &Arc<Node>, whom: &[NodeIndex], keys: &[RecordKey])
         let says = move |answer: &Vec<Proof>| answer.get(index) == Some(&wanted);
         whom.iter().zip(&answers).filter(|(_, answer)| says(answer)).map(|(n, _)| *n).collect()
     };
-    (0..keys.len()).map(|index| Proved { holders: said(index, Proof::Durable), absent: said(index, Proof::Absent) }).collect()
+    (0..keys.len())
+        .map(|index| Proved { holders: said(index, Proof::Durable), absent: said(index, Proof::Absent), lost: said(index, Proof::Lost) })
+        .collect()
 }
 
 /// What was said of one record.
@@ -284,6 +291,8 @@ pub struct Proved {
     pub holders: Vec<NodeIndex>,
     /// Certainly not there.
     pub absent: Vec<NodeIndex>,
+    /// It was there.
+    pub lost: Vec<NodeIndex>,
 }
 
 #[cfg(test)]

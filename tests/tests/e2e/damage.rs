@@ -537,6 +537,11 @@ fn rule_3_disks_that_come_back_after_others_took_their_place_prove_no_absence() 
     put_bytes(&roubaix, &content, "back/0");
     later[0].content = content;
     later.push(before);
+    // It has been told of the new disks, and expects them for some seconds before it believes that the old ones are all there is.
+    until("strasbourg works with the disks that came back", SETTLE_MAX, || {
+        let ran = warsaw.run(&["cat", "back/0"]);
+        if ran.code == 0 { Ok(()) } else { Err(ran.to_string()) }
+    });
     for known in &later {
         known.must_be_at(&warsaw);
     }
