@@ -188,11 +188,20 @@ pub fn normalise(endpoint: &str) -> Result<String, Error> {
     if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err(wrong("has something after the port"));
     }
-    match uri.authority() {
-        Some(authority) if authority.as_str().contains('@') => Err(wrong("must not hold a user or a password")),
-        Some(authority) => Ok(format!("https://{}:{}", authority.host(), authority.port_u16().unwrap_or(7700))),
-        None => Err(wrong("names no host")),
+    let authority = uri.authority().ok_or_else(|| wrong("names no host"))?;
+    if authority.as_str().contains('@') {
+        return Err(wrong("must not hold a user or a password"));
     }
+    // What stands there is meant: a port that is none is not the usual one.
+    let said = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+    let port = match said.strip_prefix(':') {
+        None if said.is_empty() => 7700,
+        Some(digits) if digits.bytes().all(|digit| digit.is_ascii_digit()) => {
+            digits.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(|| wrong("its port is not a number from 1 to 65535"))?
+        }
+        _ => return Err(wrong("its port is not a number from 1 to 65535")),
+    };
+    Ok(format!("https://{}:{port}", authority.host()))
 }
 
 /// All doors of one client.
@@ -336,6 +345,19 @@ mod tests {
             let error = normalise(text).unwrap_err();
             assert!(error.kind() == Kind::Usage && error.what_to_do().is_some(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_port_that_is_none_is_not_the_usual_one() {
+        for port in ["99999", "65536", "7700x", "", "0", "+1", "-1", "1:2"] {
+            for host in ["127.0.0.1", "a.example", "[::1]"] {
+                let text = format!("https://{host}:{port}");
+                let error = normalise(&text).unwrap_err();
+                assert!(error.kind() == Kind::Usage && error.message().contains(&text), "{text}: {error}");
+            }
+        }
+        assert!(normalise("https://a:65536").unwrap_err().message().contains("port"), "and why");
+        assert_eq!(normalise("https://a:65535").unwrap(), "https://a:65535");
     }
 
     #[test]

@@ -3,6 +3,7 @@ use crate::error::Error;
 use afar_model::{
     id::{IdPrefix, ObjectId, RecordId},
     record,
+    units::printable,
 };
 use std::{fmt, str::FromStr};
 
@@ -171,7 +172,7 @@ impl FromStr for Wanted {
 impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.by {
-            NamedBy::Key(key) => write!(f, "{}/{key}", self.bucket)?,
+            NamedBy::Key(key) => write_key(f, &self.bucket, key)?,
             NamedBy::Id(prefix) => write!(f, "{}@{prefix}", self.bucket)?,
         }
         match &self.version {
@@ -184,7 +185,7 @@ impl fmt::Display for Named {
 impl fmt::Display for Wanted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.what {
-            What::Key(key) => write!(f, "{}/{key}", self.bucket)?,
+            What::Key(key) => write_key(f, &self.bucket, key)?,
             What::Object(object) => write!(f, "{}@{object}", self.bucket)?,
         }
         match &self.version {
@@ -196,8 +197,13 @@ impl fmt::Display for Wanted {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.is_empty() { f.write_str(&self.bucket) } else { write!(f, "{}/{}", self.bucket, self.path) }
+        if self.path.is_empty() { f.write_str(&self.bucket) } else { write_key(f, &self.bucket, &self.path) }
     }
+}
+
+/// As people are shown it: a key stays on its line, whatever it holds.
+fn write_key(f: &mut fmt::Formatter<'_>, bucket: &str, key: &str) -> fmt::Result {
+    f.write_str(&printable(&format!("{bucket}/{key}")))
 }
 
 #[cfg(test)]
@@ -245,6 +251,15 @@ mod tests {
         let place = |text: &str| text.parse::<Place>().unwrap();
         assert!(place("docs").is_folder() && place("docs/").is_folder() && place("docs/a/").is_folder());
         assert!(!place("docs/a").is_folder());
+    }
+
+    #[test]
+    fn a_key_that_holds_control_characters_stays_on_its_line() {
+        let key = "a\nremoved docs/b\x1b[31m";
+        let quoted = "$'docs/a\\nremoved docs/b\\u001b[31m'";
+        assert_eq!(Wanted::key("docs", key).to_string(), quoted);
+        assert_eq!(Place { bucket: "docs".into(), path: key.into() }.to_string(), quoted);
+        assert_eq!(Named { bucket: "docs".into(), by: NamedBy::Key(key.into()), version: None }.to_string(), quoted);
     }
 
     #[test]

@@ -109,6 +109,9 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error
             if !bucket.warning.is_empty() {
                 out.note(format!("afar: {}: {}", bucket.name, bucket.warning));
             }
+            if let Some(warning) = alone(&bucket.policy) {
+                out.note(format!("afar: {}: {warning}", bucket.name));
+            }
             out.either(|| json(&bucket), || format!("made {}: {}", bucket.name, policy::words(&bucket.policy)))?;
         }
         Command::Ls => {
@@ -140,6 +143,11 @@ pub(super) async fn run(session: &Session, command: Command) -> Result<u8, Error
     Ok(0)
 }
 
+/// What is said of a policy that is allowed and keeps nothing from harm.
+fn alone(policy: &Policy) -> Option<&'static str> {
+    (policy.copies == 1).then_some("warning: with one copy it survives the loss of no site")
+}
+
 /// A bucket in JSON.
 pub(super) fn json(bucket: &Bucket) -> Value {
     json!({
@@ -161,4 +169,15 @@ pub(super) fn words(bucket: &Bucket) -> String {
         units::time(bucket.created),
         policy::words(&bucket.policy)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_copy_is_warned_of() {
+        assert!(alone(&Policy { copies: 1, far_copies: 1, ..Policy::default() }).is_some_and(|warning| warning.contains("no site")));
+        assert_eq!(alone(&Policy::default()), None);
+    }
 }

@@ -38,7 +38,7 @@ mod key;
 
 mod ls;
 
-mod policy;
+pub(crate) mod policy;
 
 mod rekey;
 

@@ -342,7 +342,8 @@ async fn replace(session: &Session, arguments: &Replace) -> Result<u8, Error> {
             node.name
         ));
         if !arguments.options.dry_run {
-            operate::confirm(&arguments.options, &format!("Replace {} all the same?", node.name))?;
+            let question = format!("Replace {} all the same?", node.name);
+            operate::confirm(arguments.options.yes, &question, "say --yes, or --dry-run to only look")?;
         }
     }
     if arguments.options.dry_run {

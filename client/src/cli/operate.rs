@@ -148,7 +148,7 @@ pub async fn carry_out_in(session: &Session, desk: &mut Desk, document: Document
         let code = refusal(&draft).map_or(0, |refusal| refusal.kind().exit_code());
         return Ok(Outcome { code, applied: false, fields: fields(desk, None)? });
     }
-    confirm(options, "apply this?")?;
+    confirm(options.yes, "apply this?", "say --yes, or --dry-run to only look")?;
     let custodian = way.by.map_or_else(|| desk.operator.custodian(), Ok)?;
     let signed = custodian.sign(&draft.document);
     let (have, silent) = desk.operator.apply(&desk.client, signed).await?;
@@ -180,13 +180,13 @@ async fn known(desk: &Desk) -> Known {
     Known::new(&desk.said, status.as_ref())
 }
 
-/// Asks on a terminal; elsewhere only `--yes` goes on.
-pub fn confirm(options: &Options, question: &str) -> Result<(), Error> {
-    if options.yes {
+/// Asks on a terminal; elsewhere only `--yes` goes on, and what the command offers instead is said.
+pub fn confirm(yes: bool, question: &str, unasked: &str) -> Result<(), Error> {
+    if yes {
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        return Err(Error::usage("this changes the cluster, and nobody is there to be asked").hint("say --yes, or --dry-run to only look"));
+        return Err(Error::usage("this changes the cluster, and nobody is there to be asked").hint(unasked));
     }
     eprint!("{question} [y/N] ");
     let _ = std::io::stderr().flush();
@@ -305,4 +305,20 @@ fn value(desk: &Desk, draft: &Draft, known: &Known, applied: Option<(&Vec<String
         "trust": parent.map(|parent| trust_lines(&parent.document, &draft.document)),
     });
     Ok(if let Value::Object(fields) = value { fields } else { Map::new() })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cannot_be_asked_is_told_what_this_command_has() {
+        assert!(confirm(true, "apply this?", "").is_ok());
+        // Somebody who runs tests by hand would be asked.
+        if !std::io::stdin().is_terminal() {
+            let error = confirm(false, "apply this?", "say --yes").unwrap_err();
+            assert_eq!((error.kind(), error.what_to_do()), (Kind::Usage, Some("say --yes")));
+        }
+    }
 }

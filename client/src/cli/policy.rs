@@ -46,8 +46,8 @@ pub struct PolicyFlags {
     #[arg(long, value_name = "N")]
     far_copies: Option<u8>,
     /// What far means [default: 700]
-    #[arg(long, value_name = "KM")]
-    min_distance_km: Option<u64>,
+    #[arg(long, value_name = "KM", value_parser = kilometres)]
+    min_distance_km: Option<Metres>,
     /// Has a copy of all if it may; see below
     #[arg(long, value_name = "SITE")]
     home: Option<String>,
@@ -66,6 +66,15 @@ pub struct PolicyFlags {
     /// Not far now: refuse, queue
     #[arg(long, value_enum, value_name = "HOW", hide_possible_values = true)]
     degraded_writes: Option<Degraded>,
+}
+
+/// Kilometres as flags and files have them: any number from 0 to 40000, as a node reads it.
+pub fn metres(km: f64) -> Option<Metres> {
+    (0.0..=40_000.0).contains(&km).then(|| Metres((km * 1000.0).round() as u64))
+}
+
+fn kilometres(text: &str) -> Result<Metres, String> {
+    text.parse().ok().and_then(metres).ok_or_else(|| "write kilometres, such as 700 or 1024.8, from 0 to 40000".to_owned())
 }
 
 impl PolicyFlags {
@@ -94,7 +103,7 @@ impl PolicyFlags {
             copies,
             // One copy cannot be two far ones: with fewer copies than the default, all are far.
             far_copies: self.far_copies.unwrap_or(default.far_copies.min(copies)),
-            min_distance: self.min_distance_km.map_or(default.min_distance, Metres::from_km),
+            min_distance: self.min_distance_km.unwrap_or(default.min_distance),
             level: match self.level {
                 Some(Level::Full) => Durability::Full,
                 Some(Level::Far) => Durability::Far,
@@ -189,11 +198,19 @@ mod tests {
     }
 
     #[test]
+    fn a_distance_is_kilometres_with_or_without_a_fraction() {
+        assert_eq!((kilometres("700"), kilometres("1024.8"), kilometres("0")), (Ok(Metres(700_000)), Ok(Metres(1_024_800)), Ok(Metres(0))));
+        for text in ["", "far", "NaN", "inf", "-1", "40000.1", "1e300", "1024,8", "1 024.8"] {
+            assert!(kilometres(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn nonsense_is_a_usage_error() {
         for flags in [
             PolicyFlags { copies: Some(0), ..PolicyFlags::default() },
             PolicyFlags { far_copies: Some(3), ..PolicyFlags::default() },
-            PolicyFlags { min_distance_km: Some(30_000), ..PolicyFlags::default() },
+            PolicyFlags { min_distance_km: Some(Metres::from_km(30_000)), ..PolicyFlags::default() },
             PolicyFlags { countries: vec!["France".into()], ..PolicyFlags::default() },
         ] {
             assert!(flags.given());

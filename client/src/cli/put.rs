@@ -168,7 +168,7 @@ async fn put_many(out: &Out, client: &Client, bucket: &str, plan: Plan, options:
                     line["message_type"] = json!("stored");
                     progress.suspend(|| out.value(&line))?;
                 } else if !out.quiet {
-                    progress.suspend(|| out.line(format!("{}: {}", item.key, stored_words(&stored, took))))?;
+                    progress.suspend(|| out.line(stored_line(&item.key, &stored, took)))?;
                 }
             }
             // What is wrong with one file is no reason to leave the others; what is wrong with the cluster is.
@@ -176,7 +176,13 @@ async fn put_many(out: &Out, client: &Client, bucket: &str, plan: Plan, options:
                 sums.failed += 1;
                 progress.suspend(|| out.warn(&error));
             }
-            Err(error) => return Err(error.during(format!("{}, after {}", item.key, units::plural(sums.files as usize, "file", "files")))),
+            Err(error) => {
+                return Err(error.during(format!(
+                    "{}, after {}",
+                    units::printable(&item.key),
+                    units::plural(sums.files as usize, "file", "files")
+                )));
+            }
         }
     }
     drop(puts);
@@ -190,7 +196,7 @@ fn tell_skipped(out: &Out, skipped: &Skipped) {
     if out.json {
         out.note(json!({"message_type": "skipped", "path": path.display().to_string(), "reason": what}).to_string());
     } else {
-        out.note(format!("afar: skipped {}: it is {what}", path.display()));
+        out.note(format!("afar: skipped {}: it is {what}", units::printable(&path.display().to_string())));
     }
 }
 
@@ -249,6 +255,11 @@ pub(crate) fn stored_words(stored: &Stored, took: Duration) -> String {
         _ => String::new(),
     };
     format!("stored {id}…  {copies}: {}{apart}{local}  in {}", stored.sites.join(", "), units::seconds(took))
+}
+
+/// The same for one of several keys.
+fn stored_line(key: &str, stored: &Stored, took: Duration) -> String {
+    format!("{}: {}", units::printable(key), stored_words(stored, took))
 }
 
 /// Which file goes under which key.
@@ -471,6 +482,10 @@ mod tests {
         let three = Stored { sites: vec!["strasbourg".into(), "roubaix".into(), "warsaw".into()], ..stored() };
         insta::assert_snapshot!(stored_words(&three, Duration::from_millis(412)), @"stored af1349b9…  3 copies: strasbourg, roubaix, warsaw (the farthest two 1 024.8 km apart)  in 0.41 s");
         assert_eq!((exit_code(&stored()), exit_code(&local)), (0, 5));
+        let line = stored_line("a\nb", &stored(), Duration::from_millis(412));
+        assert!(line.starts_with("$'a\\nb': stored af1349b9…") && !line.contains('\n'), "a key stays on its line: {line}");
+        let odd = Stored { key: "a\nb".into(), ..stored() };
+        assert_eq!(stored_json(&odd, Duration::ZERO)["key"], "a\nb", "programs are given the key");
     }
 
     #[test]

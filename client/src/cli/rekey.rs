@@ -380,7 +380,7 @@ pub(super) async fn recover(session: &Session, arguments: Recover) -> Result<u8,
     let said = operator.listen(&client).await?;
     let options = Options { dir: dir.clone(), dry_run: false, yes: arguments.yes };
     session.out.note(format!("the newest layout is {}, as {} nodes say", name_of(operator.head()?), said.len()));
-    confirm(&options, "make the folder, and a layout that drops the key that was lost?")?;
+    confirm(arguments.yes, "make the folder, and a layout that drops the key that was lost?", "say --yes")?;
     let head = operator.head()?.document.clone();
     let default = said.iter().find_map(|said| said.default.clone());
     let about = Blueprint { policy: default.unwrap_or_else(Policy::default), partitions: head.partitions, ..Blueprint::new(&head.cluster) };

@@ -79,7 +79,9 @@ fn by_key(what: &str) -> Result<Wanted, Error> {
     let Named { bucket, by, .. } = what.parse()?;
     match by {
         NamedBy::Key(key) => Ok(Wanted::key(bucket, key)),
-        NamedBy::Id(_) => Err(Error::usage(format!("{what}: an id may stand under several keys")).hint("remove by BUCKET/KEY")),
+        NamedBy::Id(_) => {
+            Err(Error::usage(format!("{}: an id may stand under several keys", units::printable(what))).hint("remove by BUCKET/KEY"))
+        }
     }
 }
 

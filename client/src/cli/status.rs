@@ -9,13 +9,14 @@ use crate::{
         ClusterStatus,
         advice::Advice,
         gather,
-        merge::{CheckResult, SiteStatus, merge},
+        merge::{CheckResult, SiteStatus, merge, severity},
     },
 };
 use afar_model::{state::State, units::UnixMillis};
 use clap::Args;
 use serde_json::{Value, json};
 use std::{
+    cmp::Reverse,
     io::IsTerminal as _,
     time::{Duration, SystemTime},
 };
@@ -140,14 +141,13 @@ fn check_line(status: &ClusterStatus) -> String {
         2 => "CRITICAL",
         _ => "UNKNOWN",
     };
-    let problem = status.checks.iter().find(|check| check.state != "ok").map(|check| format!("; {}: {}", check.title(), check.detail));
     let o = &status.objects;
     format!(
         "AFAR {word} - {}: {} of {} objects safe{} | objects={} safe={} degraded={} unknown={} at_risk={} lost={} pending={} pending_bytes={}B",
         status.state,
         o.safe,
         o.total,
-        problem.unwrap_or_default().replace(['|', '\n'], " "),
+        findings_line(&status.checks).replace(['|', '\n'], " "),
         o.total,
         o.safe,
         o.degraded,
@@ -157,6 +157,38 @@ fn check_line(status: &ClusterStatus) -> String {
         status.replication.pending_records,
         status.replication.pending_bytes,
     )
+}
+
+/// How many further findings, and nodes of each, a line for monitoring names.
+const ALSO_MAX: usize = 12;
+
+/// All findings that are not `ok`, worst first: one in words, the others by name, so that none hides behind another.
+fn findings_line(checks: &[CheckResult]) -> String {
+    let mut wrong: Vec<&CheckResult> = checks.iter().filter(|check| check.state != "ok").collect();
+    wrong.sort_by_key(|check| Reverse(severity(&check.state)));
+    let Some((first, others)) = wrong.split_first() else { return String::new() };
+    let mut line = format!("; {}: {}", first.title(), first.detail);
+    let mut also: Vec<(&str, Vec<&str>)> = Vec::new();
+    for check in others {
+        match also.iter_mut().find(|(name, _)| *name == check.name) {
+            Some((_, nodes)) => nodes.extend(check.node.as_deref()),
+            None => also.push((&check.name, check.node.as_deref().into_iter().collect())),
+        }
+    }
+    let of = |(name, nodes): &(&str, Vec<&str>)| if nodes.is_empty() { (*name).to_owned() } else { format!("{name} ({})", bounded(nodes)) };
+    if !also.is_empty() {
+        line.push_str(&format!("; also: {}", bounded(&also.iter().map(of).collect::<Vec<_>>())));
+    }
+    line
+}
+
+/// The first few, and how many more there are.
+fn bounded<T: AsRef<str>>(items: &[T]) -> String {
+    let mut shown: Vec<String> = items.iter().take(ALSO_MAX).map(|item| item.as_ref().to_owned()).collect();
+    if items.len() > ALSO_MAX {
+        shown.push(format!("{} more", items.len() - ALSO_MAX));
+    }
+    shown.join(", ")
 }
 
 fn show(out: &Out, status: &ClusterStatus, arguments: &Arguments) -> Result<(), Error> {
@@ -190,6 +222,10 @@ fn json(status: &ClusterStatus, arguments: &Arguments) -> Value {
 fn render(out: &Out, status: &ClusterStatus, problems: bool) -> Vec<String> {
     let state = status.state.name();
     let mut lines = Vec::new();
+    if problems && status.state != State::Safe {
+        // What it exits with is said, whatever else is wrong.
+        lines.push(format!("{}   {}", out.paint(state, &state.to_uppercase()), counts_line(status)));
+    }
     if !problems {
         let objects = units::plural(status.objects.total as usize, "object", "objects");
         lines.push(format!(
@@ -218,9 +254,7 @@ fn render(out: &Out, status: &ClusterStatus, problems: bool) -> Vec<String> {
     match (wrong.is_empty(), problems, status.state) {
         (true, false, _) => lines.push(format!("{}: all ok", units::plural(status.checks.len(), "check", "checks"))),
         (true, true, State::Safe) => lines.push("no problems".into()),
-        // No check explains it: the counts do.
-        (true, true, _) => lines.push(format!("{}   {}", out.paint(state, &state.to_uppercase()), counts_line(status))),
-        (false, ..) => {}
+        (true, true, _) | (false, ..) => {}
     }
     lines
 }
@@ -462,7 +496,12 @@ mod tests {
     fn problems_alone_are_named_and_nothing_is_not_silence() {
         let mut trouble = status(State::Degraded);
         trouble.checks.push(found("disk", Some("warsaw"), "critical", "full"));
-        assert!(render(&OUT, &trouble, true)[0].starts_with("CRITICAL warsaw disk: full"));
+        let lines = render(&OUT, &trouble, true);
+        assert_eq!(lines[0], "DEGRADED   Objects: 1 204 331 safe", "the state is said, whatever else is wrong");
+        assert!(lines[1].starts_with("CRITICAL warsaw disk: full"), "{lines:?}");
+        trouble.state = State::Safe;
+        assert!(render(&OUT, &trouble, true)[0].starts_with("CRITICAL warsaw disk: full"), "and is not where it is safe");
+        trouble.state = State::Degraded;
         let only = Arguments { problems: true, watch: true, ..ALL };
         let value = json(&trouble, &only);
         assert_eq!((value["checks"].as_array().map(Vec::len), &value["message_type"]), (Some(1), &json!("status")));
@@ -498,6 +537,27 @@ mod tests {
         let stranger = Error::connection(Kind::Authentication, "a is not who it should be");
         assert_eq!(told(std::slice::from_ref(&stranger)).0, Kind::Authentication);
         assert_eq!(told(&[stranger, dead()]).0, Kind::Unreachable);
+    }
+
+    #[test]
+    fn a_line_for_monitoring_names_every_finding_and_the_worst_first() {
+        let mut trouble = status(State::Safe);
+        trouble.checks.extend([
+            found("survivors", None, "warning", "without warsaw there is no room"),
+            found("certificate", Some("madrid"), "warning", "ends in 5 days"),
+            found("certificate", Some("warsaw"), "warning", "ends in 5 days"),
+        ]);
+        let line = check_line(&trouble);
+        assert!(line.contains("; survivors: without warsaw there is no room; also: certificate (madrid, warsaw) |"), "{line}");
+        assert!(line.starts_with("AFAR WARNING") && check_code(&trouble) == 1, "{line}");
+        trouble.checks.push(found("disk", Some("warsaw"), "critical", "full"));
+        let line = check_line(&trouble);
+        assert!(line.contains("; warsaw disk: full; also: survivors, certificate (madrid, warsaw) |"), "{line}");
+        assert!(line.starts_with("AFAR CRITICAL") && check_code(&trouble) == 2, "{line}");
+        trouble.checks.extend((0..1000).map(|n| found("peer", Some(&format!("n{n}")), "warning", "silent")));
+        trouble.checks.extend((0..1000).map(|n| found(&format!("later_{n}"), None, "warning", "")));
+        let line = check_line(&trouble);
+        assert!(line.contains("n11, 988 more)") && line.len() < 1000, "{line}");
     }
 
     #[test]

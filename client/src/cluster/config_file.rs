@@ -62,12 +62,24 @@ fn write_all(out: &mut String, plan: &Blueprint, node: &NodePlan, layout: Layout
     }
 }
 
+/// A distance as the file says it: a number, whole or not.
+#[derive(Debug, serde::Deserialize)]
+#[serde(try_from = "f64")]
+struct Kilometres(Metres);
+
+impl TryFrom<f64> for Kilometres {
+    type Error = &'static str;
+    fn try_from(km: f64) -> Result<Self, Self::Error> {
+        crate::cli::policy::metres(km).map(Self).ok_or("min_distance_km: a number from 0 to 40000")
+    }
+}
+
 /// A policy as the file says it.
 #[derive(Debug, serde::Deserialize)]
 pub struct PolicyText {
     copies: u8,
     far_copies: u8,
-    min_distance_km: u64,
+    min_distance_km: Kilometres,
     level: Durability,
     home: Option<String>,
     countries: Vec<String>,
@@ -81,7 +93,7 @@ impl From<PolicyText> for Policy {
         Self {
             copies: text.copies,
             far_copies: text.far_copies,
-            min_distance: Metres::from_km(text.min_distance_km),
+            min_distance: text.min_distance_km.0,
             level: text.level,
             home: text.home,
             countries: text.countries,
@@ -104,7 +116,10 @@ fn write_policy(out: &mut String, plan: &Blueprint) -> std::fmt::Result {
     writeln!(out, "\n# How new buckets are kept unless they say otherwise.\n[policy]")?;
     writeln!(out, "copies = {}", policy.copies)?;
     writeln!(out, "far_copies = {}", policy.far_copies)?;
-    writeln!(out, "min_distance_km = {}", policy.min_distance.0 / 1000)?;
+    match (policy.min_distance.0 / 1000, policy.min_distance.0 % 1000) {
+        (km, 0) => writeln!(out, "min_distance_km = {km}")?,
+        (km, metres) => writeln!(out, "min_distance_km = {km}.{metres:03}")?,
+    }
     writeln!(out, "level = {}", quoted(&policy.level.to_string()))?;
     if let Some(home) = &policy.home {
         writeln!(out, "home = {}", quoted(home))?;
@@ -326,6 +341,19 @@ mod tests {
         let path = folder.path().join("afard.toml");
         std::fs::write(&path, render(&plan, &node, LayoutSource::Inline(&[key]))).unwrap();
         assert_eq!(NodeFile::read(&path).unwrap(), NodeFile { plan, custodians: vec![key] }, "and is read as it was written");
+    }
+
+    #[test]
+    fn a_distance_is_written_and_read_to_the_metre() {
+        for metres in [0, 700_000, 1_024_800, 1_024_812, 20_000_001] {
+            let plan = Blueprint { policy: Policy { min_distance: Metres(metres), ..Policy::default() }, ..Blueprint::new("trial") };
+            let section: toml::Table = policy(&plan).parse().unwrap();
+            let said = section["policy"].as_table().unwrap().clone();
+            assert_eq!(whole_policy(said).unwrap(), plan.policy, "{metres}");
+        }
+        for said in ["min_distance_km = -1", "min_distance_km = nan", "min_distance_km = 40000.5"] {
+            assert!(whole_policy(said.parse().unwrap()).is_err(), "{said}");
+        }
     }
 
     #[test]

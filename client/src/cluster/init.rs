@@ -113,7 +113,7 @@ impl Blueprint {
     /// # Errors
     /// Every problem at once: names, coordinates, endpoints, and a policy that these sites cannot keep, with the distances.
     pub fn check(&self) -> Result<(), Error> {
-        let mut problems = Vec::new();
+        let (mut problems, mut kind) = (Vec::new(), Kind::Usage);
         if !is_name(&self.cluster) {
             problems.push(format!("cluster name {:?}: use 1 to 63 of a-z, 0-9 and '-', beginning with a letter or digit", self.cluster));
         }
@@ -138,12 +138,16 @@ impl Blueprint {
         {
             let help = plan::sentence(&plan::suggest(&self.policy, &Geography::claimed(layout)));
             let help = if help.is_empty() { help } else { format!("; would help: {help}") };
+            // What is well written and cannot be had here is another matter than a mistake in writing.
+            if problems.is_empty() && plan::misnamed(&self.policy, layout).is_none() {
+                kind = Kind::BelowPolicy;
+            }
             problems.push(format!("the policy cannot be kept: {}{help}", unmet.why));
         }
         if problems.is_empty() {
             return Ok(());
         }
-        Err(Error::usage(problems.join("\n       ")).hint("correct the above; nothing was written"))
+        Err(Error::new(kind, problems.join("\n       ")).hint("correct the above; nothing was written"))
     }
 }
 
@@ -447,7 +451,11 @@ mod tests {
         let target = folder.path().join("c");
         let error = create(&target, &plan).unwrap_err();
         assert!(error.message().contains("strasbourg-roubaix 405.8 km"), "{error}");
+        assert_eq!(error.kind(), Kind::BelowPolicy, "as the manual says");
         assert!(!target.exists());
+        plan.policy.home = Some("nowhere".into());
+        assert_eq!(plan.check().unwrap_err().kind(), Kind::Usage, "a home that is no site is a mistake in writing");
+        plan.policy.home = None;
         plan.nodes[1].name = "strasbourg".into();
         plan.nodes[1].port = 7700;
         plan.cluster = "Bad Name".into();
@@ -456,6 +464,7 @@ mod tests {
             error.message().contains("cluster name") && error.message().contains("same endpoint") && error.message().contains("two nodes"),
             "{error}"
         );
+        assert_eq!(error.kind(), Kind::Usage);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use afar_proto::v1;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use futures_util::StreamExt as _;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -556,7 +556,12 @@ impl Operator {
         let repromised = repromised(&document, said);
         let anew = |policy: &Policy| repromised.iter().any(|(_, _, after)| after.placement_key() == policy.placement_key());
         let lost = gives_up(&document, &head.document);
-        for (policy, buckets) in policies_in_use(&document, head, said).into_iter().filter(|(policy, _)| wanted(policy) || anew(policy)) {
+        for alike in policies_in_use(&document, head, said) {
+            let Some(policy) = alike.first().map(|(policy, _)| policy.clone()).filter(|policy| wanted(policy) || anew(policy)) else {
+                continue;
+            };
+            let buckets: Vec<String> =
+                alike.iter().flat_map(|(_, buckets)| buckets).cloned().collect::<BTreeSet<_>>().into_iter().collect();
             if let Some(unmet) = plan::unmet(&policy, &geography) {
                 let before = plan::unmet(&policy, &Geography::claimed(&head.layout));
                 let refused = match unmet.far {
@@ -573,7 +578,8 @@ impl Operator {
             // What can be assigned nowhere is among the above.
             if let Ok(assignment) = plan::assign(&policy, &geography, &weights, layout.partitions(), previous.as_ref()) {
                 document.plans.push((policy.clone(), assignment.clone()));
-                plans.push(Planned { policy, buckets, previous, assignment });
+                let planned = |(policy, buckets)| Planned { policy, buckets, previous: previous.clone(), assignment: assignment.clone() };
+                plans.extend(alike.into_iter().map(planned));
             }
         }
         let layout = document.layout([0; 32]).map_err(words)?;
@@ -696,15 +702,18 @@ fn was(said: &[Said], name: &str) -> Option<Policy> {
     said.iter().flat_map(|said| &said.buckets).find(|(_, bucket, _)| bucket == name).map(|(_, _, policy)| policy.clone())
 }
 
+/// Policies that are placed alike, by all that they say, with the buckets that have them.
+type Alike = BTreeMap<Vec<u8>, (Policy, BTreeSet<String>)>;
+
 /// Every policy that a document must plan for, with the buckets that have it: those that nodes know, those that were planned
-/// for before, and that of buckets to come.
-fn policies_in_use(document: &Document, head: &Chapter, said: &[Said]) -> Vec<(Policy, Vec<String>)> {
-    let mut found: BTreeMap<Vec<u8>, (Policy, Vec<String>)> = BTreeMap::new();
+/// for before, and that of buckets to come. Those that are placed alike stand together, for one plan serves them all. The order does
+/// not depend on who answered first.
+fn policies_in_use(document: &Document, head: &Chapter, said: &[Said]) -> Vec<Vec<(Policy, Vec<String>)>> {
+    let mut found: BTreeMap<Vec<u8>, Alike> = BTreeMap::new();
     let mut add = |policy: &Policy, bucket: Option<&str>| {
-        let entry = found.entry(policy.placement_key()).or_insert_with(|| (policy.clone(), Vec::new()));
-        if let Some(bucket) = bucket.filter(|bucket| !entry.1.iter().any(|known| known == bucket)) {
-            entry.1.push(bucket.to_owned());
-        }
+        let alike = found.entry(policy.placement_key()).or_default();
+        let (_, buckets) = alike.entry(policy.to_bytes()).or_insert_with(|| (policy.clone(), BTreeSet::new()));
+        buckets.extend(bucket.map(str::to_owned));
     };
     for (id, name, policy) in said.iter().flat_map(|said| &said.buckets) {
         let promised = document.promises.iter().find(|(bucket, _)| bucket == id).map(|(_, policy)| policy);
@@ -717,7 +726,8 @@ fn policies_in_use(document: &Document, head: &Chapter, said: &[Said]) -> Vec<(P
         head.document.plans.iter().for_each(|(policy, _)| add(policy, None));
     }
     said.iter().filter_map(|said| said.default.as_ref()).for_each(|policy| add(policy, None));
-    found.into_values().collect()
+    let listed = |(policy, buckets): (Policy, BTreeSet<String>)| (policy, buckets.into_iter().collect());
+    found.into_values().map(|alike| alike.into_values().map(listed).collect()).collect()
 }
 
 /// Where a policy's partitions are under a layout: as planned, or as derived where nothing was.

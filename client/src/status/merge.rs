@@ -119,7 +119,7 @@ fn check(name: &str, state: &str, detail: impl Into<String>) -> CheckResult {
     CheckResult { name: name.into(), node: None, state: state.into(), detail: detail.into(), code }
 }
 
-fn severity(state: &str) -> u8 {
+pub(crate) fn severity(state: &str) -> u8 {
     match state {
         "critical" => 3,
         "warning" => 2,

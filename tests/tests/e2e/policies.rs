@@ -167,7 +167,7 @@ fn rule_9_two_sites_that_are_too_near_never_acknowledge() {
     let root = folder.path().join("near").display().to_string();
     let arguments = ["cluster", "init", &root, "--name", "near", "--site", "s=48.5734,7.7521,FR", "--site", "r=50.6927,3.1778,FR"];
     let nodes = ["--node", "s@s=127.0.0.1:7700", "--node", "r@r=127.0.0.1:7701"];
-    let refused = afar_tests::command::Afar::new(folder.path(), []).run(&[&arguments[..], &nodes[..]].concat()).expect(2);
+    let refused = afar_tests::command::Afar::new(folder.path(), []).run(&[&arguments[..], &nodes[..]].concat()).expect(5);
     assert!(refused.text().contains("405.8"), "{refused}");
     assert!(!std::path::Path::new(&root).join("nodes").exists(), "nothing is left behind");
 }

@@ -135,6 +135,24 @@ fn a_cluster_grows_site_by_site() {
 }
 
 #[test]
+fn what_is_placed_alike_is_planned_once_and_told_by_its_whole_policy_in_one_order() {
+    let (_folder, operator) = operator();
+    let full = Policy { level: afar_model::policy::Durability::Full, ..Policy::default() };
+    let third = BucketId::from_bytes([3; 32]);
+    let mut buckets = [(BOX, "box", full.clone()), (LOG, "log", Policy::default()), (third, "act", Policy::default())];
+    let mut told = || {
+        let draft = operator.plan(operator.change("anew").unwrap(), &[said(&operator, "warsaw", &buckets)]).unwrap();
+        assert_eq!(draft.document.plans.len(), 1);
+        buckets.reverse();
+        draft.plans.into_iter().map(|planned| (planned.policy, planned.buckets)).collect::<Vec<_>>()
+    };
+    let (one, other) = (told(), told());
+    assert_eq!(one, other, "whoever answered first");
+    assert_eq!(one.len(), 2);
+    assert!(one.contains(&(full, vec!["box".into()])) && one.contains(&(Policy::default(), vec!["act".into(), "log".into()])), "{one:?}");
+}
+
+#[test]
 fn a_change_of_keys_moves_nothing() {
     let (_folder, operator) = operator();
     let said = [said(&operator, "warsaw", &[(BOX, "box", Policy::default())])];
