@@ -51,6 +51,8 @@ pub enum Outcome {
     Good,
     /// Something of an object is not there.
     Incomplete,
+    /// We may not read it.
+    Denied,
     /// Bytes that are no record, or do not match their names.
     Damaged,
 }
@@ -61,6 +63,7 @@ impl Outcome {
         match self {
             Self::Good => 0,
             Self::Incomplete => 3,
+            Self::Denied => 1,
             Self::Damaged => 4,
         }
     }
@@ -121,7 +124,7 @@ impl InspectError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Id(_) | Self::Ambiguous(..) => 2,
-            Self::Incomplete(..) => 3,
+            Self::Incomplete(_, lacks) => lacks.outcome().exit_code(),
             Self::NotIt { .. } => 4,
             Self::Missing(_) | Self::Deleted(..) => 10,
             Self::InUse(_) => 11,
@@ -147,12 +150,8 @@ pub fn run(asked: &Asked, out: &mut dyn io::Write, notes: &mut dyn io::Write) ->
             Some(wanted) => extract(&objects, wanted, asked, out),
             None => {
                 let look = if asked.verify { Look::Read } else { Look::There };
-                let broken = objects.list(look, asked.json, out)?;
-                Ok(match (damage.is_empty(), broken) {
-                    (false, _) => Outcome::Damaged,
-                    (true, 0) => Outcome::Good,
-                    (true, _) => Outcome::Incomplete,
-                })
+                let worst = objects.list(look, asked.json, out)?;
+                Ok(worst.max(objects.outcome()))
             }
         };
     }
@@ -194,7 +193,7 @@ fn extract_all(
     notes: &mut dyn io::Write,
 ) -> Result<Outcome, InspectError> {
     let folder = asked.output.as_deref().unwrap_or_else(|| Path::new("."));
-    let (mut written, mut failed) = (0, 0);
+    let (mut written, mut failed, mut worst) = (0, 0, Outcome::Good);
     for found in objects.under(prefix)? {
         let done = match found.path() {
             Some(path) => {
@@ -216,12 +215,13 @@ fn extract_all(
             Err(full) if full.exit_code() == 13 => return Err(full),
             Err(why) => {
                 failed += 1;
+                worst = worst.max(if why.exit_code() == Outcome::Damaged.exit_code() { Outcome::Damaged } else { Outcome::Incomplete });
                 writeln!(notes, "afard: {why}")?;
             }
         }
     }
     writeln!(notes, "afard: {written} objects are in {}, {failed} could not be had", folder.display())?;
-    Ok(if failed == 0 { Outcome::Good } else { Outcome::Incomplete })
+    Ok(worst)
 }
 
 fn write_file(file: &Path, write: impl FnOnce(&mut dyn io::Write) -> Result<(), InspectError>) -> Result<(), InspectError> {
@@ -276,7 +276,12 @@ fn show(path: &Path, asked: &Asked, out: &mut dyn io::Write) -> Result<Outcome, 
     for report in &reports {
         writeln!(out, "{}", if asked.json { segment_json(report) } else { segment_text(report) })?;
     }
-    Ok(if reports.iter().all(SegmentReport::is_whole) { Outcome::Good } else { Outcome::Damaged })
+    let outcome = |report: &SegmentReport| match (report.denied, report.is_whole()) {
+        (true, _) => Outcome::Denied,
+        (_, true) => Outcome::Good,
+        (_, false) => Outcome::Damaged,
+    };
+    Ok(reports.iter().map(outcome).max().unwrap_or(Outcome::Good))
 }
 
 /// Whether a data directory was initialised and nothing was ever written to it.
@@ -309,7 +314,11 @@ fn segment_text(report: &SegmentReport) -> String {
         "{}: {state}, {} bytes, {kinds}: {}",
         report.path.display(),
         report.bytes,
-        if report.is_whole() { "good" } else { "DAMAGED" }
+        match (report.denied, report.is_whole()) {
+            (true, _) => "NOT READ",
+            (_, true) => "good",
+            (_, false) => "DAMAGED",
+        }
     );
     for (from, to, why) in &report.damage {
         text.push_str(&format!("\n  bytes {from} to {to}: {why}"));
@@ -324,7 +333,7 @@ fn segment_json(report: &SegmentReport) -> String {
     let damage: Vec<_> = report.damage.iter().map(|(from, to, why)| json!({"from": from, "to": to, "why": why})).collect();
     json!({
         "type": "segment", "path": report.path, "sequence": report.sequence, "bytes": report.bytes, "sealed": report.sealed,
-        "records": report.records, "damage": damage, "footer_agrees": report.footer_agrees, "good": report.is_whole(),
+        "records": report.records, "damage": damage, "denied": report.denied, "footer_agrees": report.footer_agrees, "good": report.is_whole(),
     })
     .to_string()
 }

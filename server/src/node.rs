@@ -44,7 +44,11 @@ use crate::{
 };
 use afar_model::{layout::NodeIndex, record::RecordKey, units::UnixMillis};
 use afar_proto::v1;
-use afar_store::{DirectoryState, OpenError, Opened, Options, Store, disk::FaultyDisk, index::sled::SledFactory};
+use afar_store::{
+    DirectoryState, OpenError, Opened, Options, Store,
+    disk::{FaultyDisk, make_private_directory},
+    index::sled::SledFactory,
+};
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use std::{
@@ -491,7 +495,7 @@ async fn start_clock(clock: &Clock, store: &Store, lifecycle: &Lifecycle) -> Res
 }
 
 async fn open_store(config: &Config, clock: &Clock, lifecycle: &Lifecycle) -> Result<(Store, Opened), StartError> {
-    std::fs::create_dir_all(&config.state).map_err(|error| StartError::File { path: config.state.clone(), error })?;
+    make_private_directory(&config.state).map_err(|error| StartError::File { path: config.state.clone(), error })?;
     let mut seed = [0; 32];
     aws_lc_rs::rand::fill(&mut seed).map_err(|_| StartError::System("the system gives no randomness".into()))?;
     let clock = clock.clone();
@@ -537,7 +541,7 @@ fn note_layouts(config: &Config) -> Result<(), StartError> {
         return Ok(());
     }
     let text = b"without the folder \"layouts\", this node does not know what it has forgotten\n";
-    files::replace(&path, text, 0o644).map_err(|error| StartError::File { path, error })
+    files::replace(&path, text, 0o600).map_err(|error| StartError::File { path, error })
 }
 
 /// Whether this node has never had a directory: then there is nothing that an empty one could hide (rule 19).

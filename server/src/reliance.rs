@@ -59,7 +59,7 @@ impl Reliance {
         let marker = state.join(BEHIND);
         if lost {
             let why = if new_disks { BEGAN_EMPTY } else { b"this node has not compared itself with every other node since it lost data\n" };
-            files::replace(&marker, why, 0o644)?;
+            files::replace(&marker, why, 0o600)?;
         }
         let began_empty = AtomicBool::new(std::fs::read(&marker).is_ok_and(|why| why == BEGAN_EMPTY));
         let behind = AtomicBool::new(marker.exists());
@@ -176,7 +176,7 @@ impl Node {
         self.reliance.compared.lock().clear();
         self.layouts.note_loss();
         let first = !self.reliance.behind.swap(true, Ordering::AcqRel);
-        if first && let Err(error) = files::replace(&self.reliance.marker, b"this node has lost something that it acknowledged\n", 0o644) {
+        if first && let Err(error) = files::replace(&self.reliance.marker, b"this node has lost something that it acknowledged\n", 0o600) {
             tracing::error!(%error, "cannot remember that this node is behind");
         }
         self.begin_alone();

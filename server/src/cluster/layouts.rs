@@ -15,6 +15,7 @@ use afar_model::{
     limits::LAYOUT_BYTES_MAX,
     units::UnixMillis,
 };
+use afar_store::disk::make_private_directory;
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 use std::{
@@ -409,7 +410,7 @@ impl Layouts {
         let path = self.folder.join(name);
         let wrong = |error: &dyn std::fmt::Display| Refused::Strange(format!("{}: {error}", path.display()));
         let bytes = postcard::to_stdvec(signed).map_err(|error| wrong(&error))?;
-        files::replace(&path, &bytes, 0o644).map_err(|error| {
+        files::replace(&path, &bytes, 0o600).map_err(|error| {
             self.known.lock().remove(chapter.layout.hash());
             wrong(&error)
         })
@@ -418,7 +419,7 @@ impl Layouts {
     fn write_open(&self, chapters: &[Arc<Chapter>]) -> io::Result<()> {
         self.leave_genesis(chapters)?;
         let text: String = chapters.iter().map(|chapter| format!("{}\n", hex::encode(chapter.layout.hash()))).collect();
-        files::replace(&self.folder.join("open"), text.as_bytes(), 0o644)
+        files::replace(&self.folder.join("open"), text.as_bytes(), 0o600)
     }
 
     /// Once a layout that is not the configuration's counts here, an earlier program must not start on this state any more: it
@@ -614,7 +615,7 @@ fn read_genesis(folder: &Path, configured: Chapter) -> Result<Chapter, ChainErro
                 let custodians = if adopted { configured.document.custodians.clone() } else { stored.custodians };
                 let chapter = Chapter { document: Document { custodians, ..configured.document }, ..configured };
                 if adopted {
-                    files::replace(&path, &chapter.document.encode(), 0o644).map_err(|error| wrong(error.to_string()))?;
+                    files::replace(&path, &chapter.document.encode(), 0o600).map_err(|error| wrong(error.to_string()))?;
                 }
                 return Ok(chapter);
             }
@@ -622,8 +623,8 @@ fn read_genesis(folder: &Path, configured: Chapter) -> Result<Chapter, ChainErro
             Ok(Chapter { layout: Arc::new(layout), document: stored })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(folder).map_err(|error| wrong(error.to_string()))?;
-            files::replace(&path, &configured.document.encode(), 0o644).map_err(|error| wrong(error.to_string()))?;
+            make_private_directory(folder).map_err(|error| wrong(error.to_string()))?;
+            files::replace(&path, &configured.document.encode(), 0o600).map_err(|error| wrong(error.to_string()))?;
             Ok(configured)
         }
         Err(error) => Err(wrong(error.to_string())),

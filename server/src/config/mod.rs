@@ -11,6 +11,7 @@ use crate::{
         connect::Address,
         identity::TlsFiles,
         keyring::{AdminKey, ClusterSecret, Secret},
+        layouts,
     },
     files,
     gateways::public_tls::{
@@ -172,12 +173,14 @@ impl Config {
     }
 
     /// Whether data can be kept as the default policy says; else which constraints conflict. No reason not to start: other
-    /// buckets may have other policies.
+    /// buckets may have other policies. Judged is the newest layout that the node has: a bundle's chain begins with the first.
     ///
     /// # Errors
     /// The conflicting constraints and the smallest change that helps.
     pub fn feasible(&self) -> Result<(), Infeasible> {
-        Placement::new(&self.policy, &Geography::claimed(&self.genesis.layout)).map(|_| ())
+        let newest = layouts::newest(layouts::glance(&self.state), &self.layouts).and_then(|document| document.layout([0; 32]).ok());
+        let layout = newest.as_ref().unwrap_or(&self.genesis.layout);
+        Placement::new(&self.policy, &Geography::claimed(layout)).map(|_| ())
     }
 }
 
@@ -463,7 +466,7 @@ impl Chain {
         }
         let bytes = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
         let chain = document::Chain::decode(&bytes).map_err(|error| wrong(error.to_string()))?;
-        chain.chapters(&crate::cluster::layouts::verify).map_err(|error| wrong(error.to_string()))?;
+        chain.chapters(&layouts::verify).map_err(|error| wrong(error.to_string()))?;
         let genesis = chain.genesis().map_err(|error| wrong(error.to_string()))?;
         Ok(Self { genesis, layouts: chain.documents })
     }

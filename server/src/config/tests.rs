@@ -228,6 +228,14 @@ fn an_infeasible_policy_is_no_fault_but_is_explained() {
     fs::write(&path, GOOD.replace("min_distance_km = 700", "min_distance_km = 1100.5")).unwrap();
     let why = Config::load(&path).unwrap().feasible().unwrap_err().to_string();
     assert!(why.contains("strasbourg-warsaw 1024.8 km") && why.contains("lower min_distance"), "{why}");
+    // What a bundle's chain began with does not count once there is a newer layout.
+    let mut config = Config::load(&path).unwrap();
+    let mut newer = Document::child_of(&config.genesis, afar_model::units::UnixMillis(1), "warsaw moves");
+    newer.custodians = vec![[7; 32]];
+    newer.sites[1].coordinates = newer.sites[0].coordinates;
+    newer.sites[0].coordinates = Coordinates::new(-33.87, 151.21).unwrap();
+    config.layouts.push(Signed { body: newer.encode(), signatures: Vec::new() });
+    assert_eq!(config.feasible(), Ok(()));
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Objects from segments alone: which keys there are, and the bytes under them, put together from version record, manifests and
 //! chunks. Every record is hashed when it is read, and the whole at the end.
-use super::{InspectError, rfc3339};
+use super::{InspectError, Outcome, rfc3339};
 use afar_model::{
     hlc::Stamp,
     id::{BucketId, IdPrefix, ObjectId, RecordId},
     record::{ChunkRef, Content, Data, Manifest, RecordKey, RecordKind, Setting, Version},
     units::{self, UnixMillis},
 };
-use afar_store::salvage::Salvage;
+use afar_store::salvage::{Missing, Salvage};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::{
@@ -72,7 +72,7 @@ impl Found {
             "type": if self.object.is_some() { "object" } else { "delete_marker" },
             "bucket": self.bucket, "bucket_id": self.record.bucket.to_string(), "key": self.key,
             "version": self.record.id.to_string(), "id": self.object.map(|(id, _)| id.to_string()), "size": self.object.map(|(_, size)| size),
-            "received_ms": self.received.0, "removed": self.removed, "settled": self.settled,
+            "modified": rfc3339(self.stamp.time().0).to_string(), "received_ms": self.received.0, "removed": self.removed, "settled": self.settled,
         })
     }
 }
@@ -90,6 +90,34 @@ pub struct Lacks {
     of: usize,
     /// Which, and why.
     what: Vec<String>,
+    /// Whether any of it is there and bad, and not only elsewhere.
+    damaged: bool,
+}
+
+impl Lacks {
+    /// What that is called.
+    pub const fn outcome(&self) -> Outcome {
+        if self.damaged { Outcome::Damaged } else { Outcome::Incomplete }
+    }
+}
+
+/// Why a piece is not to be had, and whether for damage.
+struct Lacking {
+    why: String,
+    damaged: bool,
+}
+
+impl From<Missing> for Lacking {
+    fn from(missing: Missing) -> Self {
+        Self { why: missing.to_string(), damaged: missing != Missing::Absent }
+    }
+}
+
+impl Lacking {
+    /// A record that matches its hash and is not what it should be.
+    fn bad(why: impl ToString) -> Self {
+        Self { why: why.to_string(), damaged: true }
+    }
 }
 
 impl fmt::Display for Lacks {
@@ -128,18 +156,26 @@ impl<'a> Objects<'a> {
         self.salvage.damage().iter().map(ToString::to_string).collect()
     }
 
-    /// A line for every version. Answers how many of those that are current are not whole.
+    /// How much of what lies here could be read at all.
+    pub fn outcome(&self) -> Outcome {
+        let of = |damage: &afar_store::inspect::InspectError| if damage.denied { Outcome::Denied } else { Outcome::Damaged };
+        self.salvage.damage().iter().map(of).max().unwrap_or(Outcome::Good)
+    }
+
+    /// A line for every version. Answers the worst of those that are current.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn list(&self, look: Look, as_json: bool, out: &mut dyn Write) -> Result<usize, InspectError> {
-        let mut broken = 0;
+    pub fn list(&self, look: Look, as_json: bool, out: &mut dyn Write) -> Result<Outcome, InspectError> {
+        let mut worst = Outcome::Good;
         for same_key in self.versions.chunk_by(|a, b| (a.record.bucket, &a.key) == (b.record.bucket, &b.key)) {
             let looked: Vec<(&Found, Result<usize, Lacks>)> = same_key.iter().map(|found| (found, self.look(found, look))).collect();
             let current = looked.iter().position(|(found, whole)| stands(found, whole.is_ok()));
             for (at, (found, whole)) in looked.iter().enumerate() {
                 let is_current = Some(at) == current;
-                broken += usize::from(is_current && whole.is_err());
+                if let (true, Err(lacks)) = (is_current, whole) {
+                    worst = worst.max(lacks.outcome());
+                }
                 writeln!(
                     out,
                     "{}",
@@ -147,7 +183,7 @@ impl<'a> Objects<'a> {
                 )?;
             }
         }
-        Ok(broken)
+        Ok(worst)
     }
 
     /// The one that is asked for: by `BUCKET/KEY` the version that stands, by an id whatever has it and is whole.
@@ -201,7 +237,7 @@ impl<'a> Objects<'a> {
     fn by_key(&self, bucket: &str, key: &str) -> Result<Chosen<'_>, InspectError> {
         let id = self.bucket(bucket)?;
         let versions: Vec<&Found> = self.versions.iter().filter(|found| found.key == key && Some(found.record.bucket) == id).collect();
-        let older = |found: &Found| format!("{} of {}", found.record.id, rfc3339(found.received.0));
+        let older = |found: &Found| format!("{} of {}", found.record.id, rfc3339(found.stamp.time().0));
         let choice = versions.iter().find(|found| stands(found, self.look(found, Look::There).is_ok()));
         match choice.or_else(|| versions.iter().find(|found| !found.removed)) {
             Some(found) if found.object.is_some() => Ok(Chosen::Object(found)),
@@ -237,7 +273,7 @@ impl<'a> Objects<'a> {
                 for record in records() {
                     match self.salvage.get(&record) {
                         Ok(body) => return Ok(Chosen::Record(body)),
-                        Err(why) => missing = InspectError::Incomplete(record.id.to_string(), Lacks { of: 1, what: vec![why.to_string()] }),
+                        Err(why) => missing = InspectError::Incomplete(record.id.to_string(), self.lacks(1, vec![why.into()])),
                     }
                 }
                 Err(missing)
@@ -268,11 +304,11 @@ impl<'a> Objects<'a> {
                     match self.chunk(found, chunk) {
                         Ok(body) if what.is_empty() => take(&body)?,
                         Ok(_) => {}
-                        Err(why) => what.push(piece(at, chunk, &why)),
+                        Err(why) => what.push(piece(at, chunk, why)),
                     }
                 }
                 if !what.is_empty() {
-                    return Err(incomplete(Lacks { of: chunks.len(), what }));
+                    return Err(incomplete(self.lacks(chunks.len(), what)));
                 }
             }
         }
@@ -280,9 +316,19 @@ impl<'a> Objects<'a> {
         if (got, written) == (id, size) { Ok(()) } else { Err(InspectError::NotIt { wanted: id, got, bytes: written }) }
     }
 
-    fn chunk(&self, of: &Found, chunk: &ChunkRef) -> Result<Bytes, String> {
-        let body = self.salvage.get(&RecordKey { bucket: of.record.bucket, id: chunk.id }).map_err(|missing| missing.to_string())?;
-        if body.len() == chunk.length as usize { Ok(body) } else { Err(format!("{} bytes, not {}", body.len(), chunk.length)) }
+    fn chunk(&self, of: &Found, chunk: &ChunkRef) -> Result<Bytes, Lacking> {
+        let body = self.salvage.get(&RecordKey { bucket: of.record.bucket, id: chunk.id })?;
+        if body.len() == chunk.length as usize {
+            Ok(body)
+        } else {
+            Err(Lacking::bad(format!("{} bytes, not {}", body.len(), chunk.length)))
+        }
+    }
+
+    /// Where something here is damaged, what is not found may have been there.
+    fn lacks(&self, of: usize, what: Vec<Lacking>) -> Lacks {
+        let damaged = self.outcome() == Outcome::Damaged || what.iter().any(|lacking| lacking.damaged);
+        Lacks { of, what: what.into_iter().map(|lacking| lacking.why).collect(), damaged }
     }
 
     /// Of how many pieces it is, if all are there.
@@ -293,17 +339,20 @@ impl<'a> Objects<'a> {
         };
         let lacking = |chunk: &ChunkRef| match look {
             Look::There if self.salvage.holds(&RecordKey { bucket: found.record.bucket, id: chunk.id }) => None,
-            Look::There => Some("not here".to_owned()),
+            Look::There => Some(Missing::Absent.into()),
             Look::Read => self.chunk(found, chunk).err(),
         };
-        let what: Vec<String> = placed(&chunks).filter_map(|(at, chunk)| Some(piece(at, chunk, &lacking(chunk)?))).collect();
-        if what.is_empty() { Ok(chunks.len()) } else { Err(Lacks { of: chunks.len(), what }) }
+        let what: Vec<Lacking> = placed(&chunks).filter_map(|(at, chunk)| Some(piece(at, chunk, lacking(chunk)?))).collect();
+        if what.is_empty() { Ok(chunks.len()) } else { Err(self.lacks(chunks.len(), what)) }
     }
 
     fn pieces(&self, found: &Found) -> Result<Pieces, Lacks> {
-        let lacks = |what: String| Lacks { of: 1, what: vec![what] };
-        let body = self.salvage.get(&found.record).map_err(|why| lacks(format!("version record {}: {why}", found.record.id)))?;
-        let decoded = Version::decode(&body).map_err(|error| lacks(format!("version record {}: {error}", found.record.id)))?;
+        let lacks = |lacking: Lacking| {
+            let why = format!("version record {}: {}", found.record.id, lacking.why);
+            self.lacks(1, vec![Lacking { why, ..lacking }])
+        };
+        let body = self.salvage.get(&found.record).map_err(|missing| lacks(missing.into()))?;
+        let decoded = Version::decode(&body).map_err(|error| lacks(Lacking::bad(error)))?;
         match decoded.version.content {
             Content::DeleteMarker => Ok(Pieces::Chunks(Vec::new())),
             Content::Object { data: Data::Inline, .. } => Ok(Pieces::Inline(decoded.inline)),
@@ -311,13 +360,13 @@ impl<'a> Objects<'a> {
             Content::Object { data: Data::Manifests(manifests), .. } => {
                 let (mut chunks, mut what, of) = (Vec::new(), Vec::new(), manifests.len());
                 for id in manifests {
-                    let body = self.salvage.get(&RecordKey { bucket: found.record.bucket, id }).map_err(|why| why.to_string());
-                    match body.and_then(|body| Manifest::decode(&body).map_err(|error| error.to_string())) {
+                    let body = self.salvage.get(&RecordKey { bucket: found.record.bucket, id }).map_err(Lacking::from);
+                    match body.and_then(|body| Manifest::decode(&body).map_err(Lacking::bad)) {
                         Ok(manifest) => chunks.extend(manifest.chunks),
-                        Err(why) => what.push(format!("list of chunks {id}: {why}")),
+                        Err(lacking) => what.push(Lacking { why: format!("list of chunks {id}: {}", lacking.why), ..lacking }),
                     }
                 }
-                if what.is_empty() { Ok(Pieces::Chunks(chunks)) } else { Err(Lacks { of, what }) }
+                if what.is_empty() { Ok(Pieces::Chunks(chunks)) } else { Err(self.lacks(of, what)) }
             }
         }
     }
@@ -383,9 +432,10 @@ fn placed(chunks: &[ChunkRef]) -> impl Iterator<Item = (u64, &ChunkRef)> {
     })
 }
 
-fn piece(from: u64, chunk: &ChunkRef, why: &str) -> String {
+fn piece(from: u64, chunk: &ChunkRef, lacking: Lacking) -> Lacking {
     // No chunk is empty: that was refused when the list was decoded.
-    format!("bytes {from} to {} (chunk {}): {why}", from + u64::from(chunk.length) - 1, chunk.id)
+    let why = format!("bytes {from} to {} (chunk {}): {}", from + u64::from(chunk.length) - 1, chunk.id, lacking.why);
+    Lacking { why, ..lacking }
 }
 
 const fn standing(found: &Found, is_current: bool) -> &'static str {
@@ -407,7 +457,7 @@ fn text_line(found: &Found, whole: &Result<usize, Lacks>, is_current: bool) -> S
     let (id, size) = found.object.map_or((found.record.id.to_string(), "-".to_owned()), |(id, size)| (id.to_string(), units::bytes(size)));
     let id: String = id.chars().take(ID_DIGITS).collect();
     let standing = standing(found, is_current);
-    format!("{standing:<8}  {state:<14}  {size:>10}  {}  {id}  {found}", rfc3339(found.received.0))
+    format!("{standing:<8}  {state:<14}  {size:>10}  {}  {id}  {found}", rfc3339(found.stamp.time().0))
 }
 
 fn json_line(found: &Found, whole: &Result<usize, Lacks>, is_current: bool) -> Value {

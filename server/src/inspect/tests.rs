@@ -155,9 +155,49 @@ fn a_damaged_chunk_is_not_written_and_listing_reads_if_asked() {
     let objects = objects(&paths);
     let Chosen::Object(found) = objects.choose("backups/a").unwrap() else { panic!("an object") };
     let refused = objects.write(found, &mut written).unwrap_err();
-    assert!(refused.to_string().contains("bytes 15 to 30") && refused.exit_code() == 3, "{refused}");
+    assert!(refused.to_string().contains("bytes 15 to 30") && refused.exit_code() == 4, "{refused}");
     assert!(written.is_empty() || written == b"the first chunk");
     assert!(listed(&paths, Look::Read)[0].contains("1 of 2 missing"));
+    let asked = Asked { paths: paths.to_vec(), list: true, verify: true, ..Asked::default() };
+    assert_eq!(run(&asked, &mut Vec::new(), &mut Vec::new()).unwrap(), Outcome::Damaged);
+}
+
+#[test]
+fn an_object_s_date_is_its_version_s_and_not_that_of_its_arrival_here() {
+    let disk = Disk::new("backups");
+    disk.version("a", Stamp::at(UnixMillis(1_600_000_000_000)), Content::DeleteMarker, Vec::new(), true);
+    let paths = [disk.path()];
+    assert!(listed(&paths, Look::There)[0].contains("2020-09-13T12:26:40Z"));
+    let mut text = Vec::new();
+    objects(&paths).list(Look::There, true, &mut text).unwrap();
+    let line: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    assert_eq!((&line["modified"], &line["received_ms"]), (&json!("2020-09-13T12:26:40Z"), &json!(1_700_000_000_000_u64)));
+}
+
+#[test]
+fn what_may_not_be_read_is_said_to_be_so_and_is_no_damage() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut disk = Disk::new("backups");
+    disk.put("a", &[b"one"], &[], true);
+    let segments = disk.path().join("segments");
+    let segment = fs::read_dir(&segments).unwrap().next().unwrap().unwrap().path();
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    mode(&segment, 0);
+    if File::open(&segment).is_ok() {
+        return; // Root reads everything.
+    }
+    let asked = |list| Asked { paths: vec![disk.path()], list, ..Asked::default() };
+    let (mut out, mut notes) = (Vec::new(), Vec::new());
+    let outcomes = [false, true].map(|list| run(&asked(list), &mut out, &mut notes).unwrap());
+    assert_eq!(outcomes.map(Outcome::exit_code), [1, 1]);
+    assert!(String::from_utf8(out).unwrap().contains("Permission denied"));
+    mode(&segments, 0);
+    for list in [false, true] {
+        let refused = run(&asked(list), &mut Vec::new(), &mut Vec::new()).unwrap_err();
+        assert_eq!(refused.exit_code(), 1);
+        assert!(refused.to_string().starts_with(&format!("{}: Permission denied", segments.display())), "{refused}");
+    }
+    mode(&segments, 0o700);
 }
 
 #[test]

@@ -9,10 +9,10 @@ use rustix::{
 };
 use std::{
     fmt,
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, IoSlice, IoSliceMut, Write as _},
     num::NonZeroU64,
-    os::unix::fs::{FileExt as _, MetadataExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -359,9 +359,20 @@ impl DiskFile for RealFile {
 
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 
+/// Records are not encrypted here: whoever may read a segment reads what was put, whatever umask the node was started with.
+const FILE_MODE: u32 = 0o600;
+
+/// Makes a directory, and those above it that are missing, for the node's own user alone. What is there stays as it is.
+///
+/// # Errors
+/// What the system said.
+pub fn make_private_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
 impl Disk for RealDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(path)?;
         Ok(Arc::new(RealFile::new(file)))
     }
 
@@ -374,7 +385,7 @@ impl Disk for RealDisk {
     }
 
     fn make_directory(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(path)
+        make_private_directory(path)
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
@@ -400,7 +411,7 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>> {
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::WouldBlock.into()),

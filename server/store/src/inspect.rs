@@ -27,6 +27,8 @@ pub struct InspectError {
     pub path: PathBuf,
     /// What was wrong with it.
     pub why: String,
+    /// Whether only permission is lacking: then nothing is known of what is there.
+    pub denied: bool,
 }
 
 /// One segment file, by its own account.
@@ -46,6 +48,8 @@ pub struct SegmentReport {
     pub records: BTreeMap<String, u64>,
     /// What is not valid.
     pub damage: Vec<(u64, u64, String)>,
+    /// Whether we may not read it: then nothing is known of it, damage least of all.
+    pub denied: bool,
     /// Of a sealed segment: whether its footer lists exactly the valid records.
     pub footer_agrees: Option<bool>,
 }
@@ -119,7 +123,11 @@ pub fn verify(disk: &dyn Disk, path: &Path) -> Result<Vec<SegmentReport>, Inspec
 }
 
 pub(crate) fn failed(path: &Path, error: impl ToString) -> InspectError {
-    InspectError { path: path.to_owned(), why: error.to_string() }
+    InspectError { path: path.to_owned(), why: error.to_string(), denied: false }
+}
+
+pub(crate) fn refused(path: &Path, error: &io::Error) -> InspectError {
+    InspectError { denied: error.kind() == io::ErrorKind::PermissionDenied, ..failed(path, error) }
 }
 
 fn walk(disk: &dyn Disk, path: &Path, mut each: impl FnMut(Listed, &[u8])) -> Result<Vec<SegmentReport>, InspectError> {
@@ -130,13 +138,13 @@ fn walk(disk: &dyn Disk, path: &Path, mut each: impl FnMut(Listed, &[u8])) -> Re
         reports.push(match inspect_file(disk, &file, fallback, &mut each) {
             Ok(report) => report,
             // One file that cannot be read must not hide the others.
-            Err(error) => unreadable(file, &error.why),
+            Err(error) => unreadable(file, error),
         });
     }
     Ok(reports)
 }
 
-fn unreadable(path: PathBuf, why: &str) -> SegmentReport {
+fn unreadable(path: PathBuf, error: InspectError) -> SegmentReport {
     SegmentReport {
         path,
         owner: None,
@@ -144,7 +152,8 @@ fn unreadable(path: PathBuf, why: &str) -> SegmentReport {
         bytes: 0,
         sealed: false,
         records: BTreeMap::new(),
-        damage: vec![(0, 0, why.to_owned())],
+        damage: vec![(0, 0, error.why)],
+        denied: error.denied,
         footer_agrees: None,
     }
 }
@@ -153,10 +162,12 @@ pub(crate) fn segment_files(disk: &dyn Disk, path: &Path) -> Result<Vec<PathBuf>
     let below = path.join("segments");
     let (directory, names) = match disk.list(&below) {
         Ok(names) => (below, names),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(refused(&below, &error)),
         Err(_) => match disk.list(path) {
             Ok(names) => (path.to_owned(), names),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(refused(path, &error)),
             Err(_) => {
-                disk.stat(path).map_err(|error| failed(path, error))?;
+                disk.stat(path).map_err(|error| refused(path, &error))?;
                 return Ok(vec![path.to_owned()]);
             }
         },
@@ -175,7 +186,7 @@ fn inspect_file(
     fallback: Option<DirectoryId>,
     each: &mut impl FnMut(Listed, &[u8]),
 ) -> Result<SegmentReport, InspectError> {
-    let io = |error: io::Error| failed(path, error);
+    let io = |error: io::Error| refused(path, &error);
     let file = disk.open(path, false).map_err(io)?;
     let length = file.stat().map_err(io)?.length;
     let mut head = vec![0; SEGMENT_HEADER.min(length as usize)];
@@ -223,6 +234,7 @@ fn inspect_file(
         sealed: trailer.is_some(),
         records,
         damage: damage(header.err(), scan, trailer.is_some()),
+        denied: false,
         footer_agrees,
     })
 }

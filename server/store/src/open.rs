@@ -133,7 +133,11 @@ pub fn open(disk: &Arc<dyn Disk>, factory: &dyn IndexFactory, options: &Options)
     }
     report_forgotten(known.as_ref(), options, &mut remembered, &mut outcome);
     if outcome.ready.is_empty() {
-        let reasons = outcome.reports.iter().map(|report| format!("{}: {:?}", report.path.display(), report.state)).collect::<Vec<_>>();
+        let failed = outcome.reports.iter().filter_map(|report| match &report.state {
+            DirectoryState::Failed(why) => Some(format!("{}: {why}", report.path.display())),
+            _ => None,
+        });
+        let reasons: Vec<String> = failed.collect();
         return Err(OpenError::AllFailed(reasons.join("; ")));
     }
     let follows_layouts = known.as_ref().is_some_and(|known| known.follows_layouts);

@@ -221,7 +221,7 @@ impl<'a> Collected<'a> {
     }
 
     fn file(&mut self, path: &Path, fallback: Option<DirectoryId>) -> Result<(), InspectError> {
-        let failed = |error: std::io::Error| inspect::failed(path, error);
+        let failed = |error: std::io::Error| inspect::refused(path, &error);
         let file = self.salvage.disk.open(path, false).map_err(failed)?;
         let length = file.stat().map_err(failed)?.length;
         let mut head = vec![0; SEGMENT_HEADER.min(usize::try_from(length).unwrap_or(SEGMENT_HEADER))];

@@ -5,7 +5,7 @@
 //! deadline; every call inside `catch_unwind`, a panic being an unusable index and no more than that. What is unusable is
 //! renamed to `index.bad-N` (the newest is kept, for those who want to look) and made anew.
 use super::{Index, IndexError, IndexFactory, Op, Visit};
-use crate::limits;
+use crate::{disk::make_private_directory, limits};
 use std::{
     fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -112,7 +112,7 @@ const CACHE_BYTES_MIN: u64 = 1 << 20;
 impl IndexFactory for SledFactory {
     fn open(&self, directory: &Path) -> Result<Arc<dyn Index>, IndexError> {
         let root = directory.join(DIRECTORY);
-        fs::create_dir_all(&root).map_err(failed)?;
+        make_private_directory(&root).map_err(failed)?;
         let databases = databases(&root).map_err(failed)?;
         let newest = databases.last().copied().unwrap_or(1);
         for old in databases.iter().filter(|&&old| old != newest) {
@@ -125,7 +125,7 @@ impl IndexFactory for SledFactory {
         let root = directory.join(DIRECTORY);
         let next = databases(&root).unwrap_or_default().last().map_or(1, |newest| newest + 1);
         set_aside(directory, &root).map_err(failed)?;
-        fs::create_dir_all(&root).map_err(failed)?;
+        make_private_directory(&root).map_err(failed)?;
         self.open_database(root.join(format!("{DATABASE}{next}")))
     }
 }

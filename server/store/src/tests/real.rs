@@ -3,7 +3,7 @@ use super::*;
 use crate::Removal;
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
-use std::{fs, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 fn options(root: &Path) -> Options {
     let mut options =
@@ -155,4 +155,23 @@ fn many_writers_share_syncs_and_lose_nothing() {
         (0..30).for_each(|n| assert_here(&store, &chunk(task * 1000 + n, 300)));
     }
     assert_eq!(store.list(&bucket(), &crate::ListFrom::default(), 5000).unwrap().len(), 32 * 30);
+}
+
+#[test]
+fn what_is_made_is_for_the_node_s_user_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let mut options = options(root.path());
+    // As where nothing but the mount point is there; its mode is the operator's.
+    options.directories = vec![root.path().join("disk/data")];
+    let (store, _) = Store::open(options).unwrap();
+    commit(&store, vec![chunk(1, 900)]);
+    store.close();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for made in ["disk", "disk/data", "disk/data/segments", "disk/data/index", "state"] {
+        assert_eq!(mode(&root.path().join(made)), 0o700, "{made}");
+    }
+    let index = root.path().join("disk/data/index");
+    let ours: Vec<PathBuf> = files_below(root.path()).into_iter().filter(|path| !path.starts_with(&index)).collect();
+    assert!(ours.iter().any(|path| path.extension().is_some_and(|end| end == "afar")), "{ours:?}");
+    ours.iter().for_each(|path| assert_eq!(mode(path), 0o600, "{}", path.display()));
 }

@@ -533,7 +533,11 @@ fn rule_19_a_disk_that_is_not_mounted_is_a_failed_disk_not_an_empty_one() {
     commit(&store, records.clone());
     records.iter().for_each(|record| assert_here(&store, record));
     assert!(machine.disk.files("/disk1/identity").is_empty(), "it was made anew");
-    drop(store);
+    store.close();
+    let both = std::mem::replace(&mut machine.options.directories, vec![PathBuf::from("/disk1")]);
+    let refused = machine.try_open().map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("/disk1: it is missing or empty: a disk"), "words, and no form of a program's: {refused}");
+    machine.options.directories = both;
     // Told to, it is.
     machine.options.init_dirs = true;
     let (_store, opened) = machine.try_open().unwrap();
