@@ -166,7 +166,8 @@ fn losses(node: &Node) -> v1::Check {
     } else if missing > 0 {
         check("replica", "warning", "records that this node should have are missing or bad here and not mended yet")
     } else if let Some(damage) = damage {
-        check("replica", "warning", format!("parts of the log were lost ({damage}) and are mended: look at this disk"))
+        let rest = "what another node has of them is here again; if a second node says this, what both lost may be missing unnoticed";
+        check("replica", "warning", format!("parts of the log were lost ({damage}): {rest}. Look at this disk"))
     } else if let lost @ 1.. = node.survey.load().unmissed.len() {
         let what = "older versions cannot be read any more, nor be recovered: what took their place is not concerned";
         check("replica", "warning", format!("{lost} {what}"))
