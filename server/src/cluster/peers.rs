@@ -376,14 +376,25 @@ impl Peers {
         record.catching_up && (known() || new_disks && self.is_replacement())
     }
 
+    /// The same of this node's own disks.
+    pub fn is_replacement(&self) -> bool {
+        self.replaced.is_behind(&self.own.incarnation)
+    }
+
     /// This node's own disks, as on the wire.
     pub fn own_incarnation(&self) -> bytes::Bytes {
         afar_proto::convert::bytes(self.own.incarnation.as_bytes())
     }
 
-    /// The same of this node's own disks.
-    pub fn is_replacement(&self) -> bool {
-        self.replaced.is_behind(&self.own.incarnation)
+    /// How often the disks of a peer were replaced, in this run: who counted on any before it was more may have counted on disks
+    /// that count no longer.
+    pub fn replacements(&self) -> u64 {
+        self.slots.load().iter().flatten().map(|slot| slot.record.lock().incarnation_changes).sum()
+    }
+
+    /// Whether every other node has answered a heartbeat of this run: all know which disks this node has.
+    pub fn have_all_met_us(&self) -> bool {
+        self.others().filter_map(|node| self.slot(node)).all(|slot| slot.record.lock().answered.is_some())
     }
 
     /// Changes whenever a peer's state, usability, run, or what it says about catching up or taking writes does; and when a

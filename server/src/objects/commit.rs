@@ -429,6 +429,16 @@ fn may_acknowledge(bucket: &Bucket, refuted: &BTreeSet<(SiteIndex, SiteIndex)>, 
     level >= Some(wanted) && (level >= Some(Durability::Far) || findable())
 }
 
+/// The last look before an acknowledgement (rule 19). While it was being written other disks may have taken the place of some that
+/// were counted on, and have compared themselves already with whoever got a copy only after that: nobody would miss it there.
+///
+/// # Errors
+/// If the disks of any peer were replaced since there were `replacements`.
+pub fn on_the_same_disks(node: &Node, replacements: u64) -> Result<(), ObjectError> {
+    let same = node.peers.replacements() == replacements;
+    same.then_some(()).ok_or_else(|| ObjectError::maybe("the disks of a node were replaced while this was being written"))
+}
+
 enum Answer {
     Copied(Result<Option<Copied>, NotCopied>),
     Witnessed(Option<Vec<VersionEntry>>),

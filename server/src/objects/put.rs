@@ -120,6 +120,8 @@ pub struct Put {
     table: Vec<NodeIndex>,
     destinations: BTreeMap<NodeIndex, Destination>,
     failed: BTreeSet<NodeIndex>,
+    /// [`crate::cluster::peers::Peers::replacements`] when it began.
+    replacements: u64,
     pieces: JoinSet<Placed>,
     /// Whether a chunk in flight is covered by the base permit, so that there is no room for another.
     full_up: bool,
@@ -213,6 +215,7 @@ impl Put {
             table: Vec::new(),
             destinations: BTreeMap::new(),
             failed: BTreeSet::new(),
+            replacements: node.peers.replacements(),
             pieces: JoinSet::new(),
             full_up: false,
             base,
@@ -626,6 +629,7 @@ impl Put {
         if let Some(existing) = committed.existing {
             return already(&self.node, &self.bucket, &self.intent.key, existing, object).await;
         }
+        commit::on_the_same_disks(&self.node, self.replacements)?;
         // Asked once more of everything at once: what was far when it was written may have been refuted since.
         let levels = groups.iter().map(|group| reached(&self.node, &self.bucket, &group.nodes));
         let durability = levels.chain([Some(committed.level)]).min().flatten();

@@ -52,7 +52,9 @@ pub async fn remove(node: &Arc<Node>, caller: &Caller, bucket: &str, key: &str, 
     };
     let body = move |stamp| Version { stamp, ..marker.clone() }.encode(&[]);
     let commit = Commit { bucket: &bucket, key, body: &body, upload, purpose: Purpose::Undo, excluded: BTreeSet::new(), claim: None };
+    let replacements = node.peers.replacements();
     let committed = commit.run(node).await?;
+    commit::on_the_same_disks(node, replacements)?;
     if let Some(entry) = committed.existing {
         return stands(node, &bucket, key, Listed { entry, holders: committed.nodes }).await;
     }

@@ -45,6 +45,7 @@ async fn compare(node: &Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
     let mut changes = node.peers.changes();
     let mut poked = node.pokes();
     loop {
+        let met = node.peers.have_all_met_us();
         let mut pause = limits::RECONCILE_RETRY;
         let mut compared: Compared = None;
         if node.peers.usable(peer) {
@@ -65,7 +66,7 @@ async fn compare(node: &Arc<Node>, peer: NodeIndex, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = due(node, peer, pause) => {}
             _ = poked.changed() => tokio::time::sleep(limits::RECONCILE_SOON).await,
-            () = another(node, peer, &compared, &mut changes) => {}
+            () = another(node, peer, (met, &compared), &mut changes) => {}
         }
     }
 }
@@ -88,13 +89,14 @@ fn state_of(node: &Node, peer: NodeIndex) -> Compared {
     node.peers.view(peer).map(|view| (view.incarnation, view.boot, view.catching_up, view.losses))
 }
 
-/// Waits until the peer is usable as another run than before.
-async fn another(node: &Node, peer: NodeIndex, before: &Compared, changes: &mut watch::Receiver<u64>) {
+/// Waits until the peer is usable as another run than before, or until all peers have met this node for the first time.
+async fn another(node: &Node, peer: NodeIndex, (met, before): (bool, &Compared), changes: &mut watch::Receiver<u64>) {
     loop {
         if changes.changed().await.is_err() {
             return std::future::pending().await;
         }
-        if node.peers.usable(peer) && state_of(node, peer) != *before {
+        let now_met = !met && node.peers.have_all_met_us();
+        if node.peers.usable(peer) && (now_met || state_of(node, peer) != *before) {
             return;
         }
     }
@@ -119,6 +121,8 @@ impl Round<'_> {
         self.node.ledger.scrubbed(self.peer, view.oldest_unverified);
         let begun = (Instant::now(), self.node.now());
         let epoch = self.node.loss_epoch();
+        // Whoever has not met this node's disks yet may still count on others of its name, and have a copy made here by them.
+        let met = self.node.peers.have_all_met_us();
         let layout = *self.node.layout().hash();
         self.count().await?;
         let complete = self.walk().await?;
@@ -134,7 +138,9 @@ impl Round<'_> {
         }
         self.node.ledger.compared(self.peer, incarnation, self.found, begun);
         if complete {
-            self.node.compared_with(self.peer, epoch);
+            if met {
+                self.node.compared_with(self.peer, epoch);
+            }
             self.node.layouts.note_compared(self.peer, begun.0, &layout);
         }
         Ok(())
